@@ -1,0 +1,82 @@
+"""Files on disk: atomic writes, paths that stay inside their root, checksums, and where the shipped assets lie."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+from .errors import NammTransferError
+
+MADE_BY = {
+    "namm-text": "accelerate launch evals/evolve.py --out assets/namm-text",
+}
+"""Asset name -> the command that makes it; what is not in here is somebody's own file."""
+
+
+def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> Path:
+    """Write `content` (text as UTF-8) so that `path` holds either the old or the new file, never half of one.
+
+    Folders on the way are made. The bytes are on the disk (fsync) before the name points to them.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def safe_join(root: str | os.PathLike[str], relative: str | os.PathLike[str]) -> Path:
+    """`root / relative`, refused with `NammTransferError` if it lies outside `root` (`..`, absolute, or by a link)."""
+    inside = Path(root).resolve()
+    path = (inside / relative).resolve()
+    if path != inside and inside not in path.parents:
+        raise NammTransferError(f"path {str(relative)!r} leaves its folder {str(root)!r}; expected a path inside it")
+    return path
+
+
+def asset(name: str) -> Path:
+    """The folder or file of a shipped asset: `assets/NAME` or `assets/GROUP/NAME`.
+
+    Looked for among the installed assets (which are the checkout's own in an editable install), then in `./assets`.
+
+    Raises:
+        NammTransferError: nothing of that name is there; the message says which command makes it.
+    """
+    for root in (Path(str(resources.files("namm_transfer.assets"))), Path("assets")):
+        candidates = [safe_join(root, name), *sorted(safe_join(group, name) for group in _folders(root))]
+        found = next((path for path in candidates if path.exists()), None)
+        if found is not None and found != root.resolve():
+            return found
+    made_by = MADE_BY.get(name) or MADE_BY.get(name.split("/")[-1])
+    hint = f"make it with: {made_by}" if made_by else "expected a folder in assets/ or assets/GROUP/ of a checkout"
+    raise NammTransferError(f"asset {name!r} is neither installed nor in ./assets; {hint}")
+
+
+def _folders(root: Path) -> list[Path]:
+    return [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, or of a folder: the digest of its sorted `sha256sum`-style lines `HASH  RELATIVE/PATH`."""
+    path = Path(path)
+    if path.is_file():
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
+        raise NammTransferError(f"cannot hash {str(path)!r}: no such file or folder")
+    files = sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    lines = [f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
