@@ -1,0 +1,280 @@
+"""The Neural Attention Memory Model with backward attention (NAMM-BAM), paper sections 3 and 4 (arXiv 2410.13166).
+
+Readable next to the paper: every update takes the spectrogram S of each cached token's attention (`spectrogram.py`),
+normalises it, prepends sinusoidal features of the token's age, lets each token attend to itself and to newer tokens, and
+scores it with one linear output. Tokens that score zero or more stay. 4,172 numbers serve all layers and heads.
+"""
+
+import os
+from math import inf
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from namm_transfer import spectrogram
+from namm_transfer.errors import NammTransferError
+from namm_transfer.files import asset
+from namm_transfer.policy import CacheSize, EvictionPolicy, LayerView, check_interval, top
+from namm_transfer.spectrogram import BINS, HOP
+
+RECENCY = 8
+FEATURES = RECENCY + BINS
+WIDTH = 32
+SHAPES = {
+    "attention_in.weight": (FEATURES, 3 * WIDTH),
+    "attention_in.bias": (3 * WIDTH,),
+    "attention_out.weight": (WIDTH, 2 * FEATURES),
+    "attention_out.bias": (2 * FEATURES,),
+    "output.weight": (FEATURES, 1),
+    "output.bias": (1,),
+}
+"""Names and shapes (inputs x outputs, row-major) of the flat vector's parts, in its order."""
+SIZE = 4172
+SELECTIONS = ("layer", "head")
+ATTENTION_DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Affine(nn.Module):
+    """x W + b with W stored (inputs, outputs), the layout of the published vector."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        return x @ self.weight + self.bias
+
+
+class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-transfer", license="apache-2.0"):
+    """A frozen scoring network and the statistics its inputs are normalised with; an `EvictionPolicy`.
+
+    Args:
+        update_interval: real tokens between updates; a multiple of 16.
+        selection: ``"layer"``: all KV heads of a layer keep as many tokens as the most generous one, as published;
+            ``"head"``: each keeps exactly those that pass. Without effect under a budget.
+        keep, budget, match: keep the top scores instead of those that pass the threshold 0: a share of the tokens seen,
+            a number of tokens, or as many as another policy kept.
+        attention_dtype: what attention rows are rounded to before the spectrogram; ``"bfloat16"`` is the published
+            runs' "half attention".
+
+    Attributes:
+        mean, var: (17,) float32 buffers, statistics of the unnormalised spectrum on the full cache (spec section 4).
+    """
+
+    needs_attention = True
+    hop = HOP
+
+    def __init__(
+        self,
+        update_interval: int = 512,
+        selection: str = "layer",
+        keep: float | None = None,
+        budget: int | None = None,
+        match: str | None = None,
+        attention_dtype: str = "float32",
+    ) -> None:
+        super().__init__()
+        check_interval(update_interval, HOP)
+        if selection not in SELECTIONS:
+            raise NammTransferError(f"selection={selection!r}: expected one of {', '.join(SELECTIONS)}")
+        if attention_dtype not in ATTENTION_DTYPES:
+            raise NammTransferError(f"attention_dtype={attention_dtype!r}: expected one of {', '.join(ATTENTION_DTYPES)}")
+        self.update_interval = update_interval
+        self.selection = selection
+        self.match = match
+        self.size = CacheSize(keep, budget, match)
+        self.attention_dtype = attention_dtype
+        self.attention_in = Affine(FEATURES, 3 * WIDTH)
+        self.attention_out = Affine(WIDTH, 2 * FEATURES)
+        self.output = Affine(FEATURES, 1)
+        self.register_buffer("mean", torch.zeros(BINS))
+        self.register_buffer("var", torch.ones(BINS))
+        self.requires_grad_(False)
+
+    # -- the method -------------------------------------------------------------------------------------------------
+
+    def state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
+        """``spectrum`` S (batch, heads, 17, tokens) and ``tail``, the last hop of attention rows."""
+        return {
+            "spectrum": torch.zeros(batch, heads, BINS, tokens, device=device),
+            "tail": torch.zeros(batch, heads, HOP, tokens, device=device),
+        }
+
+    def observe(self, state: dict[str, Tensor], rows: Tensor, clock: list[int], sizes: list[int]) -> None:
+        """Sections 2 and 3 of the spec: attention rows into the moving average of their spectra."""
+        spectrogram.observe(state, rows, clock, sizes)
+
+    def features(self, spectrum: Tensor, positions: Tensor) -> Tensor:
+        """What the network reads (spec sections 4 and 5).
+
+        Args:
+            spectrum: S, (batch, heads, 17, tokens).
+            positions: (batch, heads, tokens), original positions, oldest first.
+
+        Returns:
+            (batch, heads, tokens, 25): 4 sines and 4 cosines of the age, then the normalised S.
+        """
+        age = (positions[..., -1:] - positions).float()
+        angles = age[..., None] * self._frequencies(age.device)
+        deviation = self.var.sqrt().clamp_min(1e-7)
+        s = (spectrum - self.mean[:, None]) / deviation[:, None]
+        return torch.cat([angles.sin(), angles.cos(), s.transpose(-1, -2)], dim=-1)
+
+    @staticmethod
+    def _frequencies(device: torch.device) -> Tensor:
+        return torch.tensor([50000.0 ** (-i / 4) for i in range(4)], device=device)
+
+    def score(self, x: Tensor) -> Tensor:
+        """The scoring network (spec section 6).
+
+        Args:
+            x: (batch, heads, tokens, 25), oldest token first; holes, if any, in front.
+
+        Returns:
+            (batch, heads, tokens): scores. Newer tokens never depend on older ones, so holes touch nothing.
+        """
+        q, k, v = self.attention_in(x.flip(-2)).split(WIDTH, dim=-1)
+        # Newest first, "itself and newer only" is an ordinary causal mask, and no N x N matrix is ever built.
+        o = scaled_dot_product_attention(q, k, v, is_causal=True).flip(-2)
+        a, u = self.attention_out(o).split(FEATURES, dim=-1)
+        h = x * (1 + u) + a
+        return self.output(h).squeeze(-1)
+
+    @torch.no_grad()
+    def scores(self, view: LayerView) -> Tensor:
+        """Scores of all cached tokens of a layer, (batch, heads, tokens) float32; holes hold anything."""
+        with torch.autocast(view.positions.device.type, enabled=False):
+            return self.to(view.positions.device).score(self.features(view.state["spectrum"], view.positions))
+
+    def select(self, view: LayerView) -> Tensor:
+        """Which tokens stay (spec section 7, K taken per sequence); the newest always does."""
+        scores = self.scores(view).masked_fill(~view.real, -inf)
+        scores[..., -1] = inf
+        if self.size.asked:
+            return top(scores, self.size.counts(view))
+        passing = scores >= 0
+        if self.selection == "head":
+            return passing
+        return top(scores, passing.sum(-1).amax(-1, keepdim=True).expand(scores.shape[:2]))
+
+    # -- in and out -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_vector(cls, vector: Any, *, mean: Any, var: Any, **options: Any) -> Self:
+        """A NAMM from the flat vector of evolution.
+
+        Args:
+            vector: 4,172 numbers, array or tensor; layout in `SHAPES`.
+            mean, var: 17 numbers each, the statistics the vector was evolved with.
+            options: as for the constructor.
+
+        Raises:
+            NammTransferError: another length, a value that is not finite, or a negative variance.
+        """
+        namm = cls(**options)
+        with torch.no_grad():
+            namm._load(_split(_numbers("vector", vector, SIZE)) | {
+                "mean": _numbers("mean", mean, BINS),
+                "var": _numbers("var", var, BINS),
+            })
+        return namm
+
+    def to_vector(self) -> Tensor:
+        """The flat vector, (4172,) float32; the inverse of `from_vector`."""
+        parameters = dict(self.named_parameters())
+        return torch.cat([parameters[name].detach().reshape(-1) for name in SHAPES])
+
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike[str], **options: Any) -> Self:
+        """A NAMM from the published training code's ``ckpt.pt`` (spec section 11); nothing is unpickled but tensors."""
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise NammTransferError(f"{path}: no such checkpoint") from None
+        except Exception as error:  # what torch raises on a damaged or unsafe file differs by version
+            raise NammTransferError(f"{path}: not a checkpoint that can be read safely: {error}") from error
+        evolved = loaded.get("evolution_state") if isinstance(loaded, dict) else None
+        if not isinstance(evolved, dict):
+            raise NammTransferError(f"{path}: no 'evolution_state' in it; expected the training code's ckpt.pt")
+        state = {str(key).removeprefix("_orig_mod."): value for key, value in evolved.items()}
+        prefix = "stored_buffers_to_save.token_embedding_0_output_"
+        names = {"vector": "mean", "mean": prefix + "mean", "var": prefix + "var"}
+        missing = [name for name in names.values() if name not in state]
+        if missing:
+            raise NammTransferError(f"{path}: evolution_state lacks {', '.join(missing)}")
+        parts = {key: torch.as_tensor(state[name]).reshape(-1) for key, name in names.items()}
+        return cls.from_vector(parts["vector"], mean=parts["mean"], var=parts["var"], **options)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Self:
+        """A NAMM from a folder, a hub id, or the name of one that is shipped (``"namm-text"``).
+
+        Options of the constructor override the stored configuration; ``keep``, ``budget`` and ``match`` replace each
+        other.
+        """
+        source = str(pretrained_model_name_or_path)
+        if not Path(source).is_dir() and "/" not in source and "\\" not in source:
+            source = str(asset(source))
+        sizes = ("keep", "budget", "match")
+        if any(options.get(size) is not None for size in sizes):
+            options = dict.fromkeys(sizes) | options
+        return super().from_pretrained(source, **options)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any) -> Self:
+        """Called by the hub mixin once the configuration is known: reads the weights, strictly."""
+        hub = {key: options.pop(key, None) for key in ("revision", "cache_dir", "token", "local_files_only")}
+        options.pop("force_download", None)
+        if Path(model_id).is_dir():
+            file = Path(model_id) / "model.safetensors"
+        else:
+            file = Path(hf_hub_download(model_id, "model.safetensors", **{k: v for k, v in hub.items() if v is not None}))
+        try:
+            namm = cls(**options)
+            namm._load(load_file(file, device=str(map_location)))
+        except FileNotFoundError:
+            raise NammTransferError(f"{file}: no such file; expected a NAMM's weights") from None
+        except SafetensorError as error:
+            raise NammTransferError(f"{file}: not a safetensors file: {error}") from error
+        except (TypeError, NammTransferError) as error:
+            raise NammTransferError(f"{model_id}: {error}") from error
+        return namm
+
+    def _load(self, tensors: dict[str, Tensor]) -> None:
+        """Take exactly the expected tensors, or refuse."""
+        own = self.state_dict()
+        if tensors.keys() != own.keys():
+            unknown, missing = sorted(tensors.keys() - own.keys()), sorted(own.keys() - tensors.keys())
+            raise NammTransferError(f"weights do not fit: unknown {unknown}, missing {missing}")
+        for name, tensor in tensors.items():
+            if tensor.shape != own[name].shape or tensor.dtype != torch.float32:
+                raise NammTransferError(
+                    f"{name} is {tensor.dtype} {tuple(tensor.shape)}; expected torch.float32 {tuple(own[name].shape)}"
+                )
+            if not torch.isfinite(tensor).all():
+                raise NammTransferError(f"{name} holds NaN or infinity; expected finite numbers")
+        if (tensors["var"] < 0).any():
+            raise NammTransferError(f"var has a negative entry: {tensors['var'].min():g}; expected variances")
+        self.load_state_dict(tensors)
+
+
+def _numbers(name: str, values: Any, count: int) -> Tensor:
+    if values is None:
+        raise NammTransferError(f"{name} is missing: statistics are part of a NAMM; expected {count} numbers")
+    tensor = torch.as_tensor(values, dtype=torch.float32).detach().cpu()
+    if tensor.shape != (count,):
+        raise NammTransferError(f"{name} has shape {tuple(tensor.shape)}; expected ({count},)")
+    return tensor.clone()
+
+
+def _split(vector: Tensor) -> dict[str, Tensor]:
+    sizes = [torch.Size(shape).numel() for shape in SHAPES.values()]
+    return {name: part.reshape(shape) for (name, shape), part in zip(SHAPES.items(), vector.split(sizes), strict=True)}
