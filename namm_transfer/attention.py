@@ -1,0 +1,382 @@
+"""The attention implementation "memory": plain attention for everybody, and, given a MemoryCache, attention that feeds
+the cache's policy block by block and lets it evict between blocks.
+
+Layers do not depend on each other's eviction, so a whole prompt goes through one layer, evicting on the way, before the
+next layer sees it: the same result as feeding chunks to the whole model.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import causal_mask_function, sdpa_mask, sliding_window_causal_mask_function
+
+from namm_transfer.cache import MemoryLayer, opened_layer
+from namm_transfer.errors import NammTransferError
+
+NAME = "memory"
+_HARMLESS = {"position_ids", "cache_position", "use_cache", "sliding_window", "num_items_in_batch", "past_key_values"}
+"""Attention keywords that say nothing the mask or the cache does not say; any other one that is set is refused."""
+_BLOCK_BYTES = {"cpu": 4 << 20}
+"""Softmax weights held at once; what fits a CPU's cache is fastest there."""
+_DEFAULT_BLOCK_BYTES = 256 << 20
+
+
+@dataclass
+class Tokens:
+    """Where a call's real tokens are."""
+
+    counts: list[int]
+    """Real tokens of each sequence in this call."""
+    index: Tensor | None
+    """(batch, columns): columns of the real tokens first, in order; None if there is no padding in the call."""
+
+
+class MemoryMask:
+    """What the mask function was asked for: the attention function alone knows whether there is a MemoryCache."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.arguments = arguments
+
+    def to(self, *args: Any, **kwargs: Any) -> "MemoryMask":
+        """Moved like a tensor, for models spread over devices."""
+        moved = {k: v.to(*args, **kwargs) if isinstance(v, Tensor) else v for k, v in self.arguments.items()}
+        return MemoryMask(moved | {"device": torch.empty(0, device=self.arguments["device"]).to(*args, **kwargs).device})
+
+    @cached_property
+    def ordinary(self) -> Tensor | None:
+        """The mask transformers' own SDPA path would have made."""
+        return sdpa_mask(**self.arguments)
+
+    @cached_property
+    def padding(self) -> Tensor | None:
+        """(batch, columns seen) bool, False at padding; None if there is none."""
+        mask = self.arguments["attention_mask"]
+        if mask is None:
+            return None
+        if mask.shape[-1] != self.arguments["kv_length"]:
+            raise NammTransferError(
+                f"attention_mask has {mask.shape[-1]} columns; expected {self.arguments['kv_length']}, "
+                "those in the cache and the new ones"
+            )
+        return None if bool(mask.all()) else mask.bool()
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """The call's real tokens."""
+        batch, new = self.arguments["batch_size"], self.arguments["q_length"]
+        if self.padding is None or bool((real := self.padding[:, -new:]).all()):
+            return Tokens([new] * batch, None)
+        return Tokens(real.sum(-1).tolist(), (~real).to(torch.uint8).argsort(dim=-1, stable=True))
+
+    @cached_property
+    def window(self) -> int | None:
+        """The sliding window in tokens, or None for plain causal attention; anything else is refused."""
+        function, size = self.arguments["mask_function"], self.arguments.get("local_size")
+        if function is causal_mask_function:
+            return None
+        if size is None or not _same(function, sliding_window_causal_mask_function(size)):
+            raise NammTransferError("the model's mask is neither causal nor a causal sliding window: it cannot be served")
+        if size >= self.arguments["kv_length"]:
+            return None
+        if self.padding is not None:
+            starts = self.padding.int().diff(dim=-1, prepend=self.padding.new_zeros(len(self.padding), 1).int()) > 0
+            if bool((starts.sum(-1) > 1).any()):
+                raise NammTransferError("padding between tokens under a sliding window cannot be served; pad on the left")
+        return size
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two mask functions are the same code over the same closed-over values."""
+    if not callable(a) or not callable(b):
+        if isinstance(a, tuple) and isinstance(b, tuple):
+            return len(a) == len(b) and all(map(_same, a, b))
+        return type(a) is type(b) and isinstance(a, int) and a == b
+    if a is b:
+        return True
+    if getattr(a, "__code__", a) is not getattr(b, "__code__", b):
+        return False
+    cells = zip(a.__closure__ or (), b.__closure__ or (), strict=True)
+    return all(_same(x.cell_contents, y.cell_contents) for x, y in cells)
+
+
+def memory_mask(**arguments: Any) -> MemoryMask:
+    """The mask function registered as "memory"."""
+    return MemoryMask(arguments)
+
+
+def memory_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: MemoryMask | Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function registered as "memory".
+
+    Args:
+        query: (batch, query_heads, new, head_dim).
+        key, value: (batch, kv_heads, new or all, head_dim).
+        attention_mask: what `memory_mask` returned; without a MemoryCache also whatever SDPA takes.
+
+    Returns:
+        (batch, new, query_heads, value_dim) and None, as transformers expects.
+
+    Raises:
+        NammTransferError: the model does something with a MemoryCache's keys that cannot be served exactly.
+    """
+    layer: MemoryLayer | None = getattr(key, "memory_layer", None)
+    if layer is None and opened_layer() is None:
+        mask = attention_mask.ordinary if isinstance(attention_mask, MemoryMask) else attention_mask
+        return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
+    try:
+        mask = _check(layer, module, query, key, value, attention_mask, dropout, kwargs)
+        output = _attend_and_evict(layer, mask, query, key, value, scaling or query.shape[-1] ** -0.5)
+        layer.close(mask.padding, query.shape[2])
+    except BaseException:
+        (layer or opened_layer()).abandon()
+        raise
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _check(
+    layer: MemoryLayer | None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    dropout: float,
+    kwargs: dict[str, Any],
+) -> MemoryMask:
+    """Refuse what would be served wrongly."""
+    name = type(module).__name__
+    if layer is None or layer.pending is None or layer.pending[0] is not key or layer.pending[1] is not value:
+        raise NammTransferError(
+            f"{name} attends to other keys than it gave the MemoryCache (rebuilt, repeated or shared between layers): "
+            "this model cannot be served"
+        )
+    is_causal = kwargs.pop("is_causal", None)
+    unserved = [k for k, v in kwargs.items() if k not in _HARMLESS and v is not None and v is not False]
+    if unserved or dropout:
+        what = ", ".join(unserved) or f"attention dropout {dropout}; call model.eval()"
+        raise NammTransferError(f"{name} asks for {what}: not served with a MemoryCache")
+    if not isinstance(mask, MemoryMask):
+        kind = f"a mask of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else "no causal mask"
+        raise NammTransferError(f"{name} came with {kind}: expected the model's own mask from a 2-D attention_mask")
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        raise NammTransferError(f"{name} is not causal: not served with a MemoryCache")
+    if query.shape[2] != key.shape[2] or query.shape[1] % key.shape[1]:
+        raise NammTransferError(f"{name}: queries {tuple(query.shape)} do not fit keys {tuple(key.shape)}")
+    if layer.owner is not None and layer.owner() is not module:
+        raise NammTransferError("this MemoryCache has been used with another model: make a new one or reset() it")
+    layer.owner = weakref.ref(module)
+    if layer.columns and layer.index == 0:
+        _check_history(layer, mask)
+    return mask
+
+
+def _check_history(layer: MemoryLayer, mask: MemoryMask) -> None:
+    """The mask over past columns must be what it was: what was padding is not stored, what was not is."""
+    before, now = layer.padding, mask.padding
+    if before is None and (now is None or bool(now[:, : layer.columns].all())):
+        return
+    if before is None or now is None or not torch.equal(before, now[:, : layer.columns]):
+        raise NammTransferError(
+            f"attention_mask differs from what it was for the {layer.columns} columns already seen: "
+            "pass it in full, padding included, with every call"
+        )
+
+
+def plan(clock: list[int], remaining: list[int], interval: float, hop: int) -> list[int]:
+    """How many tokens of each sequence to process next, none of them past its next update.
+
+    With ``hop`` 1, as many as possible. Otherwise either sequences that stand inside a hop finish it while the others
+    wait, or all that have tokens left advance by the same whole number of hops, or by less than one.
+    """
+    reach = [min(rest, interval - c % interval) if rest else 0 for c, rest in zip(clock, remaining, strict=True)]
+    if hop == 1:
+        return [int(r) for r in reach]
+    inside = [c % hop if rest else 0 for c, rest in zip(clock, remaining, strict=True)]
+    if any(inside):
+        return [int(min(r, hop - phase)) if phase else 0 for r, phase in zip(reach, inside, strict=True)]
+    step = min(r for r in reach if r)
+    step = step - step % hop if step >= hop else hop
+    return [int(min(r, step)) for r in reach]
+
+
+def _attend_and_evict(
+    layer: MemoryLayer, mask: MemoryMask, query: Tensor, key: Tensor, value: Tensor, scaling: float
+) -> Tensor:
+    """Attention output of a call, (batch, query_heads, new, value_dim); zero at padding."""
+    policy, tokens, window = layer.policy, mask.tokens, mask.window
+    interval = policy.update_interval if policy.evicts else inf
+    if tokens.index is not None:
+        query, key, value = (_rows(t, tokens.index) for t in (query, key, value))
+    output = query.new_zeros(*query.shape[:3], value.shape[-1]) if len(set(tokens.counts)) > 1 else None
+    done, pieces = [0] * len(tokens.counts), []
+    while any(rest := [count - d for count, d in zip(tokens.counts, done, strict=True)]):
+        sizes = plan(layer.clock, rest, interval, policy.hop)
+        q, k, v = (_take(t, done, sizes) for t in (query, key, value))
+        layer.append(k, v, sizes)
+        piece = _attend(layer, q, sizes, scaling, window)
+        layer.advance(sizes)
+        if policy.evicts:
+            with torch.no_grad():
+                layer.evict()
+        if output is None:
+            pieces.append(piece)
+        else:
+            for b, size in enumerate(sizes):
+                output[b, :, done[b] : done[b] + size] = piece[b, :, :size]
+        done = [d + size for d, size in zip(done, sizes, strict=True)]
+    if output is None:
+        output = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+    if tokens.index is None:
+        return output
+    missing = query.shape[2] - output.shape[2]  # all sequences have the same number of paddings, in different places
+    return _rows(nn.functional.pad(output, (0, 0, 0, missing)), tokens.index.argsort(dim=-1))
+
+
+def _rows(tensor: Tensor, index: Tensor) -> Tensor:
+    """Reorder the columns of (batch, heads, columns, width) by an index (batch, columns)."""
+    return tensor.gather(2, index[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3]))
+
+
+def _take(tensor: Tensor, start: list[int], sizes: list[int]) -> Tensor:
+    """The next tokens of each sequence: (batch, heads, max(sizes), width); beyond ``sizes[b]`` anything."""
+    most = max(sizes)
+    if len(set(start)) == 1:
+        return tensor[:, :, start[0] : start[0] + most]
+    offsets = torch.arange(most, device=tensor.device)
+    index = torch.tensor(start, device=tensor.device)[:, None] + offsets
+    return _rows(tensor, index.clamp_max(tensor.shape[2] - 1))
+
+
+def _attend(layer: MemoryLayer, query: Tensor, sizes: list[int], scaling: float, window: int | None) -> Tensor:
+    """Attention of the newest block over everything stored, shown to the policy if it wants to see it."""
+    if not layer.policy.needs_attention:
+        allowed = _allowed(layer, query.shape[2], 0, query.shape[2], window)
+        return _fused(query, layer.keys, layer.values, allowed, scaling)
+    batch, query_heads, new, _ = query.shape
+    step = _block_rows(layer, query)
+    blocks, base = [], layer.stored - new
+    ragged = min(sizes) < new
+    for start in range(0, new, step):
+        stop = min(start + step, new)
+        allowed = _allowed(layer, new, start, stop, window)
+        end = base + stop
+        out, rows = _explicit(query[:, :, start:stop], layer.keys[:, :, :end], layer.values[:, :, :end], allowed, scaling)
+        blocks.append(out)
+        here = [min(max(size - start, 0), stop - start) for size in sizes]
+        if ragged:
+            real = torch.arange(stop - start, device=rows.device) < torch.tensor(here, device=rows.device)[:, None]
+            rows = rows.masked_fill(~real[:, None, :, None], 0)
+        _observe(layer, rows, [c + min(start, size) for c, size in zip(layer.clock, sizes, strict=True)], here)
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
+
+
+@torch.no_grad()
+def _observe(layer: MemoryLayer, rows: Tensor, clock: list[int], sizes: list[int]) -> None:
+    """Show the policy rows over the first ``rows.shape[-1]`` stored tokens; newer ones get none of this attention."""
+    seen = rows.shape[-1]
+    if seen == layer.stored:
+        layer.policy.observe(layer.state, rows, clock, sizes)
+        return
+    part = {name: tensor[..., :seen] for name, tensor in layer.state.items()}
+    layer.policy.observe(part, rows, clock, sizes)
+    for name, tensor in part.items():
+        if name not in layer.state:
+            layer.state[name] = tensor.new_zeros(*tensor.shape[:-1], layer.stored)
+        layer.state[name][..., :seen] = tensor
+    for name in layer.state.keys() - part.keys():
+        del layer.state[name]
+
+
+def _block_rows(layer: MemoryLayer, query: Tensor) -> int:
+    """Query rows whose softmax weights fit the block size; a whole number of hops."""
+    budget = _BLOCK_BYTES.get(query.device.type, _DEFAULT_BLOCK_BYTES)
+    rows = budget // (4 * query.shape[0] * query.shape[1] * layer.stored)
+    return max(16, rows - rows % 16)
+
+
+def _allowed(layer: MemoryLayer, new: int, start: int, stop: int, window: int | None) -> Tensor | None:
+    """Which stored tokens queries ``start`` to ``stop`` of the newest ``new`` may see.
+
+    Returns:
+        (batch, kv_heads, queries, tokens) bool, broadcastable; None where causality is all there is to it and
+        `_fused` or `_explicit` see it for themselves.
+    """
+    if not layer.holes and window is None:
+        return None
+    end = layer.stored - new + stop
+    keys = layer.positions[:, :, None, :end]
+    columns = torch.arange(end, device=keys.device)
+    queries = layer.stored - new + torch.arange(start, stop, device=keys.device)
+    allowed = (keys >= 0) & (columns <= queries[:, None])
+    if window is not None:
+        clock = torch.tensor(layer.clock, dtype=torch.int32, device=keys.device)[:, None]
+        position = clock + torch.arange(start, stop, dtype=torch.int32, device=keys.device)
+        allowed &= position[:, None, :, None] - keys < window
+    return allowed
+
+
+def _fused(query: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None, scaling: float) -> Tensor:
+    """Attention output by torch's fused kernel, (batch, query_heads, new, value_dim)."""
+    batch, heads, new, width = query.shape
+    kv_heads, stored = keys.shape[1:3]
+    groups = heads // kv_heads
+    if new == 1:  # the group's queries as rows of their KV head: no repeated keys
+        packed = query.reshape(batch, kv_heads, groups, width)
+        out = scaled_dot_product_attention(packed, keys, values, attn_mask=allowed, scale=scaling)
+        return out.reshape(batch, heads, 1, -1)
+    causal = allowed is None and stored == new
+    if allowed is None and not causal:
+        allowed = torch.ones(new, stored, dtype=torch.bool, device=query.device).tril(stored - new)
+    elif allowed is not None and groups > 1:
+        allowed = allowed.repeat_interleave(groups, dim=1)
+    return scaled_dot_product_attention(
+        query, keys, values, attn_mask=allowed, is_causal=causal, scale=scaling, enable_gqa=groups > 1
+    )
+
+
+def _explicit(
+    query: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Attention in the open: the last ``query.shape[2]`` of ``keys`` are the queries' own.
+
+    Returns:
+        Output (batch, query_heads, queries, value_dim), and the softmax weights averaged over each KV group,
+        (batch, kv_heads, queries, tokens) float32.
+    """
+    batch, heads, new, width = query.shape
+    kv_heads, tokens = keys.shape[1:3]
+    groups = heads // kv_heads
+    packed = query.reshape(batch, kv_heads, groups * new, width)
+    scores = (packed @ keys.transpose(-1, -2)).float().mul_(scaling).view(batch, kv_heads, groups, new, tokens)
+    if allowed is None:
+        future = torch.ones(new, new, dtype=torch.bool, device=query.device).triu(1)
+        scores[..., tokens - new :].masked_fill_(future, -inf)
+    else:
+        scores.masked_fill_(~allowed[:, :, None], -inf)
+    weights = scores.softmax(-1)
+    mixed = weights.to(values.dtype).view(batch, kv_heads, groups * new, tokens) @ values
+    rows = weights[:, :, 0] if groups == 1 else weights.mean(2)
+    return mixed.view(batch, heads, new, -1), rows
+
+
+def register(attention: Callable[..., Any] = memory_attention, mask: Callable[..., Any] = memory_mask) -> None:
+    """Make "memory" known to transformers; nothing else changes."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, mask)
