@@ -1,0 +1,145 @@
+"""The records of a run on disk: append-only JSON lines, one file a process, each line durable before the next sample.
+
+The first line of a file is the `Run`, every other line a `Record`. A process that is killed leaves at most one damaged
+line at the end of its file; reading stops there and says so, and `repair` cuts it off before a run goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..errors import NammTransferError
+from .schema import SCHEMA_VERSION, Record, Run
+
+
+@dataclasses.dataclass
+class Contents:
+    """What could be read of one ledger file."""
+
+    path: Path
+    """The file."""
+    run: Run | None
+    """Its first line; None if not even that is whole."""
+    records: list[Record]
+    """The records before the damage, in the order they were written."""
+    intact_bytes: int
+    """Length of the undamaged beginning."""
+    damage: str | None
+    """What is wrong behind it, None if nothing is."""
+
+
+def read(path: Path) -> Contents:
+    """Read a ledger up to its end or to the first damaged line.
+
+    Raises:
+        NammTransferError: the file is from another version of the schema.
+    """
+    contents = Contents(path, None, [], 0, None)
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        try:
+            if not line.endswith(b"\n"):
+                raise ValueError("the line is cut off")
+            if number == 1:
+                contents.run = _run(path, line)
+            else:
+                contents.records.append(Record.model_validate_json(line))
+        except ValueError as error:  # pydantic's ValidationError is one
+            what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            contents.damage = f"{path.name} is damaged from line {number} on ({what}); read up to there"
+            break
+        contents.intact_bytes += len(line)
+    return contents
+
+
+def _run(path: Path, line: bytes) -> Run:
+    version = re.match(rb'\{"schema_version":\s*(\d+)', line)
+    if version and int(version[1]) != SCHEMA_VERSION:
+        raise NammTransferError(
+            f"{path} has schema version {int(version[1])}, expected {SCHEMA_VERSION}: use the release that wrote it"
+        )
+    return Run.model_validate_json(line)
+
+
+def find(folder: Path) -> list[Path]:
+    """The ledger files of a report folder."""
+    return sorted(folder.glob("records-*.jsonl"))
+
+
+def path_of(folder: Path, task: str, process: int) -> Path:
+    """Where process number `process` keeps its records of `task`."""
+    return folder / f"records-{re.sub(r'[^A-Za-z0-9._]+', '-', task)}-{process}.jsonl"
+
+
+def read_task(folder: Path, task: str) -> list[Contents]:
+    """All ledgers of one task in a folder, those of other tasks left alone."""
+    pattern = path_of(folder, task, 0).name.replace("-0.jsonl", "-*.jsonl")
+    found = [read(path) for path in sorted(folder.glob(pattern))]
+    return [contents for contents in found if contents.run is None or contents.run.task == task]
+
+
+def prepare(folder: Path, run: Run, resume: bool) -> list[str]:
+    """Make the folder ready for a run to write into, by one process, before any of them opens its ledger.
+
+    With `resume`, earlier ledgers of the task must be of the same run and lose their damaged ends; without, they are
+    renamed to *.old. Returns what the user should be told.
+
+    Raises:
+        NammTransferError: a ledger was made with another configuration; the message names the differences.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    notes = []
+    for contents in read_task(folder, run.task):
+        if not resume:
+            os.replace(contents.path, contents.path.with_suffix(".jsonl.old"))
+            notes.append(
+                f"records of an earlier run kept as {contents.path.name}.old (--resume would have gone on from them)"
+            )
+            continue
+        if contents.run is not None and (difference := differences(contents.run.identity(), run.identity())):
+            raise NammTransferError(
+                f"cannot resume: {contents.path} was made with another configuration ({'; '.join(difference)}); "
+                "use the same flags, or another --out"
+            )
+        if contents.damage:
+            os.truncate(contents.path, contents.intact_bytes)
+            notes.append(f"{contents.damage}; the damaged end is evaluated again")
+    return notes
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Where two JSON values differ, as `options.seed: 0 there, 1 here`."""
+    if old == new:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        nested = [differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key)) for key in keys]
+        return [line for lines in nested for line in lines]
+    return [f"{name}: {old!r} there, {new!r} here"]
+
+
+class Ledger:
+    """One process's file, open for appending."""
+
+    def __init__(self, path: Path, run: Run) -> None:
+        self._file = open(path, "ab")  # noqa: SIM115 -- open for as long as the run lasts
+        if self._file.tell() == 0:
+            self._append(run.model_dump_json())
+
+    def add(self, record: Record) -> None:
+        """Append a record; it is on the disk when this returns."""
+        self._append(record.model_dump_json())
+
+    def _append(self, line: str) -> None:
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file; nothing is lost without it."""
+        self._file.close()
