@@ -132,18 +132,25 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
     def _frequencies(device: torch.device) -> Tensor:
         return torch.tensor([50000.0 ** (-i / 4) for i in range(4)], device=device)
 
-    def score(self, x: Tensor) -> Tensor:
+    def score(self, x: Tensor, real: Tensor | None = None) -> Tensor:
         """The scoring network (spec section 6).
 
         Args:
             x: (batch, heads, tokens, 25), oldest token first; holes, if any, in front.
+            real: (batch, heads, tokens) bool, which tokens may be attended to. Since newer tokens never depend on older
+                ones, holes in front touch no score but their own, and leaving this out avoids an N x N mask.
 
         Returns:
-            (batch, heads, tokens): scores. Newer tokens never depend on older ones, so holes touch nothing.
+            (batch, heads, tokens): scores.
         """
         q, k, v = self.attention_in(x.flip(-2)).split(WIDTH, dim=-1)
-        # Newest first, "itself and newer only" is an ordinary causal mask, and no N x N matrix is ever built.
-        o = scaled_dot_product_attention(q, k, v, is_causal=True).flip(-2)
+        # Newest first, "itself and newer only" is an ordinary causal mask.
+        if real is None:
+            o = scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            allowed = real.flip(-1)[..., None, :].expand(*real.shape, real.shape[-1]).tril()
+            o = scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        o = o.flip(-2)
         a, u = self.attention_out(o).split(FEATURES, dim=-1)
         h = x * (1 + u) + a
         return self.output(h).squeeze(-1)
