@@ -138,6 +138,8 @@ def memory_attention(
     """
     layer: MemoryLayer | None = getattr(key, "memory_layer", None)
     if layer is None and opened_layer() is None:
+        if kwargs.get("s_aux") is not None:  # SDPA would leave the sinks out without a word
+            raise NammTransferError(f"{type(module).__name__} has attention sinks (s_aux): not served by this attention")
         mask = attention_mask.ordinary if isinstance(attention_mask, MemoryMask) else attention_mask
         return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
     try:
@@ -224,8 +226,8 @@ def _attend_and_evict(
     interval = policy.update_interval if policy.evicts else inf
     if tokens.index is not None:
         query, key, value = (_rows(t, tokens.index) for t in (query, key, value))
-    output = query.new_zeros(*query.shape[:3], value.shape[-1]) if len(set(tokens.counts)) > 1 else None
-    done, pieces = [0] * len(tokens.counts), []
+    output = query.new_zeros(*query.shape[:3], value.shape[-1])
+    done = [0] * len(tokens.counts)
     while any(rest := [count - d for count, d in zip(tokens.counts, done, strict=True)]):
         sizes = plan(layer.clock, rest, interval, policy.hop)
         q, k, v = (_take(t, done, sizes) for t in (query, key, value))
@@ -235,18 +237,12 @@ def _attend_and_evict(
         if policy.evicts:
             with torch.no_grad():
                 layer.evict()
-        if output is None:
-            pieces.append(piece)
-        else:
-            for b, size in enumerate(sizes):
-                output[b, :, done[b] : done[b] + size] = piece[b, :, :size]
+        if piece.shape == output.shape and min(sizes) == max(sizes):
+            return piece  # the whole call in one piece, which is every decoding step
+        for b, (start, size) in enumerate(zip(done, sizes, strict=True)):
+            output[b, :, start : start + size] = piece[b, :, :size]
         done = [d + size for d, size in zip(done, sizes, strict=True)]
-    if output is None:
-        output = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
-    if tokens.index is None:
-        return output
-    missing = query.shape[2] - output.shape[2]  # all sequences have the same number of paddings, in different places
-    return _rows(nn.functional.pad(output, (0, 0, 0, missing)), tokens.index.argsort(dim=-1))
+    return output if tokens.index is None else _rows(output, tokens.index.argsort(dim=-1))
 
 
 def _rows(tensor: Tensor, index: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ scores it with one linear output. Tokens that score zero or more stay. 4,172 num
 """
 
 import os
+from functools import lru_cache
 from math import inf
 from pathlib import Path
 from typing import Any, Self
@@ -122,15 +123,12 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         Returns:
             (batch, heads, tokens, 25): 4 sines and 4 cosines of the age, then the normalised S.
         """
-        age = (positions[..., -1:] - positions).float()
-        angles = age[..., None] * self._frequencies(age.device)
+        age = (positions[..., -1:] - positions).long()
+        longest = int(age.max())
+        recency = _sinusoids(1 << longest.bit_length(), age.device)[age]
         deviation = self.var.sqrt().clamp_min(1e-7)
         s = (spectrum - self.mean[:, None]) / deviation[:, None]
-        return torch.cat([angles.sin(), angles.cos(), s.transpose(-1, -2)], dim=-1)
-
-    @staticmethod
-    def _frequencies(device: torch.device) -> Tensor:
-        return torch.tensor([50000.0 ** (-i / 4) for i in range(4)], device=device)
+        return torch.cat([recency, s.transpose(-1, -2)], dim=-1)
 
     def score(self, x: Tensor, real: Tensor | None = None) -> Tensor:
         """The scoring network (spec section 6).
@@ -271,6 +269,17 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         if (tensors["var"] < 0).any():
             raise NammTransferError(f"var has a negative entry: {tensors['var'].min():g}; expected variances")
         self.load_state_dict(tensors)
+
+
+@lru_cache(maxsize=32)
+def _sinusoids(ages: int, device: torch.device) -> Tensor:
+    """Features of ages 0 to ``ages`` - 1, (ages, 8) float32; angles in float64, where float32 would round them away.
+
+    The published table ends at 32,768; this one has no end.
+    """
+    frequencies = 50000.0 ** (-torch.arange(RECENCY // 2, dtype=torch.float64) / 4)
+    angles = torch.arange(ages, dtype=torch.float64)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).float().to(device)
 
 
 def _numbers(name: str, values: Any, count: int) -> Tensor:
