@@ -63,6 +63,10 @@ class ModalityAdapter(ABC):
         return MemoryCache(self.model.config, policy=policy)
 
     @abstractmethod
+    def example(self) -> Any:
+        """A small made-up sample that `encode` takes, long enough for a few updates; `check_adapter` uses it."""
+
+    @abstractmethod
     def encode(self, sample: Any) -> Any:
         """A sample as the model takes it; the part of the work no policy changes, so that it can be kept and shared."""
 

@@ -3,6 +3,7 @@
 from namm_transfer import policies
 from namm_transfer.attention import register
 from namm_transfer.cache import MemoryCache, MemoryReport, RowReport
+from namm_transfer.conformance import check_adapter, check_policy
 from namm_transfer.errors import NammTransferError
 from namm_transfer.namm import NAMM
 from namm_transfer.policy import CacheSize, EvictionPolicy, LayerView
@@ -16,6 +17,8 @@ __all__ = [
     "MemoryReport",
     "NammTransferError",
     "RowReport",
+    "check_adapter",
+    "check_policy",
     "policies",
 ]
 
