@@ -27,9 +27,10 @@ from . import matching, policies
 from .errors import NammTransferError
 from .options import EvalOptions, parse
 from .policy import EvictionPolicy
-from .report import ledger, provenance, render
+from .report import ledger, provenance
 from .report.arrays import ArrayStore
 from .report.build import build
+from .report.render import terminal, write
 from .report.schema import Policy, Record, Report, Run
 
 if TYPE_CHECKING:
@@ -152,8 +153,8 @@ def run(
     report = build(options.out)
     if accelerator.is_main_process:
         ArrayStore(options.out).pack(name for record in report.records for name in record.arrays.values())
-        render.write(report, options.out)
-        print(render.terminal(report, options.out))
+        write(report, options.out)
+        print(terminal(report, options.out))
     accelerator.wait_for_everyone()
     return report
 
@@ -248,7 +249,7 @@ class _Job:
         )
         with bar:
             for spec, (chunk, missing) in todo:
-                bar.set_description(f"{self.plan.task}: {spec}")
+                bar.set_description(f"{self.plan.task}: {spec}", refresh=False)
                 begun = time.perf_counter()
                 outcomes = _outcomes(self.evaluate, [self.samples[i] for i in chunk], lineup[spec])
                 seconds = (time.perf_counter() - begun) / len(chunk)

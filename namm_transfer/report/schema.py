@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 SCHEMA_VERSION = 1
 
-Verdict = Literal["baseline", "helps", "holds", "hurts", "hardly acted", "cannot tell"]
+Verdict = Literal["baseline", "helps", "holds", "hurts", "unsettled", "hardly acted", "cannot tell"]
 
 
 class _Strict(BaseModel):
@@ -119,9 +119,9 @@ class SummaryRow(_Strict):
     """95 % paired bootstrap interval of it; None for fewer than two independent pairs."""
     kept_share: float | None
     updates_mean: float
-    """Times the policy acted on a sample, on average."""
+    """Times the policy acted on a sample that did not fail, on average."""
     acted_share: float
-    """Share of the samples in which it acted at all."""
+    """Share of the samples that did not fail in which it acted at all."""
     failed: int
     unparsed: int
 

@@ -1,0 +1,42 @@
+"""Several report folders as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import NammTransferError
+from ..files import write_atomic
+from . import ledger, render
+from .arrays import ArrayStore
+from .build import build, load
+from .schema import Report
+
+
+def merge(folders: Sequence[Path], out: Path) -> Report:
+    """Put the records of several evaluations into `out` and write the report over all of them.
+
+    Raises:
+        NammTransferError: a folder without records, two evaluations of the same task, or an `out` that has records of
+            something else.
+    """
+    origin: dict[str, Path] = {}
+    for folder in folders:
+        for task in load(folder):
+            name = task.run.task
+            if name in origin:
+                raise NammTransferError(
+                    f"task {name!r} is in {str(origin[name])!r} and in {str(folder)!r}; expected each task once"
+                )
+            origin[name] = folder
+    copies = {path.name: path.read_bytes() for folder in folders for path in ledger.find(folder)}
+    strangers = [path.name for path in ledger.find(out) if path.name not in copies]
+    if strangers:
+        raise NammTransferError(f"{str(out)!r} has records of something else ({strangers[0]}); expected another --out")
+    for file, content in copies.items():
+        write_atomic(out / file, content)
+    report = build(out)
+    names = [name for record in report.records for name in record.arrays.values()]
+    ArrayStore(out).pack(names, [ArrayStore(folder) for folder in folders])
+    render.write(report, out)
+    return report

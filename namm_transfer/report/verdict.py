@@ -1,0 +1,103 @@
+"""The answer in words: does a policy help, hold or hurt, by how much, how sure, at which cache size.
+
+Help and hurt need an interval that does not contain zero. Hold needs one that contains zero and excludes a loss of more
+than `HOLD_MARGIN` of the full cache's score; a wider one is unsettled, whatever its middle. A policy that acted fewer
+than `MIN_UPDATES` times a sample gets none of these words: its score is that of a cache it hardly touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .schema import Answer, SummaryRow, Verdict
+
+MIN_UPDATES = 3
+"""Updates a sample, on average, below which a configuration is not judged."""
+
+HOLD_MARGIN = 0.1
+"""Loss, as a share of the full cache's score, that the interval of a policy said to hold must exclude."""
+
+MIN_DRAWS = 10
+"""Independent draws below which a bootstrap interval is too narrow to be believed; the answer says so."""
+
+
+def judge(row: SummaryRow, full: SummaryRow | None) -> Verdict:
+    """The word for a row of the summary, given the full cache's row of the same task."""
+    if row.policy == "full":
+        return "baseline"
+    if row.score is not None and row.updates_mean < MIN_UPDATES:
+        return "hardly acted"
+    if row.diff_ci is None or full is None or full.score is None:
+        return "cannot tell"
+    low, high = row.diff_ci
+    if low > 0 or high < 0:
+        return "helps" if low > 0 else "hurts"
+    return "holds" if low >= -HOLD_MARGIN * abs(full.score) else "unsettled"
+
+
+def answer(row: SummaryRow, *, full: SummaryRow | None, pairs: int, draws: int, unit: str) -> Answer:
+    """The word with its numbers.
+
+    Args:
+        full: the full cache's row of the same task.
+        pairs: samples behind the difference.
+        draws: independent draws among them: clusters, where samples share a video; otherwise as many as pairs.
+        unit: what the score is, from the run's description.
+    """
+    word = judge(row, full)
+    counted = f"{pairs} pairs" if draws == pairs else f"{pairs} pairs in {draws} clusters"
+    caution = (
+        f" Fewer than {MIN_DRAWS} independent draws make an interval that is too narrow." if draws < MIN_DRAWS else ""
+    )
+    text = _sentence(row, word, full, counted, unit)
+    if word in ("helps", "holds", "hurts", "unsettled"):
+        text += caution
+    return Answer(task=row.task, policy=row.policy, verdict=word, text=text)
+
+
+def _sentence(row: SummaryRow, word: Verdict, full: SummaryRow | None, counted: str, unit: str) -> str:
+    score = f"{unit} {number(row.score)}"
+    if word == "baseline":
+        return f"The full cache is what the others are compared with: {score}."
+    if word == "hardly acted":
+        return (
+            f"It hardly acted: {row.updates_mean:.1f} updates a sample on average, fewer than {MIN_UPDATES}. Its score "
+            f"({score}) says nothing about this memory; longer samples or a smaller --update-interval would."
+        )
+    held = f"holding {percent(row.kept_share)} of the cache"
+    if row.diff_ci is None or full is None:
+        return f"Nothing to conclude: {score}, {held}, and fewer than two pairs with the full cache to compare."
+    low, high = row.diff_ci
+    facts = (
+        f"{score} against {number(full.score)} with the full cache, {signed(row.diff_full)} "
+        f"(95 % interval {signed(low)} to {signed(high)}, {counted}), {held}."
+    )
+    if word == "unsettled":
+        gain = f" to a gain of {number(high)}" if high > 0 else " to none"
+        return f"Unsettled: {facts} Anything from a loss of {number(-low)}{gain} fits these samples."
+    if word == "holds":
+        return f"It holds: {facts} A loss of more than {100 * HOLD_MARGIN:.0f} % of the score is excluded."
+    return f"It {word}: {facts}"
+
+
+def headline(answers: Sequence[Answer]) -> list[Answer]:
+    """The answers that belong at the top: those about a NAMM, or about every policy where there is none."""
+    judged = [answer for answer in answers if answer.verdict != "baseline"]
+    return [answer for answer in judged if answer.policy.partition(":")[0] == "namm"] or judged
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, never in scientific notation for the sizes scores have; a dash for None."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def signed(value: float | None) -> str:
+    """`number` with its sign."""
+    return number(value) if value is None or value <= 0 else f"+{number(value)}"
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage with one decimal."""
+    return "-" if share is None else f"{100 * share:.1f} %"
