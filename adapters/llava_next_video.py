@@ -1,0 +1,310 @@
+"""LLaVA-NeXT-Video (Zhang et al., 2024) in Hugging Face's format: questions about a video, answered from a memory.
+
+Frames are decoded and encoded a few at a time, so what grows with the film is its tokens alone. The prompt's embeddings
+are then put together as the model's own forward does it, and the text model reads them through the memory in one call.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+from transformers import AutoProcessor, LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
+from transformers.cache_utils import Cache
+
+from namm_transfer import MemoryCache, NammTransferError
+from namm_transfer.files import write_atomic
+from namm_transfer.video import prompts
+from namm_transfer.video.frames import in_batches, open_video, uniform_indices
+
+from .base import ModalityAdapter, default_device
+
+FRAMES_AT_ONCE = 16
+"""Frames decoded and encoded together; bounds memory, changes no result beyond rounding."""
+
+
+@dataclass(frozen=True)
+class VideoSample:
+    """A question about a video, with the continuations among which the answer is looked for."""
+
+    video: str | Path | np.ndarray
+    """A file, or frames that are decoded already: (count, height, width, 3) uint8 RGB"""
+    prompt: str
+    """What the user says after the video"""
+    lead: str = prompts.LEAD
+    """How the answer begins; the choices continue it"""
+    choices: tuple[str, ...] = ("A", "B", "C", "D")
+    """Continuations of `lead`; the most probable one is the answer"""
+    frames: int = 64
+    """Frames sampled uniformly from the video"""
+
+
+@dataclass(frozen=True)
+class EncodedVideo:
+    """A sample as the text model reads it."""
+
+    embeds: Tensor
+    """(1, length, width): prompt and video in the model's dtype"""
+    frame_of: np.ndarray
+    """(length,) int64: the frame a token belongs to, -1 for text"""
+    choices: tuple[tuple[str, tuple[int, ...]], ...]
+    """Each choice and its tokens"""
+    frames: int
+    """Frames sampled"""
+
+
+@dataclass(frozen=True)
+class VideoAnswer:
+    """What the model answered."""
+
+    choice: int | None
+    """Index of the choice; None if a generated answer could not be understood"""
+    logprobs: tuple[float, ...] = ()
+    """Log-probability (natural) of each choice, if that decided"""
+    text: str | None = None
+    """The generated answer behind `lead`, if that decided"""
+
+
+class LlavaNextVideoAdapter(ModalityAdapter):
+    """Answers questions about videos with any `LlavaNextVideoForConditionalGeneration`."""
+
+    model: LlavaNextVideoForConditionalGeneration
+
+    def __init__(
+        self,
+        model: LlavaNextVideoForConditionalGeneration,
+        processor: LlavaNextVideoProcessor,
+        *,
+        backend: str = "decord",
+        feature_folder: Path | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.backend = backend
+        """Reader of video files, see `namm_transfer.video.frames`"""
+        self.feature_folder = feature_folder
+        """Where the tokens of videos are kept between calls of `encode`; None keeps none"""
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        device_map: str | dict[str, Any] | None = None,
+        backend: str = "decord",
+        feature_folder: Path | None = None,
+    ) -> LlavaNextVideoAdapter:
+        """Model and processor from a folder or a hub id; only the text model gets the memory attention."""
+        try:
+            model = LlavaNextVideoForConditionalGeneration.from_pretrained(
+                str(source), dtype=dtype or "auto", device_map=device_map
+            )
+            processor = AutoProcessor.from_pretrained(str(source))
+        except (OSError, ValueError, RuntimeError) as problem:
+            raise NammTransferError(
+                f"{str(source)!r} holds no LLaVA-NeXT-Video that can be loaded: {problem}"
+            ) from problem
+        if not isinstance(processor, LlavaNextVideoProcessor) or processor.chat_template is None:
+            raise NammTransferError(f"{str(source)!r}: expected a LlavaNextVideoProcessor with a chat template")
+        model.set_attn_implementation({"text_config": "memory"})
+        if device_map is None:
+            model = model.to(device or default_device())
+        return cls(model, processor, backend=backend, feature_folder=feature_folder)
+
+    def example(self) -> VideoSample:
+        """A question about a drawn film of 64 frames."""
+        from namm_transfer.video.draw import draw
+        from namm_transfer.video.scenes import make_film, questions
+
+        film = make_film("test", 0)
+        asked = questions(film)[0]
+        return VideoSample(draw(film, np.arange(64) + 0.5, 64), prompts.question(asked.text, asked.options))
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """What the vision tower's patches are pooled to."""
+        vision = self.model.config.vision_config
+        return (vision.image_size // vision.patch_size // self.model.config.spatial_pool_stride) ** 2
+
+    def prompt_length(self, sample: VideoSample) -> int:
+        """Tokens of a sample's prompt, its video included, without reading the video."""
+        return len(self._tokens(self._text(sample))) - 1 + sample.frames * self.tokens_per_frame
+
+    def extend_positions(self, length: int) -> None:
+        """Make room for prompts of `length` tokens: beyond the text model's limit its rotary positions are compressed
+        linearly, as LLaVA-NeXT-Video's authors do it (rope type "linear" of transformers). Shorter ones change nothing.
+        """
+        config = self.model.config.get_text_config()
+        limit = config.max_position_embeddings
+        if length <= limit:
+            return
+        rope = dict(config.rope_parameters)
+        if rope.get("rope_type", "default") not in ("default", "linear"):
+            raise NammTransferError(
+                f"cannot extend {limit} positions to {length}: the model scales them already ({rope['rope_type']!r})"
+            )
+        config.rope_parameters = {**rope, "rope_type": "linear", "factor": rope.get("factor", 1.0) * length / limit}
+        config.max_position_embeddings = length
+        text = self.model.model.language_model
+        text.rotary_emb = type(text.rotary_emb)(config).to(text.rotary_emb.inv_freq.device)
+
+    @torch.inference_mode()
+    def encode(self, sample: VideoSample) -> EncodedVideo:
+        """Decode the sampled frames and embed the prompt.
+
+        Raises:
+            VideoError: the file cannot be read.
+            NammTransferError: more tokens than the text model has positions, or choices that are no continuations.
+        """
+        features = self.video_tokens(sample)
+        token = self.processor.video_token
+        text = self._text(sample)
+        expanded = text.replace(token, token * (features.shape[0] * features.shape[1]), 1)
+        ids = self._tokens(expanded)
+        limit = self.model.config.get_text_config().max_position_embeddings
+        if len(ids) > limit:
+            raise NammTransferError(
+                f"a prompt of {len(ids)} tokens passes the text model's {limit} positions: call "
+                f"extend_positions({len(ids)}) first, or sample fewer than {sample.frames} frames"
+            )
+        input_ids = torch.tensor([ids], device=self.device)
+        is_video = input_ids == self.processor.video_token_id
+        embeds = self.model.get_input_embeddings()(input_ids)
+        embeds = embeds.masked_scatter(is_video[..., None], features.to(embeds.device, embeds.dtype))
+        frame_of = np.full(len(ids), -1, dtype=np.int64)
+        frame_of[is_video[0].cpu().numpy()] = np.repeat(np.arange(features.shape[0]), features.shape[1])
+        return EncodedVideo(embeds, frame_of, self._choices(sample, text), sample.frames)
+
+    @torch.inference_mode()
+    def video_tokens(self, sample: VideoSample) -> Tensor:
+        """(frames, tokens a frame, width): the video's projected tokens, from `feature_folder` if they are there."""
+        file = None
+        if self.feature_folder is not None and not isinstance(sample.video, np.ndarray):
+            file = self.feature_folder / f"{self._fingerprint(sample)}.safetensors"
+            try:
+                return load_tensors(file.read_bytes())["tokens"]
+            except (FileNotFoundError, SafetensorError, KeyError):
+                pass
+        parts = []
+        for frames in self._frames(sample):
+            pixels = self.processor.video_processor(videos=[frames], return_tensors="pt")["pixel_values_videos"]
+            found = self.model.get_video_features(pixels.to(self.device, self.dtype)).pooler_output
+            parts.append(found[0].unflatten(0, (len(frames), -1)))
+        tokens = torch.cat(parts).cpu().contiguous()
+        if file is not None:
+            write_atomic(file, save_tensors({"tokens": tokens}))
+        return tokens
+
+    @torch.inference_mode()
+    def prefill(self, encoded: EncodedVideo, cache: Cache) -> Tensor:
+        """Read the whole prompt into an empty `cache`: (vocabulary,) float32 logits of the first answer token."""
+        output = self.model(inputs_embeds=encoded.embeds, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return output.logits[0, -1].float()
+
+    @torch.inference_mode()
+    def choose(self, encoded: EncodedVideo, cache: Cache, logits: Tensor) -> VideoAnswer:
+        """The most probable choice after `prefill`; `cache` stays as it is, each choice continues a copy of it."""
+        scores = []
+        for _, tokens in encoded.choices:
+            score = logits.log_softmax(-1)[tokens[0]]
+            if len(tokens) > 1:
+                given = torch.tensor([tokens[:-1]], device=self.device)
+                after = self.model(input_ids=given, past_key_values=copy.deepcopy(cache), use_cache=True).logits[0]
+                wanted = torch.tensor(tokens[1:], device=after.device)
+                score = score + after.float().log_softmax(-1).gather(-1, wanted[:, None]).sum().to(score.device)
+            scores.append(float(score))
+        return VideoAnswer(int(np.argmax(scores)), logprobs=tuple(scores))
+
+    @torch.inference_mode()
+    def generate(self, encoded: EncodedVideo, cache: Cache, logits: Tensor, max_new_tokens: int = 8) -> VideoAnswer:
+        """Greedy words after `prefill`, which go on in `cache`, and the choice they name, if they name one."""
+        ends = self.model.generation_config.eos_token_id
+        ends = {ends} if isinstance(ends, int) else set(ends or ())
+        said: list[int] = []
+        while True:
+            token = int(logits.argmax())
+            if token in ends:
+                break
+            said.append(token)
+            if len(said) == max_new_tokens:
+                break
+            step = torch.tensor([[token]], device=self.device)
+            logits = self.model(input_ids=step, past_key_values=cache, use_cache=True).logits[0, -1].float()
+        text = self.processor.tokenizer.decode(said, skip_special_tokens=True)
+        return VideoAnswer(parse_choice(text, [choice for choice, _ in encoded.choices]), text=text)
+
+    def answer(self, encoded: EncodedVideo, cache: MemoryCache) -> VideoAnswer:
+        """Read the prompt and take the most probable choice."""
+        return self.choose(encoded, cache, self.prefill(encoded, cache))
+
+    def kept(self, cache: MemoryCache, encoded: EncodedVideo) -> dict[str, np.ndarray]:
+        """`frames`: (layers, kv_heads, frames) float32, the share of each frame's tokens that is still held."""
+        total = np.bincount(encoded.frame_of[encoded.frame_of >= 0], minlength=encoded.frames)
+        layers = []
+        for layer in range(len(cache.layers)):
+            heads = []
+            for positions in cache.positions(layer)[0].cpu().numpy():
+                inside = positions[(positions >= 0) & (positions < len(encoded.frame_of))]
+                frames = encoded.frame_of[inside]
+                heads.append(np.bincount(frames[frames >= 0], minlength=encoded.frames) / total)
+            layers.append(heads)
+        return {"frames": np.array(layers, dtype=np.float32)}
+
+    def _text(self, sample: VideoSample) -> str:
+        content = [{"type": "video"}, {"type": "text", "text": sample.prompt}]
+        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        return f"{text} {sample.lead}" if sample.lead else text
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.processor.tokenizer(text).input_ids)
+
+    def _choices(self, sample: VideoSample, text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Tokens by which each choice continues the prompt."""
+        before, found = self._tokens(text), []
+        for choice in sample.choices:
+            whole = self._tokens(text + choice)
+            if whole[: len(before)] != before or len(whole) == len(before):
+                raise NammTransferError(
+                    f"choice {choice!r} is no continuation in tokens of a prompt ending {text[-16:]!r}"
+                )
+            found.append((choice, tuple(whole[len(before) :])))
+        return tuple(found)
+
+    def _frames(self, sample: VideoSample) -> Iterator[np.ndarray]:
+        if isinstance(sample.video, np.ndarray):
+            chosen = sample.video[uniform_indices(len(sample.video), sample.frames)]
+            return iter(np.split(chosen, range(FRAMES_AT_ONCE, len(chosen), FRAMES_AT_ONCE)))
+        reader = open_video(sample.video, self.backend)
+        return in_batches(reader, uniform_indices(reader.count, sample.frames), FRAMES_AT_ONCE)
+
+    def _fingerprint(self, sample: VideoSample) -> str:
+        """Of everything a video's tokens depend on."""
+        path = Path(sample.video).resolve()  # type: ignore[arg-type]
+        if not path.is_file():
+            return "missing"
+        stat = path.stat()
+        parts = (path, stat.st_size, stat.st_mtime_ns, sample.frames, self.backend, self.model.name_or_path, self.dtype)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def parse_choice(text: str, choices: Sequence[str]) -> int | None:
+    """Which choice a generated continuation of "(" names: it must begin with one, and end or close the bracket there.
+
+    >>> parse_choice("B) red", ["A", "B"]), parse_choice(" B", ["A", "B"]), parse_choice("Both", ["A", "B"])
+    (1, 1, None)
+    """
+    found = re.match(r"\s*(\w+)\s*(?:$|[).,:])", text)
+    return list(choices).index(found[1]) if found and found[1] in choices else None

@@ -1,0 +1,159 @@
+"""Reading frames of any video file: decord first, PyAV with key-frame seeks second, behind one small protocol.
+
+Both readers number frames in display order, seek to the key frame before a wanted frame, and hold no more pictures than
+they are asked for at once, so an hour-long film costs no more memory than a short one.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from namm_transfer.errors import NammTransferError
+
+BACKENDS = ("decord", "pyav")
+
+
+class VideoError(NammTransferError):
+    """A file that cannot be read as video; an evaluation records it and goes on with the next sample."""
+
+
+class FrameReader(Protocol):
+    """Random access to the frames of one file."""
+
+    count: int
+    """Frames in the file, at least 1."""
+    seconds: float
+    """Length of the film."""
+
+    def frames(self, indices: Sequence[int]) -> np.ndarray:
+        """(n, height, width, 3) uint8 RGB frames at ascending `indices`; `VideoError` if one cannot be decoded."""
+
+
+def open_video(path: str | os.PathLike[str], backend: str = "decord") -> FrameReader:
+    """A reader of the file at `path` by "decord" or "pyav".
+
+    Raises:
+        VideoError: the file is missing, empty, no video, damaged, or without a single frame.
+        NammTransferError: there is no such backend, or its package is not installed.
+    """
+    if backend not in BACKENDS:
+        raise NammTransferError(f"video backend {backend!r} does not exist; choose one of {', '.join(BACKENDS)}")
+    path = Path(path)
+    if not path.is_file():
+        raise VideoError(f"video file {str(path)!r} does not exist")
+    if path.stat().st_size == 0:
+        raise VideoError(f"video file {str(path)!r} is empty")
+    return DecordReader(path) if backend == "decord" else PyAVReader(path)
+
+
+def uniform_indices(count: int, frames: int) -> np.ndarray:
+    """Middles of `frames` equal parts of a film of `count` frames: (frames,) int64, ascending.
+
+    This is the sampling of MLVU's official evaluation. Short films repeat frames.
+    """
+    if frames < 1:
+        raise NammTransferError(f"cannot sample {frames} frames; at least 1 is needed")
+    return np.floor((np.arange(frames) + 0.5) * count / frames).astype(np.int64)
+
+
+def in_batches(reader: FrameReader, indices: np.ndarray, size: int = 16) -> Iterator[np.ndarray]:
+    """The frames at `indices`, at most `size` in memory at a time."""
+    for start in range(0, len(indices), size):
+        yield reader.frames(indices[start : start + size])
+
+
+class DecordReader:
+    """Frames by decord (`pip install decord2`, the maintained line)."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import decord
+        except ImportError as error:
+            raise NammTransferError("reading video by decord needs: pip install 'namm-transfer[video]'") from error
+        decord.logging.set_level(decord.logging.QUIET)
+        self.path = path
+        try:
+            self._reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+            self.count = len(self._reader)
+            rate = float(self._reader.get_avg_fps())
+        except Exception as error:  # DECORDError, RuntimeError, IndexError: all mean a file it cannot read
+            raise _unreadable(path, error) from error
+        if self.count < 1:
+            raise VideoError(f"video file {str(path)!r} has no frames")
+        self.seconds = self.count / rate if rate > 0 else float(self.count)
+
+    def frames(self, indices: Sequence[int]) -> np.ndarray:
+        """See `FrameReader.frames`."""
+        try:
+            return self._reader.get_batch([int(index) for index in indices]).asnumpy()
+        except Exception as error:
+            raise _unreadable(self.path, error) from error
+
+
+class PyAVReader:
+    """Frames by PyAV: one pass over the packets' time stamps, then key-frame seeks."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import av
+        except ImportError as error:
+            raise NammTransferError("reading video by PyAV needs: pip install 'namm-transfer[video]'") from error
+        self._av, self.path = av, path
+        try:
+            with av.open(str(path)) as container:
+                if not container.streams.video:
+                    raise VideoError(f"video file {str(path)!r} has no video stream")
+                stream = container.streams.video[0]
+                base = float(stream.time_base or 0)
+                packets = [packet for packet in container.demux(stream) if packet.pts is not None]
+                self._stamps = sorted(packet.pts for packet in packets)
+                self._keys = sorted(packet.pts for packet in packets if packet.is_keyframe)
+        except av.FFmpegError as error:
+            raise _unreadable(path, error) from error
+        self.count = len(self._stamps)
+        if self.count < 1:
+            raise VideoError(f"video file {str(path)!r} has no frames")
+        span = self._stamps[-1] - self._stamps[0]
+        self.seconds = span * base * self.count / max(1, self.count - 1)
+
+    def frames(self, indices: Sequence[int]) -> np.ndarray:
+        """See `FrameReader.frames`."""
+        wanted = sorted({self._stamps[int(index)] for index in indices})
+        found: dict[int, np.ndarray] = {}
+        try:
+            with self._av.open(str(self.path)) as container:
+                stream = container.streams.video[0]
+                stream.thread_count = 1
+                for group in self._by_key_frame(wanted):
+                    container.seek(group[0], stream=stream, backward=True)
+                    for frame in container.decode(stream):
+                        if frame.pts in group:
+                            found[frame.pts] = frame.to_ndarray(format="rgb24")
+                        if frame.pts is not None and frame.pts >= group[-1]:
+                            break
+        except self._av.FFmpegError as error:
+            raise _unreadable(self.path, error) from error
+        missing = [stamp for stamp in wanted if stamp not in found]
+        if missing:
+            raise VideoError(f"video file {str(self.path)!r}: {len(missing)} of {len(wanted)} frames cannot be decoded")
+        return np.stack([found[self._stamps[int(index)]] for index in indices])
+
+    def _by_key_frame(self, stamps: list[int]) -> list[list[int]]:
+        """Wanted time stamps that share a key frame, decoded together after one seek."""
+        groups: dict[int, list[int]] = {}
+        for stamp in stamps:
+            groups.setdefault(bisect.bisect_right(self._keys, stamp), []).append(stamp)
+        return list(groups.values())
+
+
+def _unreadable(path: Path, error: Exception) -> VideoError:
+    lines = str(error).strip().splitlines()
+    return VideoError(
+        f"video file {str(path)!r} cannot be read: {lines[-1].strip() if lines else type(error).__name__}"
+    )

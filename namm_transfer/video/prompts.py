@@ -1,0 +1,19 @@
+"""The words around a question: one place for what training and evaluation must write alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+LEAD = "Best option: ("
+"""The beginning of the answer, after MLVU's official prompt; the letter comes next."""
+
+
+def head(video: str) -> str:
+    """The part of the prompt up to the question; `video` stands where the frames go."""
+    return f"USER: {video}\n"
+
+
+def question(text: str, options: Sequence[str]) -> str:
+    """Question and options as `(A) ...` lines."""
+    lines = (f"({chr(ord('A') + index)}) {option}" for index, option in enumerate(options))
+    return "\n".join((text, *lines))
