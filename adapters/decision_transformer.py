@@ -1,0 +1,268 @@
+"""Decision Transformers (Chen et al., 2021) in Hugging Face's format, acting from a memory.
+
+`DecisionTransformerModel.forward` has no cache path, its GPT-2 encoder has. The token order is return-to-go, state,
+action, every step; all position ids are 0 and time enters by the timestep embedding; the action is read at the state's
+token. So a step feeds a(t-1), R(t), s(t) and reads a(t), and the kept keys and values are the whole memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor
+from transformers import DecisionTransformerModel
+from transformers.cache_utils import Cache
+
+from namm_transfer import EvictionPolicy, MemoryCache, NammTransferError
+
+from .base import ModalityAdapter, default_device
+
+KINDS = ("return", "state", "action")
+"""What position p of the memory is: `KINDS[p % 3]` of time step `p // 3`."""
+STATISTICS_FILE = "statistics.json"
+
+
+@dataclass
+class Statistics:
+    """What a Decision Transformer needs besides its weights; `statistics.json` in the model's folder."""
+
+    state_mean: np.ndarray
+    """(state_size,) float32, subtracted from every state"""
+    state_std: np.ndarray
+    """(state_size,) float32, states are divided by it"""
+    return_scale: float = 1000.0
+    """Returns-to-go and rewards are divided by it."""
+    target_return: float | None = None
+    """The return to ask for, unscaled; None if the model's makers named none."""
+    env: str | None = None
+    """Name of the environment the model was trained for, if known."""
+
+    def __post_init__(self) -> None:
+        self.state_mean = np.asarray(self.state_mean, dtype=np.float32)
+        self.state_std = np.asarray(self.state_std, dtype=np.float32)
+        if self.state_mean.ndim != 1 or self.state_mean.shape != self.state_std.shape:
+            raise NammTransferError(
+                f"state mean and deviation have shapes {self.state_mean.shape} and {self.state_std.shape}, "
+                "expected two vectors of one length"
+            )
+        finite = np.isfinite(self.state_mean).all() and np.isfinite(self.state_std).all()
+        if not finite or not (self.state_std > 0).all() or not self.return_scale > 0:
+            raise NammTransferError("state statistics must be finite, standard deviations and return scale above 0")
+
+    def to_json(self) -> str:
+        """The content of `statistics.json`."""
+        vectors = {"state_mean": self.state_mean.tolist(), "state_std": self.state_std.tolist()}
+        return json.dumps({**vars(self), **vectors}, indent=2) + "\n"
+
+    @classmethod
+    def read(cls, source: str) -> Statistics:
+        """From a model folder or a hub id; raises `NammTransferError` if there is no valid `statistics.json`."""
+        path = Path(source) / STATISTICS_FILE
+        try:
+            if not Path(source).is_dir():
+                path = Path(hf_hub_download(source, STATISTICS_FILE))
+            return cls(**json.loads(path.read_text()))
+        except (FileNotFoundError, EntryNotFoundError, LocalEntryNotFoundError) as problem:
+            raise NammTransferError(
+                f"{source!r} has no {STATISTICS_FILE}; name the data set it was trained on to take its statistics"
+            ) from problem
+        except (HfHubHTTPError, HFValidationError, OSError, ValueError, TypeError) as problem:
+            raise NammTransferError(f"{STATISTICS_FILE} of {source!r} cannot be read: {problem}") from problem
+
+
+@dataclass
+class Encoded:
+    """A recorded trajectory, ready for the encoder."""
+
+    tokens: Tensor
+    """(rows, 3 steps - 1, width): R(0), s(0), a(0), R(1), s(1), ..., up to the last state"""
+
+    @property
+    def steps(self) -> int:
+        """Time steps in it."""
+        return (self.tokens.shape[1] + 1) // 3
+
+
+@dataclass
+class Recorded:
+    """What a Decision Transformer looks at, of one or more episodes of the same length."""
+
+    states: np.ndarray
+    """(rows, steps, state_size) float, as the environment gave them"""
+    actions: np.ndarray
+    """(rows, steps, action_size) float; the last one is not looked at"""
+    returns_to_go: np.ndarray
+    """(rows, steps) float, unscaled"""
+
+
+class DecisionTransformerAdapter(ModalityAdapter):
+    """Acts with a Decision Transformer from a memory.
+
+    `answer` is open loop: the actions at every state of a recording. `play` is closed loop: step by step in
+    environments.
+    """
+
+    model: DecisionTransformerModel
+
+    def __init__(self, model: DecisionTransformerModel, statistics: Statistics) -> None:
+        if statistics.state_mean.shape != (model.config.state_dim,):
+            raise NammTransferError(
+                f"the model takes states of {model.config.state_dim} numbers, "
+                f"the state statistics have {statistics.state_mean.shape[0]}"
+            )
+        self.model = model.eval()
+        self.statistics = statistics
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        device_map: Any = None,
+        statistics: Statistics | None = None,
+    ) -> DecisionTransformerAdapter:
+        """From a folder or a hub id. `statistics` are for models whose folder holds none (the published ones)."""
+        options = {"dtype": dtype or "auto", "device_map": device_map, "attn_implementation": "memory"}
+        try:
+            model = DecisionTransformerModel.from_pretrained(str(source), **options)
+        except (OSError, ValueError, RuntimeError) as problem:
+            raise NammTransferError(
+                f"{str(source)!r} is no Decision Transformer that can be loaded: {problem}"
+            ) from problem
+        if device_map is None:
+            model = model.to(device or default_device())
+        return cls(model, statistics or Statistics.read(str(source)))
+
+    @torch.inference_mode()
+    def encode(self, sample: Recorded, first: int = 0) -> Encoded:
+        """The tokens of a recording that starts at time step `first`, up to its last state.
+
+        Raises `NammTransferError` for shapes or time steps the model cannot take.
+        """
+        model, (rows, steps) = self.model, sample.returns_to_go.shape
+        found = (sample.states.shape, sample.actions.shape)
+        expected = ((rows, steps, model.config.state_dim), (rows, steps, model.config.act_dim))
+        if found != expected:
+            raise NammTransferError(f"states and actions have shapes {found}, the model expects {expected}")
+        if first + steps > model.config.max_ep_len:
+            raise NammTransferError(f"the model has {model.config.max_ep_len} time steps, the episode {first + steps}")
+        returns = self._tensor(sample.returns_to_go[..., None] / self.statistics.return_scale)
+        states = self._tensor((sample.states - self.statistics.state_mean) / self.statistics.state_std)
+        embedded = (
+            model.embed_return(returns),
+            model.embed_state(states),
+            model.embed_action(self._tensor(sample.actions)),
+        )
+        time = model.embed_timestep(torch.arange(first, first + steps, device=self.device))[:, None]
+        return Encoded(model.embed_ln(torch.stack(embedded, dim=2) + time).flatten(1, 2)[:, :-1])
+
+    @torch.inference_mode()
+    def answer(self, encoded: Encoded, cache: Cache | None) -> Tensor:
+        """The model's actions (rows, steps, action_size) at every recorded state, in one call of the encoder."""
+        return self.actions(encoded.tokens, cache)[:, 1::3]
+
+    def example(self) -> Recorded:
+        """200 made-up time steps of one episode."""
+        config, generator = self.model.config, np.random.default_rng(0)
+        noise = generator.normal(size=(1, 200, config.state_dim))
+        states = self.statistics.state_mean + self.statistics.state_std * noise
+        actions = generator.uniform(-1, 1, (1, 200, config.act_dim))
+        return Recorded(states, actions, self.statistics.return_scale * np.linspace(2, 0, 200)[None])
+
+    def kept(self, cache: MemoryCache, encoded: Encoded, row: int = 0) -> dict[str, np.ndarray]:
+        """`kept`: (layers, steps, 3), see `kept_tokens`."""
+        return {"kept": kept_tokens(cache, encoded.steps, row)}
+
+    def play(
+        self, memory: Cache | EvictionPolicy | None, target_returns: Sequence[float], window: int | None = None
+    ) -> Stepper:
+        """Start one episode a target return.
+
+        Whole-episode context by default, with `memory` the cache that holds it; with `window`, the last so many time
+        steps are computed anew for every action, under the policy `memory` or, if it is None, without a cache.
+        """
+        return Stepper(self, memory, target_returns, window)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(self.device, self.dtype)
+
+    def actions(self, tokens: Tensor, cache: Cache | None) -> Tensor:
+        """Encoder and action head: tokens (rows, n, width) -> (rows, n, action_size) float32."""
+        positions = torch.zeros(tokens.shape[:2], dtype=torch.long, device=self.device)
+        mask = None if cache is not None else torch.ones_like(positions)  # without either, zeros would mean packed rows
+        output = self.model.encoder(
+            inputs_embeds=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return self.model.predict_action(output.last_hidden_state).float()
+
+
+class Stepper:
+    """Several episodes played side by side. The return asked for falls by each reward."""
+
+    def __init__(
+        self,
+        adapter: DecisionTransformerAdapter,
+        memory: Cache | EvictionPolicy | None,
+        target_returns: Sequence[float],
+        window: int | None,
+    ) -> None:
+        if (window is None) != isinstance(memory, Cache):
+            raise NammTransferError("whole-episode context needs a cache, a window needs a policy or None")
+        self.adapter, self.memory, self.window = adapter, memory, window
+        self.cache = memory if isinstance(memory, Cache) else None
+        self.steps = 0
+        self._returns = np.asarray(target_returns, dtype=np.float64)
+        self._seen: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=window or 2)
+        self._taken: deque[np.ndarray] = deque(maxlen=window or 2)
+
+    @torch.inference_mode()
+    def act(self, states: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+        """Actions (rows, action_size) float32 for states (rows, state_size) and the last step's rewards (rows,).
+
+        `cache` is then the memory the actions were read from: the episode's, or this window's own.
+        """
+        self._returns = self._returns - rewards
+        self._seen.append((states, self._returns))
+        self._taken.append(np.zeros((len(states), self.adapter.model.config.act_dim), dtype=np.float32))
+        recent = Recorded(
+            states=np.stack([states for states, _ in self._seen], axis=1),
+            actions=np.stack(self._taken, axis=1),
+            returns_to_go=np.stack([returns for _, returns in self._seen], axis=1),
+        )
+        self.steps += 1
+        tokens = self.adapter.encode(recent, first=self.steps - len(self._seen)).tokens
+        if isinstance(self.memory, EvictionPolicy):
+            self.cache = self.adapter.memory(self.memory)
+        elif self.window is None and self.steps > 1:
+            tokens = tokens[:, 2:]  # the return and the state of the step before are in the memory already
+        action = self.adapter.actions(tokens, self.cache)[:, -1].cpu().numpy()
+        self._taken[-1] = action
+        return action
+
+
+def kept_tokens(cache: MemoryCache, steps: int, row: int) -> np.ndarray:
+    """(layers, steps, 3) float32: the share of heads whose memory holds the return, state and action of each time step.
+
+    0 for the action of the last step, which the model has not been shown.
+    """
+    held = np.zeros((len(cache.layers), 3 * steps), dtype=np.float32)
+    for layer, shares in enumerate(held):
+        heads = cache.positions(layer)[row].cpu().numpy()
+        for head in heads:
+            shares[head[head >= 0]] += 1 / len(heads)
+    return held.reshape(-1, steps, 3)

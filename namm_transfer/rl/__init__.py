@@ -1,0 +1,1 @@
+"""Offline reinforcement learning for the Decision Transformer: scores, behaviour policies, data, training."""
