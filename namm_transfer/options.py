@@ -21,8 +21,9 @@ class EvalOptions:
     """Flags that every evaluation has. A script's own options inherit from this and may give other defaults."""
 
     policy: tuple[str, ...] = ("full,namm,streaming:match=namm,h2o:match=namm",)
-    """Policies to compare, written name:key=value,... ; may be repeated, and one value may hold several, separated by
-    commas (full,streaming:sinks=4,window=252 is two). match=NAME asks for the cache size that policy NAME used."""
+    """Policies to compare, out of full, streaming, h2o, l2, tova, snapkv, random and namm, each written name or
+    name:key=value,... for example h2o:keep=0.5. May be repeated, and one value may hold several, separated by commas:
+    full,streaming:sinks=4,window=252 is two. match=NAME asks for the cache size that policy NAME used."""
 
     update_interval: int = 512
     """The policy acts each time a sequence has grown by this many tokens; spectral policies need a multiple of 16."""
@@ -31,7 +32,7 @@ class EvalOptions:
     """Evaluate only the first so many samples; all of them if not given."""
 
     seed: int = 0
-    """Seed of everything random in this evaluation, the bootstrap intervals included."""
+    """Seed of everything random in this evaluation."""
 
     out: Path = Path("runs/evaluation")
     """Folder of the records and of report.json, report.md and report.html."""
@@ -61,7 +62,9 @@ def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Opt
     given = _gathered(sys.argv[1:] if arguments is None else arguments, "--policy")
     file = _value_of("--config", given)
     default = options() if file is None else _from_toml(options, Path(file))
-    return tyro.cli(options, args=given, default=default, description=options.__doc__)
+    called, *words = sys.argv
+    program = f"namm-transfer {words[0]}" if words and Path(called).name == "namm-transfer" else None
+    return tyro.cli(options, prog=program, args=given, default=default, description=options.__doc__)
 
 
 def split_policies(values: Iterable[str]) -> list[str]:
