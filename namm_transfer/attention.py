@@ -273,7 +273,8 @@ def _attend(layer: MemoryLayer, query: Tensor, sizes: list[int], scaling: float,
         stop = min(start + step, new)
         allowed = _allowed(layer, new, start, stop, window)
         end = base + stop
-        out, rows = _explicit(query[:, :, start:stop], layer.keys[:, :, :end], layer.values[:, :, :end], allowed, scaling)
+        keys, values = layer.keys[:, :, :end], layer.values[:, :, :end]
+        out, rows = _explicit(query[:, :, start:stop], keys, values, allowed, scaling, layer.policy.attention_dtype)
         blocks.append(out)
         here = [min(max(size - start, 0), stop - start) for size in sizes]
         if ragged:
@@ -348,9 +349,11 @@ def _fused(query: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None, 
 
 
 def _explicit(
-    query: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None, scaling: float
+    query: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None, scaling: float, rounding: str
 ) -> tuple[Tensor, Tensor]:
     """Attention in the open: the last ``query.shape[2]`` of ``keys`` are the queries' own.
+
+    ``rounding`` names the dtype the policy's rows are rounded to and averaged in; the output is not touched by it.
 
     Returns:
         Output (batch, query_heads, queries, value_dim), and the softmax weights averaged over each KV group,
@@ -368,7 +371,8 @@ def _explicit(
         scores.masked_fill_(~allowed[:, :, None], -inf)
     weights = scores.softmax(-1)
     mixed = weights.to(values.dtype).view(batch, kv_heads, groups * new, tokens) @ values
-    rows = weights[:, :, 0] if groups == 1 else weights.mean(2)
+    rounded = weights.to(getattr(torch, rounding))
+    rows = (rounded[:, :, 0] if groups == 1 else rounded.mean(2)).float()
     return mixed.view(batch, heads, new, -1), rows
 
 

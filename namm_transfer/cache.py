@@ -146,12 +146,12 @@ class MemoryLayer(CacheLayerMixin):
             self.state[name] = torch.cat([old, block], dim=-1)
 
     def advance(self, sizes: list[int]) -> None:
-        """Count the block's real tokens and squeeze out holes inside the storage."""
+        """Count the block's real tokens; the holes of shorter sequences move from behind them to the older end."""
         for sequence, size in zip(self.sequences, sizes, strict=True):
             sequence.clock += size
             sequence.held += size
             sequence.peak = max(sequence.peak, sequence.held)
-        if self.holes:
+        if min(sizes) < max(sizes):
             self._gather(self.positions >= 0)
 
     def evict(self) -> None:
@@ -193,8 +193,10 @@ class MemoryLayer(CacheLayerMixin):
         batch, heads, tokens = keep.shape
         offset = torch.arange(batch * heads, device=self.device).view(batch, heads, 1) * tokens
         flat = (index + offset).flatten()
-        self.keys = self.keys.reshape(-1, self.keys.shape[-1])[flat].view(batch, heads, width, -1)
-        self.values = self.values.reshape(-1, self.values.shape[-1])[flat].view(batch, heads, width, -1)
+        self.keys, self.values = (
+            tensor.reshape(-1, tensor.shape[-1])[flat].view(batch, heads, width, tensor.shape[-1])
+            for tensor in (self.keys, self.values)
+        )
         self.positions = self.positions.gather(-1, index)
         if self.holes:
             hole = torch.arange(width, device=self.device) < width - counts[..., None]

@@ -142,6 +142,9 @@ def replay(folder: Path) -> dict[str, float]:
     for update in range(int(setup["n_updates"])):
         recorded = _load(folder / f"update_{update}.npz")
         inputs = [torch.from_numpy(recorded[name]) for name in INPUTS]
+        if carry.positions.shape[-1] + interval != inputs[0].shape[-1]:
+            worst["kept_idx"] = inf  # the update before kept another number of tokens: the rest cannot be replayed
+            break
         computed, carry = published_update(namm, inputs[0].float(), inputs[1], inputs[2].long(), carry, moments)
         for name, expected in recorded.items():
             if name not in INPUTS:

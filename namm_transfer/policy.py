@@ -127,6 +127,8 @@ class EvictionPolicy(ABC):
     """False: the cache is never cut, `select` is never called."""
     needs_attention: ClassVar[bool] = False
     """True: attention is computed in the open and `observe` sees every row of it, averaged over the KV group."""
+    attention_dtype: str = "float32"
+    """What attention rows are rounded to before `observe` sees them (as float32 again)."""
     hop: ClassVar[int] = 1
     """Rows are handed over in blocks that do not straddle a multiple of this, counted in real tokens."""
 
