@@ -33,8 +33,8 @@ CARD = """# Behaviour policy, {env} {tier}
 The actor of soft actor-critic after {steps:,} steps in {gym_id} ({width} wide, seed {seed}): `actor.safetensors`, read
 by `namm_transfer.rl.actor.load_actor`. It makes the `{env}` {tier} data.
 
-Sampled actions, {episodes} episodes: mean return {return_:.0f} (a v5 return; normalised by D4RL's references {score:.1f}),
-mean length {length:.0f}, mean distance {distance:.0f} m.
+Sampled actions, {episodes} episodes: mean return {return_:.0f} (v5; normalised by D4RL's references {score:.1f}), mean
+length {length:.0f}, mean distance {distance:.0f} m.
 
 Made by `python -m namm_transfer.rl.behaviour --env {env} --out runs/behaviour/{env}` with stable-baselines3; the same
 command elsewhere gives another policy of the tier, not the same numbers.
@@ -131,7 +131,10 @@ class Medium(BaseCallback):
 
 
 def save_state(model: Any, folder: Path) -> None:
-    """Networks, optimisers, replay buffer and step count, each file replaced atomically, the step count last."""
+    """Networks, optimisers, replay buffer and step count, each file replaced atomically, the step count last.
+
+    The step in progress is not in the buffer yet: a restart loses that one transition.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(model.get_parameters(), buffer)

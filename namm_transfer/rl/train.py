@@ -11,6 +11,7 @@ that a whole episode (3,000 tokens) is nothing new to the model. Kill it at any 
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,22 +124,24 @@ def new_model(options: Options) -> DecisionTransformerModel:
     return DecisionTransformerModel(config)
 
 
+def rate(update: int, updates: int) -> float:
+    """Share of the peak learning rate at an update: 5 % warm-up, then a cosine to zero."""
+    warm_up = max(1, updates // 20)
+    if update < warm_up:
+        return (update + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (update - warm_up) / (updates - warm_up)))
+
+
 def fit(options: Options, dataset: datasets.Dataset, device: torch.device) -> DecisionTransformerModel:
     """The training loop, from `OUT/checkpoint.pt` where there is one."""
     model = new_model(options).train()
     model.to(device)  # type: ignore[arg-type]
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=1e-4, fused=True)
-    warm_up = max(1, options.updates // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda n: min((n + 1) / warm_up, 0.5 * (1 + np.cos(np.pi * max(0, n - warm_up) / (options.updates - warm_up)))),
-    )
     checkpoint, first = options.out / "checkpoint.pt", 0
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
         first = state["updates"]
     smooth = None
     with tqdm(total=options.updates, initial=first, desc=f"train {options.env}", mininterval=5) as bar:
@@ -151,15 +154,16 @@ def fit(options: Options, dataset: datasets.Dataset, device: torch.device) -> De
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)
+            for group in optimiser.param_groups:
+                group["lr"] = options.learning_rate * rate(update, options.updates)
             optimiser.step()
-            schedule.step()
             smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
             bar.update()
             bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
             if (update + 1) % 100 == 0:
                 state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
                 buffer = io.BytesIO()
-                torch.save({**state, "schedule": {"last_epoch": schedule.last_epoch}, "updates": update + 1}, buffer)
+                torch.save({**state, "updates": update + 1}, buffer)
                 write_atomic(checkpoint, buffer.getvalue())
     return model.eval()
 

@@ -1,0 +1,209 @@
+"""Decision Transformers acting from a memory: equal to recomputing everything, and to Hugging Face's example."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter, Recorded, Statistics, kept_tokens
+from transformers import DecisionTransformerConfig, DecisionTransformerModel
+
+from namm_transfer import NammTransferError, policies
+from namm_transfer.conformance import check_adapter
+
+STATES, ACTIONS, STEPS = 5, 2, 60
+STATISTICS = Statistics(np.linspace(-1, 1, STATES), np.linspace(0.5, 2, STATES), 100.0, target_return=300.0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    config = DecisionTransformerConfig(
+        state_dim=STATES,
+        act_dim=ACTIONS,
+        hidden_size=32,
+        n_layer=2,
+        n_head=2,
+        max_ep_len=80,
+        n_positions=8,
+        initializer_range=0.3,  # peaked attention, so that tokens differ in what they receive
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    DecisionTransformerModel(config).save_pretrained(tmp_path)
+    (tmp_path / "statistics.json").write_text(STATISTICS.to_json())
+    return tmp_path
+
+
+@pytest.fixture
+def adapter(folder):
+    return DecisionTransformerAdapter.load(folder, device="cpu")
+
+
+def recording(rows: int, steps: int = STEPS) -> Recorded:
+    generator = np.random.default_rng(1)
+    returns = 300 - np.cumsum(generator.normal(5, 1, (rows, steps)), axis=1)
+    return Recorded(
+        generator.normal(size=(rows, steps, STATES)), generator.uniform(-1, 1, (rows, steps, ACTIONS)), returns
+    )
+
+
+def recomputed(folder, sample: Recorded) -> np.ndarray:
+    """The actions of transformers' own model, which sees the whole recording at once."""
+    model = DecisionTransformerModel.from_pretrained(folder).eval()
+    rows, steps = sample.returns_to_go.shape
+    states = (sample.states - STATISTICS.state_mean) / STATISTICS.state_std
+    with torch.no_grad():
+        return model(
+            states=torch.tensor(states, dtype=torch.float32),
+            actions=torch.tensor(sample.actions, dtype=torch.float32),
+            returns_to_go=torch.tensor(sample.returns_to_go[..., None] / 100.0, dtype=torch.float32),
+            timesteps=torch.arange(steps).repeat(rows, 1),
+            attention_mask=torch.ones(rows, steps),
+        ).action_preds.numpy()
+
+
+def test_one_call_over_a_recording_equals_recomputing(folder, adapter):
+    sample = recording(2)
+    cache = adapter.memory(policies.make("full"))
+    actions = adapter.answer(adapter.encode(sample), cache)
+    np.testing.assert_allclose(actions.numpy(), recomputed(folder, sample), atol=1e-5)
+    assert cache.report().row(0).seen == 3 * STEPS - 1
+
+
+def test_stepping_from_the_memory_equals_recomputing(folder, adapter):
+    sample = recording(2)
+    stepper = adapter.play(adapter.memory(policies.make("full")), sample.returns_to_go[:, 0])
+    rewards = -np.diff(sample.returns_to_go, axis=1, prepend=sample.returns_to_go[:, :1])
+    taken = np.stack([stepper.act(sample.states[:, t], rewards[:, t]) for t in range(STEPS)], axis=1)
+    sample.actions = taken
+    np.testing.assert_allclose(taken, recomputed(folder, sample), atol=1e-5)
+    assert stepper.cache.get_seq_length() == 3 * STEPS - 1
+
+
+@torch.no_grad()
+def hugging_face_action(model, states, actions, rewards, returns_to_go, timesteps, window):
+    """`get_action` of the example in transformers (run_decision_transformer.py), its fixed 20 made an argument."""
+    states = states.reshape(1, -1, model.config.state_dim)[:, -window:]
+    actions = actions.reshape(1, -1, model.config.act_dim)[:, -window:]
+    returns_to_go = returns_to_go.reshape(1, -1, 1)[:, -window:]
+    timesteps = timesteps.reshape(1, -1)[:, -window:]
+    padding = window - states.shape[1]
+    attention_mask = torch.cat([torch.zeros(padding), torch.ones(states.shape[1])]).to(torch.long).reshape(1, -1)
+    states = torch.cat([torch.zeros((1, padding, model.config.state_dim)), states], dim=1).float()
+    actions = torch.cat([torch.zeros((1, padding, model.config.act_dim)), actions], dim=1).float()
+    returns_to_go = torch.cat([torch.zeros((1, padding, 1)), returns_to_go], dim=1).float()
+    timesteps = torch.cat([torch.zeros((1, padding), dtype=torch.long), timesteps], dim=1)
+    _, action_preds, _ = model(
+        states=states,
+        actions=actions,
+        rewards=rewards,
+        returns_to_go=returns_to_go,
+        timesteps=timesteps,
+        attention_mask=attention_mask,
+        return_dict=False,
+    )
+    return action_preds[0, -1]
+
+
+@pytest.mark.parametrize("policy", [None, "full"])
+def test_window_equals_the_hugging_face_example(folder, adapter, policy):
+    sample, window = recording(1, steps=14), 6
+    rewards = -np.diff(sample.returns_to_go, axis=1, prepend=sample.returns_to_go[:, :1])
+    memory = None if policy is None else policies.make(policy)
+    stepper = adapter.play(memory, sample.returns_to_go[:, 0], window=window)
+
+    model = DecisionTransformerModel.from_pretrained(folder).eval()
+    states = torch.zeros(0, STATES)
+    actions = torch.zeros(0, ACTIONS)
+    for step in range(14):
+        ours = stepper.act(sample.states[:, step], rewards[:, step])[0]
+        normalised = (sample.states[0, step] - STATISTICS.state_mean) / STATISTICS.state_std
+        states = torch.cat([states, torch.tensor(normalised, dtype=torch.float32)[None]])
+        actions = torch.cat([actions, torch.zeros(1, ACTIONS)])
+        returns = torch.tensor(sample.returns_to_go[:, : step + 1] / 100.0)
+        theirs = hugging_face_action(model, states, actions, None, returns, torch.arange(step + 1)[None], window)
+        actions[-1] = theirs
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
+
+
+def test_rows_of_a_batch_do_not_meet(adapter):
+    sample, policy = recording(3), policies.make("h2o:keep=0.4", update_interval=16)
+    together = adapter.memory(policy)
+    actions = adapter.answer(adapter.encode(sample), together).numpy()
+    alone = Recorded(sample.states[1:2], sample.actions[1:2], sample.returns_to_go[1:2])
+    cache = adapter.memory(policy)
+    np.testing.assert_allclose(actions[1:2], adapter.answer(adapter.encode(alone), cache).numpy(), atol=1e-5)
+    for layer in range(2):
+        assert torch.equal(together.positions(layer)[1], cache.positions(layer)[0])
+    assert together.report().row(1).updates == (3 * STEPS - 1) // 16
+
+
+def test_a_memory_that_forgets_acts_otherwise(adapter):
+    encoded = adapter.encode(recording(1))
+    full = adapter.answer(encoded, adapter.memory(policies.make("full")))
+    short = adapter.answer(encoded, adapter.memory(policies.make("streaming:sinks=1,window=3", update_interval=16)))
+    assert (full - short).abs().max() > 1e-2
+
+
+def test_kept_names_time_steps_and_kinds(adapter):
+    encoded = adapter.encode(recording(1, steps=11))  # 32 tokens: an update at the last one
+    cache = adapter.memory(policies.make("streaming:sinks=4,window=3", update_interval=16))
+    adapter.answer(encoded, cache)
+    kept = adapter.kept(cache, encoded)["kept"]
+    assert kept.shape == (2, 11, 3)
+    expected = np.zeros((11, 3))
+    expected[0] = 1  # sinks: return, state, action of step 0 ...
+    expected[1, 0] = 1  # ... and the return of step 1
+    expected[9, 2] = expected[10, 0] = expected[10, 1] = 1  # window: the last three tokens
+    np.testing.assert_array_equal(kept, np.stack([expected, expected]))
+    np.testing.assert_array_equal(kept, kept_tokens(cache, 11, 0))
+
+
+def test_keeps_what_every_adapter_promises(adapter):
+    adapter.model.config.max_ep_len = 200
+    adapter.model.embed_timestep = torch.nn.Embedding(200, 32)
+    check_adapter(adapter)
+
+
+def test_statistics_come_from_the_folder_or_are_given(folder, adapter):
+    np.testing.assert_array_equal(adapter.statistics.state_std, STATISTICS.state_std)
+    assert adapter.statistics.target_return == 300.0
+    (folder / "statistics.json").unlink()  # as the published models are
+    with pytest.raises(NammTransferError, match="statistics"):
+        DecisionTransformerAdapter.load(folder, device="cpu")
+    given = DecisionTransformerAdapter.load(folder, device="cpu", statistics=STATISTICS)
+    assert given.statistics is STATISTICS
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{", "cannot be read"),
+        ('{"state_mean": [0], "state_std": [1], "colour": 3}', "cannot be read"),
+        ('{"state_mean": [0, 1], "state_std": [1]}', "one length"),
+        ('{"state_mean": [0], "state_std": [0]}', "above 0"),
+        ('{"state_mean": [NaN], "state_std": [1]}', "finite"),
+        ('{"state_mean": [0], "state_std": [1]}', "states of 5 numbers"),
+    ],
+)
+def test_bad_statistics_are_refused(folder, content, complaint):
+    (folder / "statistics.json").write_text(content)
+    with pytest.raises(NammTransferError, match=complaint):
+        DecisionTransformerAdapter.load(folder, device="cpu")
+
+
+def test_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(NammTransferError, match="no Decision Transformer"):
+        DecisionTransformerAdapter.load(tmp_path)
+
+
+def test_shapes_and_time_steps_the_model_cannot_take(adapter):
+    with pytest.raises(NammTransferError, match="80 time steps"):
+        adapter.encode(recording(1, steps=81))
+    sample = recording(1)
+    sample.states = sample.states[..., :-1]
+    with pytest.raises(NammTransferError, match="the model expects"):
+        adapter.encode(sample)
+    with pytest.raises(NammTransferError, match="cache"):
+        adapter.play(policies.make("full"), [1.0])

@@ -1,0 +1,74 @@
+"""Behaviour policies: trained, interrupted, saved, shipped, and what they collect."""
+
+import numpy as np
+import pytest
+import torch
+
+from namm_transfer import NammTransferError
+from namm_transfer.files import asset
+from namm_transfer.rl import collect, datasets
+from namm_transfer.rl.actor import BehaviourActor, load_actor, save_actor
+from namm_transfer.rl.scores import TASKS, normalised_score
+
+
+def test_actor_round_trip(tmp_path):
+    actor = BehaviourActor(11, 3, 16)
+    save_actor(actor, tmp_path, {"env": "hopper", "steps": 5})
+    loaded, facts = load_actor(tmp_path, "hopper")
+    states = torch.randn(4, 11)
+    assert torch.equal(actor.act(states), loaded.act(states))
+    assert facts["steps"] == 5
+    seeded = [loaded.act(states, torch.Generator().manual_seed(1)) for _ in range(2)]
+    assert torch.equal(*seeded)
+    assert not torch.equal(seeded[0], loaded.act(states))
+
+
+def test_actor_of_another_environment_or_shape(tmp_path):
+    with pytest.raises(NammTransferError, match=r"rl\.behaviour --env hopper"):
+        load_actor(tmp_path, "hopper")
+    save_actor(BehaviourActor(11, 3, 16), tmp_path, {"env": "hopper"})
+    with pytest.raises(NammTransferError, match="'hopper', expected 'walker2d'"):
+        load_actor(tmp_path, "walker2d")
+    save_actor(BehaviourActor(12, 3, 16), tmp_path, {"env": "hopper"})
+    with pytest.raises(NammTransferError, match="does not hold the actor"):
+        load_actor(tmp_path, "hopper")
+
+
+@pytest.mark.parametrize("env", TASKS)
+def test_shipped_policies_are_medium(env):
+    actor, facts = load_actor(asset(f"behaviour/{env}-medium"), env)
+    played = list(collect.collect(actor, env, steps=1, seed=50_000))
+    score = normalised_score(env, float(np.mean([episode.episode_return for episode in played])))
+    assert 30 < score < 70, "40 to 60 over more episodes"
+    assert 40 <= facts["measured"]["score"] <= 60
+
+
+def test_the_same_seed_collects_the_same_data(tmp_path):
+    save_actor(BehaviourActor(11, 3, 16), tmp_path / "actor", {"env": "hopper", "steps": 5})
+    found = []
+    for name in ("a", "b"):
+        options = collect.Options("hopper", tmp_path / "actor", f"namm-transfer/hopper/{name}-v0", steps=300, seed=3)
+        found.append(collect.main(options))
+    assert found[0].summary() == found[1].summary()
+    assert found[0].summary()["steps"] >= 300
+    assert datasets.load("namm-transfer/hopper/a-v0", "hopper").id == "namm-transfer/hopper/a-v0"
+
+
+def test_training_goes_on_where_it_was_stopped(tmp_path):
+    behaviour = pytest.importorskip("namm_transfer.rl.behaviour", reason="needs the extra [train]")
+    options = behaviour.Options("hopper", tmp_path, steps=600, evaluate_every=300, episodes=1, width=8)
+    assert behaviour.train(options) == {"steps": 600, "medium": False}
+    with np.load(tmp_path / "state" / "replay.npz") as saved:
+        before = saved["observations"].copy()
+    options.steps = 900
+    assert behaviour.train(options)["steps"] == 900
+    with np.load(tmp_path / "state" / "replay.npz") as saved:
+        np.testing.assert_array_equal(saved["observations"][: len(before)], before)
+        assert len(saved["observations"]) >= 897, "each stop loses the transition in progress at most"
+
+
+def test_medium_is_moving():
+    behaviour = pytest.importorskip("namm_transfer.rl.behaviour", reason="needs the extra [train]")
+    assert behaviour.is_medium({"score": 50, "return": 1600, "length": 600})
+    assert not behaviour.is_medium({"score": 41, "return": 1310, "length": 1000}), "stands and shuffles"
+    assert not behaviour.is_medium({"score": 61, "return": 2000, "length": 600})
