@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -153,7 +154,7 @@ class PyAVReader:
 
 
 def _unreadable(path: Path, error: Exception) -> VideoError:
-    lines = str(error).strip().splitlines()
-    return VideoError(
-        f"video file {str(path)!r} cannot be read: {lines[-1].strip() if lines else type(error).__name__}"
-    )
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # decord writes the time and its own source line before every message; a report should not differ by them.
+    reason = re.sub(r"\[[\d:]+\] \S+: ", "", lines[-1]).strip()
+    return VideoError(f"video file {str(path)!r} cannot be read: {reason}")
