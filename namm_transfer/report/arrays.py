@@ -26,7 +26,7 @@ class ArrayStore:
         if np.asarray(array).dtype.hasobject:
             raise NammTransferError(f"cannot store an array of dtype {np.asarray(array).dtype}; expected numbers")
         buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+        np.save(buffer, np.asarray(array), allow_pickle=False)
         name = hashlib.sha256(buffer.getvalue()).hexdigest()
         if not (self.loose / f"{name}.npy").exists():
             write_atomic(self.loose / f"{name}.npy", buffer.getvalue())

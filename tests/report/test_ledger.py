@@ -1,0 +1,76 @@
+"""Records on disk: durable, append-only, readable up to any damage."""
+
+import os
+
+import pytest
+
+from namm_transfer import NammTransferError
+from namm_transfer.report import ledger
+
+
+@pytest.fixture
+def path(write_folder, tmp_path):
+    return ledger.find(write_folder(tmp_path, {"full": [1.0, 0.0, 1.0], "l2": [0.0, 1.0, 1.0]}))[0]
+
+
+def test_what_is_written_is_read(path, make_record):
+    contents = ledger.read(path)
+    assert contents.damage is None
+    assert contents.records[4] == make_record(1, "l2", 1.0)
+    assert contents.intact_bytes == path.stat().st_size
+
+
+def test_cut_off_anywhere_it_is_read_up_to_the_cut(path):
+    whole = path.read_bytes()
+    starts = [0, *(i + 1 for i, byte in enumerate(whole) if byte == ord("\n"))]
+    for cut in {starts[1] - 1, starts[1], starts[1] + 1, starts[3] - 1, starts[3] + 40, len(whole) - 1}:
+        path.write_bytes(whole[:cut])
+        contents = ledger.read(path)
+        complete = [start for start in starts if start <= cut]
+        assert contents.intact_bytes == complete[-1]
+        assert len(contents.records) == max(0, len(complete) - 2)
+        assert (contents.damage is None) == (cut == complete[-1])
+
+
+def test_damage_in_the_middle_ends_the_reading_and_says_where(path):
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[3] = lines[3].replace(b'"index":', b'"indox":')
+    path.write_bytes(b"".join(lines))
+    contents = ledger.read(path)
+    assert len(contents.records) == 2
+    assert contents.damage.startswith(f"{path.name} is damaged from line 4 on")
+
+
+def test_bytes_that_are_no_text_are_damage(path):
+    path.write_bytes(path.read_bytes() + b"\xff\xfe\x00\n")
+    assert "damaged from line 8" in ledger.read(path).damage
+
+
+def test_another_schema_version_is_refused(path):
+    path.write_bytes(path.read_bytes().replace(b'{"schema_version":1', b'{"schema_version":7', 1))
+    with pytest.raises(NammTransferError, match="has schema version 7, expected 1"):
+        ledger.read(path)
+
+
+def test_resume_cuts_the_damage_off_and_appending_goes_on(path, make_run, make_record, tmp_path):
+    os.truncate(path, path.stat().st_size - 3)
+    notes = ledger.prepare(tmp_path, make_run(["full", "l2"], 3), resume=True)
+    assert "damaged from line 7" in notes[0]
+    book = ledger.Ledger(path, make_run(["full", "l2"], 3))
+    book.add(make_record(2, "l2", 1.0))
+    book.close()
+    contents = ledger.read(path)
+    assert (contents.damage, len(contents.records)) == (None, 6)
+
+
+def test_tasks_share_a_folder_and_leave_each_other_alone(write_folder, make_run, tmp_path):
+    write_folder(tmp_path, {"full": [1.0]}, task="rl/hopper")
+    write_folder(tmp_path, {"full": [1.0]}, task="rl/hopper-old")
+    ledger.prepare(tmp_path, make_run(["full"], 1, task="rl/hopper"), resume=False)
+    assert [path.name for path in ledger.find(tmp_path)] == ["records-rl-hopper-old-0.jsonl"]
+
+
+def test_differences_name_the_place_and_both_values():
+    assert ledger.differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == ["a.b: 1 there, 3 here"]
+    assert ledger.differences({"a": 1}, {"a": 1, "b": 2}) == ["b: None there, 2 here"]
+    assert ledger.differences({"a": [1]}, {"a": [1]}) == []

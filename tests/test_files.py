@@ -1,0 +1,83 @@
+"""Atomic writes, paths, assets, checksums."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from namm_transfer import NammTransferError, files
+
+
+def test_write_atomic_replaces_and_makes_folders(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    assert files.write_atomic(path, "one") == path
+    files.write_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [item.name for item in path.parent.iterdir()] == ["b.txt"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = files.write_atomic(tmp_path / "a.txt", "old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        files.write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [item.name for item in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "link/x"])
+def test_safe_join_refuses_to_leave_the_folder(name, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path)
+    with pytest.raises(NammTransferError, match="leaves its folder"):
+        files.safe_join(root, name)
+    assert files.safe_join(root, "a/./b/../c") == root / "a" / "c"
+
+
+def test_assets_are_found_by_name_and_in_groups(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "group/two"):
+        (tmp_path / "assets" / name).mkdir(parents=True)
+    assert files.asset("one") == tmp_path / "assets" / "one"
+    assert files.asset("two") == files.asset("group/two") == tmp_path / "assets" / "group" / "two"
+
+
+def test_a_missing_asset_says_which_command_makes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(files.MADE_BY, "not-there", "python -m somewhere")
+    with pytest.raises(NammTransferError, match="make it with: python -m somewhere"):
+        files.asset("not-there")
+    with pytest.raises(NammTransferError, match="expected a folder in assets"):
+        files.asset("unheard-of")
+    for name in ("", ".", ".."):
+        with pytest.raises(NammTransferError):
+            files.asset(name)
+
+
+def test_commands_that_make_assets_exist():
+    root = Path(__file__).parent.parent
+    for command in files.MADE_BY.values():
+        words = command.split()
+        script = next((word for word in words if word.endswith(".py")), None)
+        module = words[words.index("-m") + 1] if script is None else None
+        path = root / script if script else root / f"{module.replace('.', '/')}.py"
+        assert path.is_file(), command
+
+
+def test_sha256_of_files_and_folders(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x").write_bytes(b"abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert files.sha256(tmp_path / "b" / "x") == digest
+    assert files.sha256(tmp_path) == hashlib.sha256(f"{digest}  b/x\n".encode()).hexdigest()
+    before = files.sha256(tmp_path)
+    (tmp_path / "b" / "x").rename(tmp_path / "b" / "y")
+    assert files.sha256(tmp_path) != before
+    with pytest.raises(NammTransferError, match="no such file or folder"):
+        files.sha256(tmp_path / "nothing")
