@@ -1,0 +1,44 @@
+# Two commands, each alone on a fresh machine: everything they need goes into .venv inside the checkout.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+RUNS   ?= runs
+
+.PHONY: help transfer test lint benchmark clean
+
+help:
+	@echo "make transfer   install, evaluate the frozen NAMM on video and control with the shipped models, print the report"
+	@echo "make test       install, run all tests"
+	@echo "make lint       ruff and mypy"
+	@echo "make benchmark  speed of the memory against plain transformers"
+	@echo "make clean      remove runs and caches (not the environment)"
+
+# The stamp is newer than pyproject.toml and constraints.txt exactly when the environment fits them. CI's versions hold
+# where they can be had; elsewhere the ranges of pyproject.toml do.
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+transfer: $(VENV)/.stamp
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 2 \
+	  evals/video.py --config evals/configs/transfer-video.toml --out $(RUNS)/video
+	$(BIN)/python evals/rl.py --config evals/configs/transfer-rl.toml --out $(RUNS)/rl
+	$(BIN)/namm-transfer report merge $(RUNS)/video $(RUNS)/rl --out $(RUNS)/transfer
+
+test: $(VENV)/.stamp
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmark: $(VENV)/.stamp
+	$(BIN)/python benchmarks/prefill.py
+
+clean:
+	rm -rf $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
