@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,9 +31,12 @@ def merge(folders: Sequence[Path], out: Path) -> Report:
                 )
             origin[name] = folder
     copies = {path.name: path.read_bytes() for folder in folders for path in ledger.find(folder)}
-    strangers = [path.name for path in ledger.find(out) if path.name not in copies]
-    if strangers:
-        raise NammTransferError(f"{str(out)!r} has records of something else ({strangers[0]}); expected another --out")
+    for path in ledger.find(out):
+        run = ledger.read(path).run
+        if run is None or run.task not in origin:
+            raise NammTransferError(f"{str(out)!r} has records of something else ({path.name}); expected another --out")
+        if path.name not in copies:  # an earlier merge of the same tasks, run by more processes then
+            os.replace(path, path.with_suffix(".jsonl.old"))
     for file, content in copies.items():
         write_atomic(out / file, content)
     report = build(out)

@@ -56,20 +56,20 @@ def answer(row: SummaryRow, *, full: SummaryRow | None, pairs: int, draws: int, 
 
 
 def _sentence(row: SummaryRow, word: Verdict, full: SummaryRow | None, counted: str, unit: str) -> str:
-    score = f"{unit} {number(row.score)}"
+    score = f"{number(row.score)} ({unit})"
     if word == "baseline":
         return f"The full cache is what the others are compared with: {score}."
     if word == "hardly acted":
         return (
-            f"It hardly acted: {row.updates_mean:.1f} updates a sample on average, fewer than {MIN_UPDATES}. Its score "
-            f"({score}) says nothing about this memory; longer samples or a smaller --update-interval would."
+            f"It hardly acted: {row.updates_mean:.1f} updates a sample on average, fewer than {MIN_UPDATES}. Its "
+            f"score, {score}, says nothing about this memory; longer samples or a smaller --update-interval would."
         )
     held = f"holding {percent(row.kept_share)} of the cache"
     if row.diff_ci is None or full is None:
         return f"Nothing to conclude: {score}, {held}, and fewer than two pairs with the full cache to compare."
     low, high = row.diff_ci
     facts = (
-        f"{score} against {number(full.score)} with the full cache, {signed(row.diff_full)} "
+        f"{number(row.score)} against {number(full.score)} with the full cache ({unit}), {signed(row.diff_full)} "
         f"(95 % interval {signed(low)} to {signed(high)}, {counted}), {held}."
     )
     if word == "unsettled":
@@ -90,7 +90,9 @@ def number(value: float | None) -> str:
     """Three significant digits, never in scientific notation for the sizes scores have; a dash for None."""
     if value is None:
         return "-"
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if abs(value) >= 1000 or value == 0:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.5f}"
 
 
 def signed(value: float | None) -> str:

@@ -136,12 +136,13 @@ def test_ledgers_of_two_configurations_are_refused(write_folder, tmp_path):
 
 
 def test_numbers_are_short_and_never_scientific():
-    assert [verdict.number(x) for x in (None, 0.48717, 65.13, 3234.3, 123456.0, 0.0)] == [
+    assert [verdict.number(x) for x in (None, 0.48717, 65.13, 3234.3, 123456.0, 0.0, -0.0000474)] == [
         "-",
         "0.487",
         "65.1",
         "3234",
         "123456",
         "0",
+        "-0.00005",
     ]
     assert (verdict.signed(0.5), verdict.signed(-0.5), verdict.percent(0.123)) == ("+0.5", "-0.5", "12.3 %")

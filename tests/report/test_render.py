@@ -133,7 +133,7 @@ def test_markdown_has_the_answer_the_tables_and_no_live_markup(report):
 
 def test_the_terminal_shows_answer_table_and_path(report, tmp_path):
     text = render.terminal(report, tmp_path)
-    assert "video, namm: It helps: accuracy 1 against 0.5 with the full cache" in text
+    assert "video, namm: It helps: 1 against 0.5 with the full cache (accuracy), +0.5" in text
     assert "video, h2o" not in text
     assert str(tmp_path / "report.html") in text
     assert max(map(len, text.split("\n\n")[1].splitlines())) <= 120
@@ -150,7 +150,9 @@ def test_merged_reports_have_every_task_once(write_folder, tmp_path):
         ("rl/hopper", "namm"): 6.0,
     }
     assert build(tmp_path / "all") == merged
+    (tmp_path / "all" / "records-video-1.jsonl").write_bytes((first / "records-video-0.jsonl").read_bytes())
     assert merge([first, second], tmp_path / "all") == merged
+    assert not (tmp_path / "all" / "records-video-1.jsonl").exists()
     with pytest.raises(NammTransferError, match="task 'video' is in"):
         merge([first, tmp_path / "all"], tmp_path / "twice")
     with pytest.raises(NammTransferError, match="records of something else"):
