@@ -137,9 +137,8 @@ class DecisionTransformerAdapter(ModalityAdapter):
         try:
             model = DecisionTransformerModel.from_pretrained(str(source), **options)
         except (OSError, ValueError, RuntimeError) as problem:
-            raise NammTransferError(
-                f"{str(source)!r} is no Decision Transformer that can be loaded: {problem}"
-            ) from problem
+            reason = str(problem).splitlines()[0]
+            raise NammTransferError(f"{str(source)!r}: no Decision Transformer to load there ({reason})") from problem
         if device_map is None:
             model = model.to(device or default_device())
         return cls(model, statistics or Statistics.read(str(source)))

@@ -1,0 +1,199 @@
+"""`evals/rl.py` end to end: real Hopper, a small random model that falls soon, several policies."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from namm_transfer.adapters.decision_transformer import Statistics
+from namm_transfer.evals import rl
+from transformers import DecisionTransformerConfig, DecisionTransformerModel
+
+from namm_transfer import NammTransferError
+from namm_transfer.report import ledger
+from namm_transfer.rl import datasets
+from namm_transfer.rl.environments import Environments, random_policy, rollout
+from namm_transfer.rl.scores import normalised_score
+
+SCRIPT = Path(rl.__file__)
+POLICIES = "full,streaming:sinks=2,window=10,h2o:keep=0.5"
+
+
+def make_model(folder, states=11, actions=3, statistics=True):
+    torch.manual_seed(3)
+    config = DecisionTransformerConfig(
+        state_dim=states,
+        act_dim=actions,
+        hidden_size=32,
+        n_layer=2,
+        max_ep_len=1000,
+        n_positions=8,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    DecisionTransformerModel(config).save_pretrained(folder)
+    if statistics:
+        text = Statistics(np.zeros(states), np.ones(states), target_return=1000.0).to_json()
+        (folder / "statistics.json").write_text(text)
+    return str(folder)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return make_model(tmp_path / "model")
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+
+
+def flags(model, out, *more):
+    common = ["--env", "hopper", "--model", model, "--update-interval", "16", "--batch-envs", "3", "--episodes", "4"]
+    return [*common, "--policy", POLICIES, "--out", str(out), *more]
+
+
+def content(out):
+    """What was found, without how long it took."""
+    return {
+        policy: [record.model_copy(update={"seconds": 0}) for record in found] for policy, found in played(out).items()
+    }
+
+
+def played(out):
+    """The records of a report folder, in full, by policy."""
+    found = {}
+    for contents in ledger.read_task(out, "rl/hopper"):
+        for record in sorted(contents.records, key=lambda record: record.index):
+            found.setdefault(record.policy, []).append(record)
+    return found
+
+
+def test_every_policy_plays_the_same_episodes(model, tmp_path):
+    report = rl.main(flags(model, tmp_path / "out", "--seeds", "2"))
+    records = played(tmp_path / "out")
+    assert list(records) == ["full", "streaming:sinks=2,window=10", "h2o:keep=0.5"]
+    for policy, found in records.items():
+        assert [record.details["env_seed"] for record in found] == [0, 10_000, 1, 10_001]
+        for record in found:
+            assert record.error is None
+            assert record.score == pytest.approx(normalised_score("hopper", record.details["return"]))
+            assert record.seen == 3 * record.details["length"] - 1
+            assert record.updates == (0 if policy == "full" else record.seen // 16)
+    assert {record.category for record in records["full"]} == {"seed 0", "seed 1"}
+    assert [(row.policy, row.n, row.failed) for row in report.summary] == [(policy, 4, 0) for policy in records]
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert not (tmp_path / "MUJOCO_LOG.TXT").exists()
+
+
+def test_cache_size_is_averaged_over_the_steps(model, tmp_path):
+    rl.main(flags(model, tmp_path / "out"))
+    records = played(tmp_path / "out")
+    assert all(record.kept_share == 1.0 for record in records["full"])
+    for record in records["streaming:sinks=2,window=10"]:
+        shares, held, updates = [], 0, 0
+        for seen in range(1, record.seen + 1):
+            held += 1
+            if seen % 16 == 0:
+                held, updates = min(held, 12), updates + 1
+            if seen % 3 == 2:  # the state: an action is read
+                shares.append(held / seen)
+        assert record.kept_share == pytest.approx(np.mean(shares), rel=1e-5)
+        assert record.updates == updates
+
+
+def test_what_was_kept_is_in_the_report(model, tmp_path):
+    rl.main(flags(model, tmp_path / "out"))
+    with np.load(tmp_path / "out" / "kept.npz") as arrays:
+        for policy, records in played(tmp_path / "out").items():
+            for record in records:
+                kept = arrays[record.arrays["kept"]]
+                assert kept.shape == (2, record.details["length"], 3)
+                assert kept.sum() / 2 == pytest.approx(np.mean(record.kept), rel=1e-4)
+                if policy == "full":
+                    assert kept.reshape(2, -1)[:, :-1].all()
+
+
+def test_same_seed_same_report_and_resume(model, tmp_path):
+    rl.main(flags(model, tmp_path / "a"))
+    rl.main(flags(model, tmp_path / "b"))
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    records = next((tmp_path / "b").glob("records-*.jsonl"))
+    lines = records.read_text().splitlines(keepends=True)
+    records.write_text("".join(lines[:6]))
+    rl.main(flags(model, tmp_path / "b", "--resume"))
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_two_processes_give_the_same_report(model, tmp_path):
+    rl.main(flags(model, tmp_path / "one"))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_cpu_threads_per_process", "1", str(SCRIPT), *flags(model, tmp_path / "two")]
+    subprocess.run(launch, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300)
+    assert len(list((tmp_path / "two").glob("records-*.jsonl"))) == 2, "both processes played"
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+def test_window_recomputes_and_says_that_no_policy_acts(model, tmp_path, capsys):
+    rl.main(flags(model, tmp_path / "out", "--context", "window", "--window", "5"))
+    assert "no policy will ever act" in capsys.readouterr().err
+    records = played(tmp_path / "out")
+    for found in records.values():
+        assert all((record.updates, record.kept_share) == (0, 1.0) for record in found)
+        assert all(record.seen == 14 for record in found), "five steps less the last action"
+    lengths = [[record.details["length"] for record in found] for found in records.values()]
+    assert lengths[0] == lengths[1] == lengths[2]
+
+
+def test_episodes_shorter_than_an_interval_are_named(model, tmp_path, capsys):
+    rl.main(flags(model, tmp_path / "out", "--update-interval", "1024"))
+    assert "8 of 8 episodes ended before the first update" in capsys.readouterr().err
+
+
+def test_statistics_from_a_data_set(tmp_path):
+    episodes = rollout(Environments("hopper", 2), [0, 1], random_policy("hopper", 0))
+    datasets.write("namm-transfer/hopper/test-v0", "hopper", episodes, "random actions", "for a test")
+    model = make_model(tmp_path / "published", statistics=False)
+    with pytest.raises(NammTransferError, match=r"statistics\.json"):
+        rl.main(flags(model, tmp_path / "out"))
+    report = rl.main(flags(model, tmp_path / "out", "--dataset", "namm-transfer/hopper/test-v0"))
+    assert all(row.failed == 0 for row in report.summary)
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (["--policy", "oracle"], "oracle"),
+        (["--dataset", "namm-transfer/hopper/none-v0"], "no data set"),
+        (["--env", "walker2d"], "Walker2d-v5 has 17"),
+        (["--seeds", "9"], "--seeds 9"),
+        (["--batch-envs", "0"], "--batch-envs 0"),
+        (["--model", "nowhere"], "'nowhere'"),
+    ],
+)
+def test_bad_input_is_one_clear_error(model, tmp_path, more, complaint):
+    with pytest.raises(NammTransferError, match=complaint):
+        rl.main(flags(model, tmp_path / "out", *more))
+
+
+def test_a_model_that_gives_nan_fails_its_episodes(model, tmp_path):
+    broken = DecisionTransformerModel.from_pretrained(model)
+    with torch.no_grad():
+        broken.predict_action[0].bias.fill_(float("nan"))
+    broken.save_pretrained(model)
+    report = rl.main(flags(model, tmp_path / "out"))
+    assert all(row.failed == 4 for row in report.summary)
+    assert all("not finite" in record.error for found in played(tmp_path / "out").values() for record in found)
+
+
+def test_the_script_ends_with_the_message_and_a_status(model, tmp_path):
+    found = subprocess.run(
+        [sys.executable, str(SCRIPT), *flags("nowhere", tmp_path / "out")], capture_output=True, text=True, timeout=120
+    )
+    assert found.returncode == 1
+    assert found.stderr.strip().splitlines()[-1].startswith("error: 'nowhere'")
