@@ -1,45 +1,42 @@
-"""Train a behaviour policy by soft actor-critic up to the `medium` tier (40 to 60 normalised).
+"""Train a behaviour policy up to the `medium` tier (40 to 60 normalised).
 
-    python -m namm_transfer.rl.behaviour --env hopper --out runs/behaviour/hopper
+    python -m namm_transfer.rl.behaviour --env halfcheetah --out runs/behaviour/halfcheetah
 
 Writes `OUT/medium/actor.safetensors` (the first snapshot that is medium, with sampled actions as the data will have)
-and `OUT/state/` (networks, optimisers, replay buffer: kill it at any time, run the same command again, and it goes on).
-Needs the extra `[train]`. The replay buffer is the `medium-replay` tier's data.
+and `OUT/state/` (kill it at any time, run the same command again, and it goes on). Needs the extra `[train]`.
 """
 
 from __future__ import annotations
 
-import io
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import tyro
-from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from namm_transfer.files import write_atomic
 from namm_transfer.rl.actor import BehaviourActor, save_actor
-from namm_transfer.rl.environments import Environments, make, rollout
+from namm_transfer.rl.environments import Environments, rollout
+from namm_transfer.rl.learners import LEARNERS, Learner
 from namm_transfer.rl.scores import normalised_score, task
 
 MEDIUM = (40.0, 60.0)
 CARD = """# Behaviour policy, {env} {tier}
 
-The actor of soft actor-critic after {steps:,} steps in {gym_id} ({width} wide, seed {seed}): `actor.safetensors`, read
-by `namm_transfer.rl.actor.load_actor`. It makes the `{env}` {tier} data.
+The actor of {algorithm} after {steps:,} steps in {gym_id} (seed {seed}): `actor.safetensors`, read by
+`namm_transfer.rl.actor.load_actor`. It makes the `{env}` {tier} data.
 
-Sampled actions, {episodes} episodes: mean return {return_:.0f} (v5; normalised by D4RL's references {score:.1f}), mean
-length {length:.0f}, mean distance {distance:.0f} m.
+Sampled actions, {episodes} episodes: mean return {return:.0f} (v5; normalised by D4RL's references {score:.1f}), mean
+length {length:.0f}, mean distance {distance:.0f} m. Made with stable-baselines3 by
 
-Made by `python -m namm_transfer.rl.behaviour --env {env} --out runs/behaviour/{env}` with stable-baselines3; the same
-command elsewhere gives another policy of the tier, not the same numbers.
+    python -m namm_transfer.rl.behaviour {command}
+
+The same command elsewhere gives another policy of the tier, not the same numbers.
 """
-REPLAY_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
 @dataclass
@@ -50,30 +47,22 @@ class Options:
     """hopper, halfcheetah or walker2d."""
     out: Path
     """Folder of the snapshot and of the training state."""
+    algorithm: Literal["sac", "ppo"] = "sac"
+    """Soft actor-critic or proximal policy optimisation: more steps, but a fraction of the time where it gets there."""
     steps: int = 250_000
     """Environment steps at most; training stops at the first snapshot confirmed as medium."""
     width: int = 128
-    """Size of the two hidden layers of actor and critics; half of the usual 256, for 2.7 times the steps a second."""
+    """Size of the two hidden layers; half of SAC's usual 256, for 2.7 times the steps a second."""
     batch_size: int = 128
     """Transitions an update."""
     learning_rate: float = 5e-4
-    """Of actor, critics and temperature."""
+    """Of everything that learns."""
     evaluate_every: int = 5_000
     """Steps between evaluations, which are also the checkpoints."""
     episodes: int = 5
     """Sampled episodes an evaluation; a candidate is confirmed with four times as many."""
     seed: int = 0
     """Of networks, exploration and environments."""
-
-
-def exported(model: Any, width: int) -> BehaviourActor:
-    """The actor inside a stable-baselines3 model, as this package's module."""
-    source = model.policy.actor
-    actor = BehaviourActor(model.observation_space.shape[0], model.action_space.shape[0], width)
-    actor.hidden.load_state_dict(source.latent_pi.state_dict())
-    actor.mean.load_state_dict(source.mu.state_dict())
-    actor.log_std.load_state_dict(source.log_std.state_dict())
-    return actor.eval()
 
 
 def measure(actor: BehaviourActor, env: str, episodes: int, seed: int) -> dict[str, float]:
@@ -101,85 +90,54 @@ def is_medium(measured: dict[str, float]) -> bool:
 class Medium(BaseCallback):
     """Evaluates every few thousand steps, checkpoints, and stops at the first snapshot confirmed as medium."""
 
-    def __init__(self, options: Options, bar: tqdm) -> None:
+    def __init__(self, options: Options, learner: Learner, bar: tqdm) -> None:
         super().__init__()
-        self.options, self.bar = options, bar
+        self.options, self.learner, self.bar = options, learner, bar
 
     def _on_step(self) -> bool:
         self.bar.update(self.num_timesteps - self.bar.n)
         if self.num_timesteps % self.options.evaluate_every:
             return True
         done = self.evaluate()
-        save_state(self.model, self.options.out / "state")
+        self.learner.save(self.options.out / "state")
         return not done
 
     def evaluate(self) -> bool:
         """One evaluation; True when the snapshot is medium in the confirmation too."""
-        options = self.options
-        actor = exported(self.model, options.width)
+        options, actor = self.options, self.learner.actor()
         for episodes, seed in ((options.episodes, 10_000), (4 * options.episodes, 20_000)):
             result = measure(actor, options.env, episodes, seed + options.seed)
             tqdm.write(f"{options.env} {self.num_timesteps} " + " ".join(f"{k} {v:.1f}" for k, v in result.items()))
             if not is_medium(result):
                 return False
         facts = {"env": options.env, "gym_id": task(options.env).gym_id, "tier": "medium", "steps": self.num_timesteps}
-        facts |= {"seed": options.seed, "width": options.width, "measured": result, "algorithm": "SAC"}
+        facts |= {"seed": options.seed, "algorithm": options.algorithm, "measured": result}
         save_actor(actor, options.out / "medium", facts)
-        numbers = {**facts, **result, "return_": result["return"]}
-        write_atomic(options.out / "medium" / "README.md", CARD.format(**numbers))
+        write_atomic(options.out / "medium" / "README.md", card(facts, options))
         return True
 
 
-def save_state(model: Any, folder: Path) -> None:
-    """Networks, optimisers, replay buffer and step count, each file replaced atomically, the step count last.
-
-    The step in progress is not in the buffer yet: a restart loses that one transition.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    torch.save(model.get_parameters(), buffer)
-    write_atomic(folder / "parameters.pt", buffer.getvalue())
-    replay = model.replay_buffer
-    size = replay.buffer_size if replay.full else replay.pos
-    temporary = folder / "replay.tmp.npz"
-    np.savez(temporary, **{name: getattr(replay, name)[:size] for name in REPLAY_ARRAYS}, steps=model.num_timesteps)
-    os.replace(temporary, folder / "replay.npz")
-
-
-def load_state(model: Any, folder: Path) -> bool:
-    """Continue from `save_state`'s folder; False when there is none."""
-    if not (folder / "replay.npz").is_file():
-        return False
-    model.set_parameters(torch.load(folder / "parameters.pt", weights_only=True))
-    with np.load(folder / "replay.npz", allow_pickle=False) as saved:
-        replay, size = model.replay_buffer, len(saved["rewards"])
-        for name in REPLAY_ARRAYS:
-            getattr(replay, name)[:size] = saved[name]
-        replay.pos, model.num_timesteps = size, int(saved["steps"])
-    return True
+def card(facts: dict[str, Any], options: Options) -> str:
+    """The README.md of a behaviour policy; the command names every option that is not the default."""
+    usual = Options(env=options.env, out=Path())
+    said = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in ("env", "out")}
+    changed = [f"--{name.replace('_', '-')} {value}" for name, value in said.items() if value != getattr(usual, name)]
+    command = " ".join([f"--env {options.env}", *changed, f"--out runs/behaviour/{options.env}"])
+    return CARD.format(**{**facts, **facts["measured"]}, command=command)
 
 
 def train(options: Options) -> dict[str, Any]:
     """Train until medium or until `steps`; returns the step count and whether a medium snapshot exists."""
-    env = make(options.env)
-    model = SAC(
-        "MlpPolicy",
-        env,
-        learning_rate=options.learning_rate,
-        batch_size=options.batch_size,
-        buffer_size=options.steps,
-        learning_starts=5_000,
-        seed=options.seed,
-        device="cpu",
-        policy_kwargs={"net_arch": [options.width, options.width], "optimizer_kwargs": {"fused": True}},
+    learner: Learner = LEARNERS[options.algorithm](
+        options.env, options.width, options.learning_rate, options.batch_size, options.steps, options.seed
     )
-    resumed = load_state(model, options.out / "state")
-    actor = options.out / "medium" / "actor.safetensors"
-    if not actor.is_file() and model.num_timesteps < options.steps:
-        with tqdm(total=options.steps, initial=model.num_timesteps, desc=f"SAC {options.env}", mininterval=10) as bar:
-            left = options.steps - model.num_timesteps
-            model.learn(left, callback=Medium(options, bar), reset_num_timesteps=not resumed)
-    return {"steps": model.num_timesteps, "medium": actor.is_file()}
+    resumed = learner.load(options.out / "state")
+    steps, medium = learner.model.num_timesteps, options.out / "medium" / "actor.safetensors"
+    if not medium.is_file() and steps < options.steps:
+        with tqdm(total=options.steps, initial=steps, desc=f"{options.algorithm} {options.env}", mininterval=10) as bar:
+            callback = Medium(options, learner, bar)
+            learner.model.learn(options.steps - steps, callback=callback, reset_num_timesteps=not resumed)
+    return {"steps": learner.model.num_timesteps, "medium": medium.is_file()}
 
 
 if __name__ == "__main__":
