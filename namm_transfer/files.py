@@ -11,9 +11,12 @@ from pathlib import Path
 from .errors import NammTransferError
 
 MADE_BY = {
-    "namm-text": "accelerate launch evals/evolve.py --out assets/namm-text",
+    "namm-text": "accelerate launch evals/evolve.py --out runs/evolve",
+    "llava-next-video-small": "python -m namm_transfer.video.train",
+    "decision-transformer": "python -m namm_transfer.rl.train --env ENV --out assets/decision-transformer/ENV-medium",
+    "behaviour": "python -m namm_transfer.rl.behaviour --env ENV --out assets/behaviour/ENV-medium",
 }
-"""Asset name -> the command that makes it; what is not in here is somebody's own file."""
+"""Asset or group of assets -> the command that makes it; what is not in here is somebody's own."""
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> Path:
@@ -57,10 +60,13 @@ def asset(name: str) -> Path:
     """
     for root in (Path(str(resources.files("namm_transfer.assets"))), Path("assets")):
         candidates = [safe_join(root, name), *sorted(safe_join(group, name) for group in _folders(root))]
-        found = next((path for path in candidates if path.exists()), None)
-        if found is not None and found != root.resolve():
-            return found
-    made_by = MADE_BY.get(name) or MADE_BY.get(name.split("/")[-1])
+        found = [path for path in candidates if path.exists() and path != root.resolve()]
+        if len(found) > 1:
+            names = " and ".join(map(str, found))
+            raise NammTransferError(f"asset {name!r} is there more than once: {names}; expected one of these")
+        if found:
+            return found[0]
+    made_by = MADE_BY.get(name) or MADE_BY.get(name.partition("/")[0])
     hint = f"make it with: {made_by}" if made_by else "expected a folder in assets/ or assets/GROUP/ of a checkout"
     raise NammTransferError(f"asset {name!r} is neither installed nor in ./assets; {hint}")
 

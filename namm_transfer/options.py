@@ -53,8 +53,8 @@ Options = TypeVar("Options")
 def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Options:
     """Options of a dataclass from the command line: its flags, then the file of its `--config`, then its defaults.
 
-    `--help` shows the class's docstring and the docstring under each field. Flags in `arguments` (`sys.argv[1:]` unless
-    given) that are wrong end the program with a message, as command line tools do.
+    `--help` shows the docstring of the class's module and the one under each field. Flags in `arguments`
+    (`sys.argv[1:]` unless given) that are wrong end the program with a message, as command line tools do.
 
     Raises:
         NammTransferError: the file is not there, is no TOML, or has a key or value that does not fit.
@@ -64,7 +64,8 @@ def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Opt
     default = options() if file is None else _from_toml(options, Path(file))
     called, *words = sys.argv
     program = f"namm-transfer {words[0]}" if words and Path(called).name == "namm-transfer" else None
-    return tyro.cli(options, prog=program, args=given, default=default, description=options.__doc__)
+    described = sys.modules[options.__module__].__doc__ or options.__doc__
+    return tyro.cli(options, prog=program, args=given, default=default, description=described)
 
 
 def split_policies(values: Iterable[str]) -> list[str]:

@@ -60,6 +60,15 @@ def test_a_missing_asset_says_which_command_makes_it(tmp_path, monkeypatch):
             files.asset(name)
 
 
+def test_a_name_in_two_groups_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/same", "b/same"):
+        (tmp_path / "assets" / name).mkdir(parents=True)
+    with pytest.raises(NammTransferError, match=r"more than once: .*/a/same and .*/b/same"):
+        files.asset("same")
+    assert files.asset("b/same") == tmp_path / "assets" / "b" / "same"
+
+
 def test_commands_that_make_assets_exist():
     root = Path(__file__).parent.parent
     for command in files.MADE_BY.values():
