@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM
 from tqdm import tqdm
+from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from namm_transfer import NAMM, EvictionPolicy, MemoryCache, policies
 from namm_transfer.files import write_atomic
@@ -84,7 +84,9 @@ def compare(tokens: int, rounds: int) -> dict[str, dict[str, float]]:
                 seen[name].append((prefill, prefill / base[0], decode, decode / base[1]))
     columns = ("prefill_s", "prefill_ratio", "decode_s", "decode_ratio")
     return {
-        name: {column: statistics.median(values) for column, values in zip(columns, zip(*runs, strict=True), strict=True)}
+        name: {
+            column: statistics.median(values) for column, values in zip(columns, zip(*runs, strict=True), strict=True)
+        }
         for name, runs in seen.items()
     }
 

@@ -7,8 +7,6 @@ next layer sees it: the same result as feeding chunks to the whole model.
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from math import inf
 from typing import Any
 
@@ -17,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import causal_mask_function, sdpa_mask, sliding_window_causal_mask_function
 
 from namm_transfer.cache import MemoryLayer, opened_layer
 from namm_transfer.errors import NammTransferError
+from namm_transfer.masks import MemoryMask, memory_mask
 
 NAME = "memory"
 _HARMLESS = {"position_ids", "cache_position", "use_cache", "sliding_window", "num_items_in_batch", "past_key_values"}
@@ -28,89 +26,6 @@ _HARMLESS = {"position_ids", "cache_position", "use_cache", "sliding_window", "n
 _BLOCK_BYTES = {"cpu": 4 << 20}
 """Softmax weights held at once; what fits a CPU's cache is fastest there."""
 _DEFAULT_BLOCK_BYTES = 256 << 20
-
-
-@dataclass
-class Tokens:
-    """Where a call's real tokens are."""
-
-    counts: list[int]
-    """Real tokens of each sequence in this call."""
-    index: Tensor | None
-    """(batch, columns): columns of the real tokens first, in order; None if there is no padding in the call."""
-
-
-class MemoryMask:
-    """What the mask function was asked for: the attention function alone knows whether there is a MemoryCache."""
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self.arguments = arguments
-
-    def to(self, *args: Any, **kwargs: Any) -> "MemoryMask":
-        """Moved like a tensor, for models spread over devices."""
-        moved = {k: v.to(*args, **kwargs) if isinstance(v, Tensor) else v for k, v in self.arguments.items()}
-        return MemoryMask(moved | {"device": torch.empty(0, device=self.arguments["device"]).to(*args, **kwargs).device})
-
-    @cached_property
-    def ordinary(self) -> Tensor | None:
-        """The mask transformers' own SDPA path would have made."""
-        return sdpa_mask(**self.arguments)
-
-    @cached_property
-    def padding(self) -> Tensor | None:
-        """(batch, columns seen) bool, False at padding; None if there is none."""
-        mask = self.arguments["attention_mask"]
-        if mask is None:
-            return None
-        if mask.shape[-1] != self.arguments["kv_length"]:
-            raise NammTransferError(
-                f"attention_mask has {mask.shape[-1]} columns; expected {self.arguments['kv_length']}, "
-                "those in the cache and the new ones"
-            )
-        return None if bool(mask.all()) else mask.bool()
-
-    @cached_property
-    def tokens(self) -> Tokens:
-        """The call's real tokens."""
-        batch, new = self.arguments["batch_size"], self.arguments["q_length"]
-        if self.padding is None or bool((real := self.padding[:, -new:]).all()):
-            return Tokens([new] * batch, None)
-        return Tokens(real.sum(-1).tolist(), (~real).to(torch.uint8).argsort(dim=-1, stable=True))
-
-    @cached_property
-    def window(self) -> int | None:
-        """The sliding window in tokens, or None for plain causal attention; anything else is refused."""
-        function, size = self.arguments["mask_function"], self.arguments.get("local_size")
-        if function is causal_mask_function:
-            return None
-        if size is None or not _same(function, sliding_window_causal_mask_function(size)):
-            raise NammTransferError("the model's mask is neither causal nor a causal sliding window: it cannot be served")
-        if size >= self.arguments["kv_length"]:
-            return None
-        if self.padding is not None:
-            starts = self.padding.int().diff(dim=-1, prepend=self.padding.new_zeros(len(self.padding), 1).int()) > 0
-            if bool((starts.sum(-1) > 1).any()):
-                raise NammTransferError("padding between tokens under a sliding window cannot be served; pad on the left")
-        return size
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two mask functions are the same code over the same closed-over values."""
-    if not callable(a) or not callable(b):
-        if isinstance(a, tuple) and isinstance(b, tuple):
-            return len(a) == len(b) and all(map(_same, a, b))
-        return type(a) is type(b) and isinstance(a, int) and a == b
-    if a is b:
-        return True
-    if getattr(a, "__code__", a) is not getattr(b, "__code__", b):
-        return False
-    cells = zip(a.__closure__ or (), b.__closure__ or (), strict=True)
-    return all(_same(x.cell_contents, y.cell_contents) for x, y in cells)
-
-
-def memory_mask(**arguments: Any) -> MemoryMask:
-    """The mask function registered as "memory"."""
-    return MemoryMask(arguments)
 
 
 def memory_attention(
@@ -139,15 +54,16 @@ def memory_attention(
     layer: MemoryLayer | None = getattr(key, "memory_layer", None)
     if layer is None and opened_layer() is None:
         if kwargs.get("s_aux") is not None:  # SDPA would leave the sinks out without a word
-            raise NammTransferError(f"{type(module).__name__} has attention sinks (s_aux): not served by this attention")
-        mask = attention_mask.ordinary if isinstance(attention_mask, MemoryMask) else attention_mask
-        return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
+            raise NammTransferError(f"{type(module).__name__} has attention sinks (s_aux): not served")
+        plain = attention_mask.ordinary if isinstance(attention_mask, MemoryMask) else attention_mask
+        return sdpa_attention_forward(module, query, key, value, plain, dropout=dropout, scaling=scaling, **kwargs)
     try:
-        mask = _check(layer, module, query, key, value, attention_mask, dropout, kwargs)
+        layer, mask = _check(layer, module, query, key, value, attention_mask, dropout, kwargs)
         output = _attend_and_evict(layer, mask, query, key, value, scaling or query.shape[-1] ** -0.5)
         layer.close(mask.padding, query.shape[2])
     except BaseException:
-        (layer or opened_layer()).abandon()
+        if (waiting := layer or opened_layer()) is not None:
+            waiting.abandon()
         raise
     return output.transpose(1, 2).contiguous(), None
 
@@ -161,7 +77,7 @@ def _check(
     mask: Any,
     dropout: float,
     kwargs: dict[str, Any],
-) -> MemoryMask:
+) -> tuple[MemoryLayer, MemoryMask]:
     """Refuse what would be served wrongly."""
     name = type(module).__name__
     if layer is None or layer.pending is None or layer.pending[0] is not key or layer.pending[1] is not value:
@@ -186,7 +102,7 @@ def _check(
     layer.owner = weakref.ref(module)
     if layer.columns and layer.index == 0:
         _check_history(layer, mask)
-    return mask
+    return layer, mask
 
 
 def _check_history(layer: MemoryLayer, mask: MemoryMask) -> None:
@@ -265,7 +181,7 @@ def _attend(layer: MemoryLayer, query: Tensor, sizes: list[int], scaling: float,
     if not layer.policy.needs_attention:
         allowed = _allowed(layer, query.shape[2], 0, query.shape[2], window)
         return _fused(query, layer.keys, layer.values, allowed, scaling)
-    batch, query_heads, new, _ = query.shape
+    new = query.shape[2]
     step = _block_rows(layer, query)
     blocks, base = [], layer.stored - new
     ragged = min(sizes) < new

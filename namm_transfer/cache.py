@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from namm_transfer.errors import NammTransferError
+from namm_transfer.memory_report import MemoryReport
 from namm_transfer.policy import EvictionPolicy, LayerView
 
 _SERVED_LAYERS = ("full_attention", "sliding_attention")
@@ -46,16 +47,19 @@ class MemoryLayer(CacheLayerMixin):
     """One layer's kept keys and values, their positions, and the policy's state of each token."""
 
     is_sliding = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, policy: EvictionPolicy, index: int) -> None:
         super().__init__()
         self.policy = policy
         self.index = index
+        self.is_croppable = not policy.evicts
         self.reset()
 
     def reset(self) -> None:
         """Forget everything, the batch size included."""
-        self.keys = self.values = None
+        self.keys = self.values = torch.empty(0)
         self.is_initialized = False
         self.columns = 0
         self.padding: Tensor | None = None
@@ -86,9 +90,9 @@ class MemoryLayer(CacheLayerMixin):
         if waiting is self or (waiting is not None and waiting.index < self.index):
             waiting.abandon()
             raise NammTransferError(
-                f"layer {waiting.index} of a MemoryCache was given keys that no memory attention read: load the model with "
-                'attn_implementation="memory" (a model whose attention does its own thing cannot be served; a cache '
-                "left by an error in mid-forward cannot be used on)"
+                f"layer {waiting.index} of a MemoryCache was given keys that no memory attention read: load the model "
+                'with attn_implementation="memory" (a model whose attention does its own thing cannot be served; a '
+                "cache left by an error in mid-forward cannot be used on)"
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -100,7 +104,7 @@ class MemoryLayer(CacheLayerMixin):
                 "and one batch; make a new one or reset() it"
             )
         self.pending = (key_states, value_states)
-        key_states.memory_layer = self
+        key_states.memory_layer = self  # type: ignore[attr-defined]
         _THREAD.opened = weakref.ref(self)
         return key_states, value_states
 
@@ -208,11 +212,6 @@ class MemoryLayer(CacheLayerMixin):
 
     # -- what transformers asks of a cache layer ---------------------------------------------------------------------
 
-    @property
-    def is_croppable(self) -> bool:
-        """Only a cache that never evicts can be put back."""
-        return not self.policy.evicts
-
     def get_seq_length(self) -> int:
         """Columns seen, padding and evicted tokens included; positions come from it."""
         return self.columns
@@ -248,7 +247,7 @@ class MemoryLayer(CacheLayerMixin):
         self._select_rows(torch.arange(len(self.sequences)).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the newest columns: minus their number, or, as older transformers say it, the length to come down to."""
+        """Remove the newest columns: minus their number or, as older transformers say, the length to come down to."""
         target = self.columns + tokens_to_remove if tokens_to_remove < 0 else tokens_to_remove
         if not self.is_initialized or tokens_to_remove == 0 or target >= self.columns:
             return
@@ -276,6 +275,8 @@ class MemoryCache(Cache):
     Raises:
         NammTransferError: the model cannot be served exactly, or ``policy`` is none.
     """
+
+    layers: list[MemoryLayer]  # type: ignore[assignment]
 
     def __init__(self, config: PreTrainedConfig, *, policy: EvictionPolicy) -> None:
         text = config.get_text_config(decoder=True)
@@ -323,18 +324,17 @@ class MemoryCache(Cache):
         super().crop(tokens_to_remove)
 
     def positions(self, layer: int) -> Tensor:
-        """Original positions of the kept tokens, (batch, kv_heads, kept) int64, ascending, -1 where a row is shorter."""
-        memory: MemoryLayer = self.layers[layer]
-        if not memory.is_initialized:
+        """Original positions of the kept tokens, (batch, kv_heads, kept) int64 ascending; -1 where a row is shorter."""
+        if not self.layers[layer].is_initialized:
             raise NammTransferError("the cache is empty: nothing has gone through the model yet")
-        return memory.positions.long()
+        return self.layers[layer].positions.long()
 
     def kept_share(self) -> list[float]:
         """Tokens held now over tokens seen, mean over layers and KV heads, for each sequence. Needs no device work."""
         per_layer = [[s.held / max(s.clock, 1) for s in layer.sequences] for layer in self.layers]
         return [sum(column) / len(column) for column in zip(*per_layer, strict=True)]
 
-    def report(self) -> "MemoryReport":
+    def report(self) -> MemoryReport:
         """What is kept, what was seen and what it takes."""
         layers = [layer for layer in self.layers if layer.is_initialized]
         if not layers:
@@ -351,55 +351,3 @@ class MemoryCache(Cache):
 def _bytes(layer: MemoryLayer) -> int:
     tensors = [layer.keys, layer.values, layer.positions, *layer.state.values()]
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
-
-
-@dataclass(frozen=True)
-class RowReport:
-    """One sequence's part of a `MemoryReport`."""
-
-    seen: int
-    """Real tokens processed."""
-    updates: int
-    """Times the policy acted on it."""
-    kept: Tensor
-    """(layers, kv_heads) int64: tokens held now."""
-    kept_share: float
-    """Tokens held over tokens seen, mean over layers and heads."""
-    peak_share: float
-    """The most ever held, just before an update, over tokens seen; mean over layers and heads."""
-    history: Tensor
-    """(layers, updates) float32: tokens a head held after each update, mean over heads."""
-
-
-@dataclass(frozen=True)
-class MemoryReport:
-    """What a `MemoryCache` holds."""
-
-    kept: Tensor
-    """(layers, batch, kv_heads) int64: tokens held now."""
-    seen: list[int]
-    """Real tokens each sequence has processed."""
-    peak: list[list[float]]
-    """[layer][sequence]: the most tokens a head ever held, mean over heads."""
-    history: list[list[list[float]]]
-    """[layer][sequence][update]: tokens a head held after it, mean over heads."""
-    bytes: int
-    """Bytes of keys, values, positions and policy state, holes included: what is really held."""
-
-    @property
-    def kept_share(self) -> float:
-        """Mean of the sequences' kept shares."""
-        rows = [self.row(b).kept_share for b in range(len(self.seen))]
-        return sum(rows) / len(rows)
-
-    def row(self, b: int) -> RowReport:
-        """The report of sequence ``b`` of the batch."""
-        kept, seen = self.kept[:, b], max(self.seen[b], 1)
-        return RowReport(
-            seen=self.seen[b],
-            updates=len(self.history[0][b]),
-            kept=kept,
-            kept_share=float(kept.float().mean()) / seen,
-            peak_share=sum(layer[b] for layer in self.peak) / len(self.peak) / seen,
-            history=torch.tensor([layer[b] for layer in self.history]),
-        )

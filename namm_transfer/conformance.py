@@ -185,7 +185,7 @@ def _check_chunks(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor
 def _check_rows(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor) -> None:
     """Permuting, repeating, selecting and copying rows moves the policy's state with them."""
     name = type(policy).__name__
-    order = torch.tensor([2, 0, 1])
+    order = torch.LongTensor([2, 0, 1])
     half = policy.update_interval + policy.update_interval // 2 + 3
     cuts = [half, tokens.shape[1] - half]
     plain, logits = _run(model, policy, tokens, chunks=cuts)
@@ -195,7 +195,7 @@ def _check_rows(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor) 
         cache.reorder_cache(order)
         cache.batch_repeat_interleave(2)
         cache.batch_select_indices(torch.tensor([0, 3, 4]))
-        cache.reorder_cache(order.argsort())
+        cache.reorder_cache(torch.LongTensor([1, 2, 0]))
         return cache
 
     moved, shuffled = _run(model, policy, tokens, chunks=cuts, between=shuffle)

@@ -1,8 +1,8 @@
 """The Neural Attention Memory Model with backward attention (NAMM-BAM), paper sections 3 and 4 (arXiv 2410.13166).
 
 Readable next to the paper: every update takes the spectrogram S of each cached token's attention (`spectrogram.py`),
-normalises it, prepends sinusoidal features of the token's age, lets each token attend to itself and to newer tokens, and
-scores it with one linear output. Tokens that score zero or more stay. 4,172 numbers serve all layers and heads.
+normalises it, prepends sinusoidal features of the token's age, lets each token attend to itself and to newer tokens,
+and scores it with one linear output. Tokens that score zero or more stay. 4,172 numbers serve all layers and heads.
 """
 
 import os
@@ -72,6 +72,8 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
 
     needs_attention = True
     hop = HOP
+    mean: Tensor
+    var: Tensor
 
     def __init__(
         self,
@@ -87,7 +89,9 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         if selection not in SELECTIONS:
             raise NammTransferError(f"selection={selection!r}: expected one of {', '.join(SELECTIONS)}")
         if attention_dtype not in ATTENTION_DTYPES:
-            raise NammTransferError(f"attention_dtype={attention_dtype!r}: expected one of {', '.join(ATTENTION_DTYPES)}")
+            raise NammTransferError(
+                f"attention_dtype={attention_dtype!r}: expected one of {', '.join(ATTENTION_DTYPES)}"
+            )
         self.update_interval = update_interval
         self.selection = selection
         self.match = match
@@ -186,10 +190,13 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         """
         namm = cls(**options)
         with torch.no_grad():
-            namm._load(_split(_numbers("vector", vector, SIZE)) | {
-                "mean": _numbers("mean", mean, BINS),
-                "var": _numbers("var", var, BINS),
-            })
+            namm._load(
+                _split(_numbers("vector", vector, SIZE))
+                | {
+                    "mean": _numbers("mean", mean, BINS),
+                    "var": _numbers("var", var, BINS),
+                }
+            )
         return namm
 
     def to_vector(self) -> Tensor:
@@ -241,7 +248,9 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         if Path(model_id).is_dir():
             file = Path(model_id) / "model.safetensors"
         else:
-            file = Path(hf_hub_download(model_id, "model.safetensors", **{k: v for k, v in hub.items() if v is not None}))
+            file = Path(
+                hf_hub_download(model_id, "model.safetensors", **{k: v for k, v in hub.items() if v is not None})
+            )
         try:
             namm = cls(**options)
             namm._load(load_file(file, device=str(map_location)))

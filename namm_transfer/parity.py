@@ -1,8 +1,8 @@
 """Replay recorded updates of the published NAMM and compare every number: ``python -m namm_transfer.parity DIR...``.
 
 The format, and the tolerances, are those of ``tests/data/parity/README.md``. The arithmetic is the library's own
-(`spectrogram`, `NAMM.features`, `NAMM.score`, `policy.top`); only what couples the sequences of a batch in the published
-code, and what padding queries do there, lives here: the live cache deliberately does neither.
+(`spectrogram`, `NAMM.features`, `NAMM.score`, `policy.top`); only what couples the sequences of a batch in the
+published code, and what padding queries do there, lives here: the live cache deliberately does neither.
 """
 
 import argparse
@@ -193,11 +193,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{folder.name}: {error}")
             failed = True
             continue
-        for name, error in worst.items():
+        for name, largest in worst.items():
             allowed = TOLERANCES.get(name, 0.0 if name in EXACT else TOLERANCES["running_mean"])
-            good = error <= allowed
+            good = largest <= allowed
             failed |= not good
-            print(f"{folder.name:18s} {name:24s} {error:9.2e}  allowed {allowed:7.1e}  {'ok' if good else 'FAILED'}")
+            print(f"{folder.name:18s} {name:24s} {largest:9.2e}  allowed {allowed:7.1e}  {'ok' if good else 'FAILED'}")
     print("parity: FAILED" if failed else "parity: ok")
     return int(failed)
 

@@ -35,7 +35,7 @@ class FullCache(EvictionPolicy):
 
 @dataclass
 class ScoredPolicy(EvictionPolicy):
-    """Keeps the best tokens by `scores`, as many as ``keep``, ``budget`` or ``match`` says (half when none is given)."""
+    """Keeps the best tokens by `scores`, as many as ``keep``, ``budget`` or ``match`` says; half by default."""
 
     keep: float | None = None
     budget: int | None = None
@@ -137,7 +137,7 @@ class L2Norm(ScoredPolicy):
 class TOVA(ScoredPolicy):
     """Token omission via attention (Oren et al. 2024, arXiv 2401.06104).
 
-    Keeps what the newest query attends to, averaged over all heads of the layer, as in the paper. Acts at updates, where
+    Keeps what the newest query attends to, averaged over all heads of the layer, as in the paper. Acts at updates where
     the paper acts at every token.
     """
 

@@ -136,7 +136,9 @@ class EvictionPolicy(ABC):
         """State of new tokens: zeros, each tensor (batch, heads, ..., tokens)."""
         return {}
 
-    def observe(self, state: dict[str, Tensor], rows: Tensor, clock: list[int], sizes: list[int]) -> None:
+    def observe(  # noqa: B027  (a policy that needs no attention has nothing to do)
+        self, state: dict[str, Tensor], rows: Tensor, clock: list[int], sizes: list[int]
+    ) -> None:
         """Fold attention into ``state``, in place.
 
         Args:
@@ -151,7 +153,7 @@ class EvictionPolicy(ABC):
 
 
 def with_schedule(policy: EvictionPolicy, schedule: Tensor | Sequence[Sequence[float]]) -> EvictionPolicy:
-    """A copy of ``policy`` that keeps ``schedule[layer][update]`` tokens a head, (layers, updates): resolves match=NAME.
+    """A copy of ``policy`` that keeps ``schedule[layer][update]`` tokens a head, (layers, updates): resolves match=.
 
     Entries that are not finite (a layer with fewer updates) are dropped; later updates use the last entry.
     """

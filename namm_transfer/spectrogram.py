@@ -1,4 +1,4 @@
-"""Attention rows to spectra: the streamed short-time Fourier transform of NAMM (paper section 3.1; Hann window 32, hop 16).
+"""Attention rows to spectra: the streamed short-time Fourier transform of NAMM (paper section 3.1; window 32, hop 16).
 
 Pure functions on tensors whose last axis is the cached token, so that a block of attention rows (queries x tokens) is
 transformed in place, without a transpose. All arithmetic is float32.
@@ -70,11 +70,11 @@ def fold(average: Tensor, frames: Tensor) -> Tensor:
 def observe(state: dict[str, Tensor], rows: Tensor, clock: list[int], sizes: list[int]) -> None:
     """Fold a block of attention rows into the per-token state, in place.
 
-    ``state`` holds ``spectrum`` (batch, heads, 17, tokens), ``tail`` (batch, heads, 16, tokens), the last whole hop, and,
+    ``state`` holds ``spectrum`` (batch, heads, 17, tokens), ``tail`` (batch, heads, 16, tokens), the last hop, and,
     while some sequence is inside a hop, ``pending`` (batch, heads, 16, tokens), the rows of that hop so far.
 
     Args:
-        rows: group-averaged attention, (batch, heads, queries, tokens) float32; sequence b has ``sizes[b]`` real queries.
+        rows: group-averaged attention, (batch, heads, queries, tokens) float32; row b has ``sizes[b]`` real queries.
         clock: real tokens each sequence had processed before this block.
         sizes: real queries of each sequence. Either a sequence stays inside one hop, or all sequences that have any
             queries start on a hop and have the same whole number of hops (`attention.plan` sees to it).

@@ -79,7 +79,9 @@ REFUSED = {
         "other keys",
     ),
     "llama4, chunked": (
-        tf.Llama4TextConfig(**SMALL, head_dim=16, attention_chunk_size=16, intermediate_size_mlp=64, num_local_experts=2),
+        tf.Llama4TextConfig(
+            **SMALL, head_dim=16, attention_chunk_size=16, intermediate_size_mlp=64, num_local_experts=2
+        ),
         "chunked_attention",
     ),
     "mamba": (tf.MambaConfig(vocab_size=97, hidden_size=64, num_hidden_layers=2), "linear_attention"),
@@ -129,7 +131,9 @@ def test_keeping_everything_is_the_plain_model(name, zero_namm):
 def test_generation_is_the_plain_models(name, beams, zero_namm):
     reference, model = build(SERVED[name], "sdpa"), build(SERVED[name])
     ids, mask, _ = padded(40)
-    options = dict(attention_mask=mask, max_new_tokens=24, do_sample=False, num_beams=beams, pad_token_id=0, eos_token_id=96)
+    options = dict(
+        attention_mask=mask, max_new_tokens=24, do_sample=False, num_beams=beams, pad_token_id=0, eos_token_id=96
+    )
     expected = reference.generate(ids, **options)
     for policy in (policies.make("full"), zero_namm(update_interval=16)):
         cache = MemoryCache(model.config, policy=policy)
@@ -165,7 +169,7 @@ def test_encoder_decoder_models_are_refused():
 
 def test_a_model_with_another_attention_is_refused():
     model = build(SERVED["llama"], "sdpa")
-    with pytest.raises(NammTransferError, match="'sdpa'.*memory"):
+    with pytest.raises(NammTransferError, match=r"'sdpa'.*memory"):
         MemoryCache(model.config, policy=policies.make("full"))
     cache = MemoryCache(tf.LlamaConfig(**SMALL), policy=policies.make("full"))
     with pytest.raises(NammTransferError, match="no memory attention read"):
@@ -217,27 +221,31 @@ from transformers.models.llama import modeling_llama as llama
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as A
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as M
-def state(): return ([vars(c).copy() for c in (Cache, llama.LlamaAttention, llama.LlamaModel, LlamaForCausalLM)], dict(A), dict(M))
+def state():
+    return ([vars(c).copy() for c in (Cache, llama.LlamaAttention, llama.LlamaModel, LlamaForCausalLM)], dict(A), dict(M))
 before = state()
 import namm_transfer
 after = state()
 assert before[0] == after[0]
 assert {k: v for k, v in after[1].items() if k != "memory"} == before[1]
 assert {k: v for k, v in after[2].items() if k != "memory"} == before[2]
-assert LlamaForCausalLM(LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)).config._attn_implementation == "sdpa"
+small = LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+assert LlamaForCausalLM(small).config._attn_implementation == "sdpa"
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_live_cache_is_the_published_update(random_namm, dtype):
-    """Dense attention of an eager model, evicted columns masked, drives the recorded one-update function: same tokens."""
+    """Dense attention of an eager model, evicted columns masked, drives the one-update function: same tokens."""
     config = tf.LlamaConfig(**SMALL | {"num_hidden_layers": 1}, initializer_range=0.2)
     dense, model = build(config, "eager"), build(config)
     interval, updates, heads = 64, 4, config.num_key_value_heads
     namm = random_namm(update_interval=interval, attention_dtype=dtype)
     ids = torch.randint(0, 97, (1, interval * updates))
-    carry = Carry(torch.zeros(1, heads, BINS, 0), torch.zeros(1, heads, HOP, 0), torch.zeros(1, heads, 0, dtype=torch.long))
+    carry = Carry(
+        torch.zeros(1, heads, BINS, 0), torch.zeros(1, heads, HOP, 0), torch.zeros(1, heads, 0, dtype=torch.long)
+    )
     allowed = torch.ones(interval * updates, interval * updates).tril().bool().expand(1, 4, -1, -1).clone()
     cache, shares = MemoryCache(model.config, policy=namm), []
     for update in range(updates):
@@ -279,7 +287,9 @@ def test_padding_between_turns_is_never_stored(random_namm):
     gap = torch.zeros(1, 7, dtype=torch.long)
     mask = torch.cat([torch.ones(1, 41), torch.zeros(1, 7), torch.ones(1, 30)], 1).long()
     positions = (mask.cumsum(1) - 1).clamp_min(0)
-    model(torch.cat([first, gap], 1), attention_mask=mask[:, :48], position_ids=positions[:, :48], past_key_values=cache)
+    model(
+        torch.cat([first, gap], 1), attention_mask=mask[:, :48], position_ids=positions[:, :48], past_key_values=cache
+    )
     out = model(second, attention_mask=mask, position_ids=positions[:, 48:], past_key_values=cache).logits[:, -1]
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
     assert all(torch.equal(cache.positions(i), alone.positions(i)) for i in range(3))
@@ -310,7 +320,7 @@ def test_the_plan_never_passes_an_update_and_keeps_to_hops(hop):
         if hop == 16:
             active = {b for b, size in enumerate(sizes) if size}
             inside = all(clock[b] // 16 == (clock[b] + sizes[b] - 1) // 16 for b in active)
-            assert inside or len({sizes[b] for b in active}) == 1 and all(clock[b] % 16 == 0 for b in active)
+            assert inside or (len({sizes[b] for b in active}) == 1 and all(clock[b] % 16 == 0 for b in active))
         clock = [c + s for c, s in zip(clock, sizes, strict=True)]
         remaining = [r - s for r, s in zip(remaining, sizes, strict=True)]
     assert clock == [105, 19, 0, 111]
@@ -338,7 +348,9 @@ def test_a_rule_that_drops_the_sink_is_seen_to_fail():
     ids[0, 0] = sink_id
 
     def distance(spec):
-        logits = model(ids, past_key_values=MemoryCache(model.config, policy=policies.make(spec, update_interval=16))).logits
+        logits = model(
+            ids, past_key_values=MemoryCache(model.config, policy=policies.make(spec, update_interval=16))
+        ).logits
         full = model(ids, past_key_values=MemoryCache(model.config, policy=policies.make("full"))).logits
         return float((logits - full)[:, -50:].abs().mean())
 

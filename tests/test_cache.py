@@ -146,7 +146,9 @@ def test_assisted_decoding(model, random_namm):
     options = dict(max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=96)
     plain = model.generate(ids(), **options)
     full = MemoryCache(model.config, policy=policies.make("full"))
-    assert torch.equal(model.generate(ids(), assistant_model=copy.deepcopy(model), past_key_values=full, **options), plain)
+    assert torch.equal(
+        model.generate(ids(), assistant_model=copy.deepcopy(model), past_key_values=full, **options), plain
+    )
     cache = MemoryCache(model.config, policy=random_namm(update_interval=32))
     with pytest.raises(NammTransferError, match="assisted"):
         model.generate(ids(), assistant_model=copy.deepcopy(model), past_key_values=cache, **options)

@@ -21,5 +21,9 @@ def test_files_that_are_named_exist(document):
     text = (ROOT / document).read_text()
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
     named = re.findall(r"(?:python|launch) ((?:evals|benchmarks)/\w+\.py)", text)
-    missing = [name for name in [*links, *named] if not ((ROOT / document).parent / name).exists() and not (ROOT / name).exists()]
+    missing = [
+        name
+        for name in [*links, *named]
+        if not ((ROOT / document).parent / name).exists() and not (ROOT / name).exists()
+    ]
     assert not missing

@@ -14,7 +14,9 @@ from namm_transfer.spectrogram import BINS
 def view(spectrum, positions=None, layer=0, seen=None):
     batch, heads, _, tokens = spectrum.shape
     positions = torch.arange(tokens, dtype=torch.int32).expand(batch, heads, -1) if positions is None else positions
-    return LayerView(layer, torch.zeros(batch, heads, tokens, 4), positions, {"spectrum": spectrum}, seen or [tokens] * batch, 0)
+    return LayerView(
+        layer, torch.zeros(batch, heads, tokens, 4), positions, {"spectrum": spectrum}, seen or [tokens] * batch, 0
+    )
 
 
 def test_exactly_4172_parameters_and_the_statistics_are_buffers():
@@ -93,7 +95,9 @@ def test_damaged_weights_are_refused(tmp_path, zero_namm, damage):
         file.write_bytes(b"not safetensors")
     if damage == "gone":
         file.unlink()
-    with pytest.raises(NammTransferError, match=str(tmp_path) if damage in ("garbage", "gone") else "extra|var|mean|output"):
+    with pytest.raises(
+        NammTransferError, match=str(tmp_path) if damage in ("garbage", "gone") else "extra|var|mean|output"
+    ):
         NAMM.from_pretrained(tmp_path)
 
 
@@ -137,7 +141,9 @@ def test_features_are_age_then_normalised_spectrum():
     positions = torch.tensor([[[0, 7, 40000]]])
     x = namm.features(torch.full((1, 1, BINS, 3), 5.0), positions)
     age = 40000 - 7
-    expected = [math.sin(age * 50000 ** (-i / 4)) for i in range(4)] + [math.cos(age * 50000 ** (-i / 4)) for i in range(4)]
+    expected = [math.sin(age * 50000 ** (-i / 4)) for i in range(4)] + [
+        math.cos(age * 50000 ** (-i / 4)) for i in range(4)
+    ]
     torch.testing.assert_close(x[0, 0, 1, :8], torch.tensor(expected), atol=2e-7, rtol=0)
     assert torch.equal(x[..., 8:], torch.full((1, 1, 3, 17), 1.5))
     assert torch.equal(x[0, 0, 2, :8], torch.tensor([0.0] * 4 + [1.0] * 4))

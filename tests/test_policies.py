@@ -173,7 +173,9 @@ class Forgetful(EvictionPolicy):
         return torch.zeros_like(seen.real)
 
 
-@pytest.mark.parametrize(("policy", "says"), [(DropsByRow(), "padding|place in the batch"), (Forgetful(), "heads without")])
+@pytest.mark.parametrize(
+    ("policy", "says"), [(DropsByRow(), "padding|place in the batch"), (Forgetful(), "heads without")]
+)
 def test_the_check_finds_broken_policies(policy, says):
     with pytest.raises(NammTransferError, match=says):
         check_policy(policy)

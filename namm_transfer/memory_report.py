@@ -1,0 +1,58 @@
+"""What a `MemoryCache` says about itself: tokens kept and seen, how often the policy acted, bytes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RowReport:
+    """One sequence's part of a `MemoryReport`."""
+
+    seen: int
+    """Real tokens processed."""
+    updates: int
+    """Times the policy acted on it."""
+    kept: Tensor
+    """(layers, kv_heads) int64: tokens held now."""
+    kept_share: float
+    """Tokens held over tokens seen, mean over layers and heads."""
+    peak_share: float
+    """The most ever held, just before an update, over tokens seen; mean over layers and heads."""
+    history: Tensor
+    """(layers, updates) float32: tokens a head held after each update, mean over heads."""
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """What a `MemoryCache` holds."""
+
+    kept: Tensor
+    """(layers, batch, kv_heads) int64: tokens held now."""
+    seen: list[int]
+    """Real tokens each sequence has processed."""
+    peak: list[list[float]]
+    """[layer][sequence]: the most tokens a head ever held, mean over heads."""
+    history: list[list[list[float]]]
+    """[layer][sequence][update]: tokens a head held after it, mean over heads."""
+    bytes: int
+    """Bytes of keys, values, positions and policy state, holes included: what is really held."""
+
+    @property
+    def kept_share(self) -> float:
+        """Mean of the sequences' kept shares."""
+        rows = [self.row(b).kept_share for b in range(len(self.seen))]
+        return sum(rows) / len(rows)
+
+    def row(self, b: int) -> RowReport:
+        """The report of sequence ``b`` of the batch."""
+        kept, seen = self.kept[:, b], max(self.seen[b], 1)
+        return RowReport(
+            seen=self.seen[b],
+            updates=len(self.history[0][b]),
+            kept=kept,
+            kept_share=float(kept.float().mean()) / seen,
+            peak_share=sum(layer[b] for layer in self.peak) / len(self.peak) / seen,
+            history=torch.tensor([layer[b] for layer in self.history]),
+        )
