@@ -109,7 +109,7 @@ def _gathered(arguments: Sequence[str], flag: str) -> list[str]:
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
     """The value of the last use of a flag, before the arguments are really parsed."""
     value = None
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=False):
         if argument == flag:
             value = following
         elif argument.startswith(f"{flag}="):
