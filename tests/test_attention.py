@@ -221,8 +221,8 @@ from transformers.models.llama import modeling_llama as llama
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as A
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as M
-def state():
-    return ([vars(c).copy() for c in (Cache, llama.LlamaAttention, llama.LlamaModel, LlamaForCausalLM)], dict(A), dict(M))
+classes = (Cache, llama.LlamaAttention, llama.LlamaModel, LlamaForCausalLM)
+def state(): return ([vars(c).copy() for c in classes], dict(A), dict(M))
 before = state()
 import namm_transfer
 after = state()
