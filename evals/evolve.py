@@ -3,8 +3,8 @@
     accelerate launch evals/evolve.py --preset cpu --out runs/evolve
     accelerate launch evals/evolve.py --preset cpu --out runs/evolve --resume
 
-Killed at any moment, it goes on with --resume exactly as if it had not been. More processes (`accelerate launch --multi_gpu
---num_processes 2`, machines as accelerate has them) change the speed and nothing else.
+Killed at any moment, it goes on with --resume exactly as if it had not been. More processes (`accelerate launch
+--multi_gpu --num_processes 2`, machines as accelerate has them) change the speed and nothing else.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Literal
 import torch
 import tyro
 from accelerate import Accelerator
+from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from pydantic import TypeAdapter, ValidationError
 
 from namm_transfer import NammTransferError
-from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.evolution.config import PRESETS, EvolutionConfig
 from namm_transfer.evolution.loop import Evolution
 
@@ -88,8 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     evolution.run()
     if accelerator.is_main_process:
-        state = evolution.state
-        print(f"best validation at generation {int(state.best_generation)}; the NAMM is in {options.out}")
+        best, count = evolution.state.best_generation.item(), accelerator.num_processes
+        print(f"{count} processes; best validation at generation {best}; the NAMM is in {options.out}")
 
 
 if __name__ == "__main__":

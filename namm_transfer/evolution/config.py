@@ -1,11 +1,11 @@
-"""What an evolution is made of, and the presets: `cpu` for a laptop over several sittings, `paper` for the published protocol."""
+"""What an evolution is made of, and the presets: `cpu` for a laptop over several sittings, `paper` as published."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evolution.tasks import FAMILIES, TRAINED
@@ -54,8 +54,8 @@ class EvolutionConfig:
     """Only the diagonal of the covariance matrix is adapted (separable CMA-ES)."""
 
     start: Literal["zero", "attention"] = "attention"
-    """zero: all parameters 0, as published. attention: the output weights of the 17 spectral features are 1, so that the
-    search starts from a rule that keeps what has received the most attention."""
+    """zero: all parameters 0, as published. attention: the output weights of the 17 spectral features are 1, so that
+    the search starts from a rule that keeps what has received the most attention."""
 
     generations: int = 150
     """Where to stop."""
@@ -84,7 +84,8 @@ class EvolutionConfig:
             raise NammTransferError(f"families {list(self.families)}: expected some of {', '.join(FAMILIES)}")
         if len(self.introduced) != len(self.families) or 0 not in self.introduced:
             raise NammTransferError(
-                f"introduced={self.introduced}: expected one generation for each of {len(self.families)} families, one of them 0"
+                f"introduced={self.introduced}: expected one generation for each of the {len(self.families)} families, "
+                "one of them 0"
             )
         for name in ("prompts", "members", "generations", "statistics_prompts", "validation_prompts", "batch"):
             if getattr(self, name) < 1:
@@ -98,6 +99,15 @@ class EvolutionConfig:
     def active(self, generation: int) -> list[str]:
         """Families that take part in a generation."""
         return [f for f, since in zip(self.families, self.introduced, strict=True) if since <= generation]
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """Options of the NAMM while it evolves."""
+        return {
+            "update_interval": self.update_interval,
+            "keep": self.keep,
+            "attention_dtype": self.attention_dtype,
+        }
 
     def to_json(self) -> str:
         """One line that says everything."""

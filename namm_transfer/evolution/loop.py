@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -100,14 +101,7 @@ class Evolution:
     def best(self) -> NAMM:
         """The mean with the best validation, as a NAMM."""
         statistics = self.statistics
-        return NAMM.from_vector(
-            self.state.best,
-            mean=statistics.mean,
-            var=statistics.var,
-            update_interval=self.config.update_interval,
-            keep=self.config.keep,
-            attention_dtype=self.config.attention_dtype,
-        )
+        return NAMM.from_vector(self.state.best, mean=statistics.mean, var=statistics.var, **self.config.memory)
 
     def validate(self, vector: np.ndarray) -> Scores:
         """Scores of one vector on the held-out prompts."""
@@ -131,7 +125,7 @@ class Evolution:
         return scores.fitness(config.fitness, config.price), scores.kept.mean()
 
     def _prompts(
-        self, split: text.Split, families: tuple[str, ...] | list[str], each: int, generation: int, tokens: tuple[int, ...]
+        self, split: text.Split, families: Sequence[str], each: int, generation: int, tokens: Sequence[int]
     ) -> list[Prompt]:
         numbers = range(generation * each, (generation + 1) * each)
         return [
@@ -147,8 +141,7 @@ class Evolution:
     def _settings(self) -> str:
         used = {"config": json.loads(self.config.to_json()), "seed": self.seed, "text": text.fingerprint()}
         used["cma"] = version("cma")
-        # Where to stop and how often to look may change from sitting to sitting; what is searched may not.
-        used["config"].pop("generations")
+        used["config"].pop("generations")  # where to stop may change from sitting to sitting; nothing else may
         return json.dumps(used, sort_keys=True)
 
     def _begin(self) -> State:
@@ -165,7 +158,7 @@ class Evolution:
             mean=start,
             log=np.zeros((0, 5)),
             best=start,
-            best_generation=np.array(0),
+            best_generation=np.array([0]),
         )
         scores = self.validate(start)
         self._record(float("nan"), float(scores.kept.mean()), scores)
@@ -191,7 +184,7 @@ class Evolution:
         validation = float("nan") if validated is None else float(validated.fitness(self.config.fitness)[0])
         improved = validated is not None and not (state.log[:, 2] >= validation).any()
         if improved:
-            state.best, state.best_generation = search.mean, np.array(search.generation)
+            state.best, state.best_generation = search.mean, np.array([search.generation])
         state.history, state.mean = search.history, search.mean
         state.log = np.vstack([state.log, [search.generation, fitness, validation, kept, search.sigma]])
         if self.accelerator.is_main_process:

@@ -13,8 +13,8 @@ from namm_transfer.namm import NAMM, SHAPES, SIZE
 def population(vectors: Tensor, *, mean: Tensor, var: Tensor, **options: Any) -> NAMM:
     """A policy for batches of `members` sequences that each have their own parameters.
 
-    It is a `NAMM` whose parameters carry two leading axes, members and heads (1, shared), which its arithmetic broadcasts
-    over; it can neither be saved nor serve another batch size.
+    It is a `NAMM` whose parameters carry two leading axes, members and heads (1, shared), which its arithmetic
+    broadcasts over; it can neither be saved nor serve another batch size.
 
     Args:
         vectors: (members, 4172), flat vectors.

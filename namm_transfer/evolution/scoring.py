@@ -1,8 +1,8 @@
 """Scores of many members on many prompts, spread over processes.
 
 All members read the same prompt, and nothing is evicted before the first update. So the first `update_interval` tokens
-go through the model once a prompt; the members start from copies of that cache, several as the rows of one batch. What a
-member costs is the rest of the prompt only.
+go through the model once a prompt; the members start from copies of that cache, several as the rows of one batch. What
+a member costs is the rest of the prompt only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter, EncodedPrompt
-from namm_transfer.cache import MemoryCache
+from namm_transfer.cache import MemoryCache, MemoryLayer
 from namm_transfer.evolution.config import EvolutionConfig
 from namm_transfer.evolution.population import population
 from namm_transfer.evolution.statistics import Moments, Recorder
@@ -76,7 +76,8 @@ def fork(prefix: MemoryCache, policy: EvictionPolicy, rows: int) -> MemoryCache:
     if rows > 1:
         cache.batch_repeat_interleave(rows)
     cache.policy = policy
-    for layer in cache.layers:
+    layers: list[MemoryLayer] = cache.layers  # type: ignore[assignment]
+    for layer in layers:
         layer.policy = policy
         if policy.evicts:
             layer.evict()
@@ -102,9 +103,9 @@ def evaluate(
     batches = list(members.split(config.batch))
     jobs = [(p, m) for p in range(len(prompts)) for m in range(len(batches))]
     table = torch.zeros(len(prompts), len(members) + 1, 3, dtype=torch.float64)
-    options = {"update_interval": config.update_interval, "keep": config.keep, "attention_dtype": config.attention_dtype}
+    options = config.memory
     mean, var = statistics.mean.float(), statistics.var.float()
-    last, prefix, encoded = -1, None, None
+    last = -1
     for p, m in _share(jobs, accelerator):
         if p != last:
             encoded = adapter.encode(prompts[p])
@@ -145,7 +146,9 @@ def _answers(adapter: CausalLMAdapter, encoded: EncodedPrompt, cache: MemoryCach
     logits = adapter.read(encoded, cache, rows=rows)
     kept = cache.kept_share()
     answers = adapter.judge(encoded, cache, logits)
-    return torch.tensor([[a.logprob, float(a.exact), k] for a, k in zip(answers, kept, strict=True)], dtype=torch.float64)
+    # Rounded, so that the last bits of the arithmetic, which may depend on where memory lies, do not reach the search.
+    table = [[round(a.logprob, 4), float(a.exact), share] for a, share in zip(answers, kept, strict=True)]
+    return torch.tensor(table, dtype=torch.float64)
 
 
 def _share(jobs: list, accelerator: Accelerator) -> list:

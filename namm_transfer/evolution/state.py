@@ -34,7 +34,7 @@ class State:
     best: np.ndarray
     """(4172,) float64: the mean with the best validation so far"""
     best_generation: np.ndarray
-    """() int64: generation of `best`"""
+    """(1,) int64: generation of `best`"""
 
     def write(self, path: Path) -> None:
         """Write to `path`, atomically."""

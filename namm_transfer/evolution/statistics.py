@@ -32,7 +32,8 @@ class Moments:
     def merge(self, other: Moments) -> None:
         """Pairwise formula of Chan, Golub and LeVeque (1979)."""
         count = self.count + other.count
-        if count == 0:
+        if self.count == 0:
+            self.count, self.mean, self.var = other.count, other.mean.clone(), other.var.clone()
             return
         delta = other.mean - self.mean
         self.mean = (self.count * self.mean + other.count * other.mean) / count

@@ -1,7 +1,8 @@
 """CMA-ES (pycma) that can be killed: its whole history is a table of fitness values, and a table needs no pickle.
 
 Given the seed, every sample pycma draws is determined by the fitness values it was told. So the state on disk is that
-table (a few kB), and resuming tells it again: milliseconds a generation in diagonal mode, and the same search bit for bit.
+table (a few kB), and resuming tells it again: milliseconds a generation in diagonal mode, and the same search bit for
+bit.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """Text tasks that a small language model can do with its full cache, and that need something said long before.
 
-Every family is one function from a seeded generator, a split's prose and a number of filler tokens to a prompt and its answer.
-Prompts are plain text, no chat format. What the base model scores on each family with its full cache is in the card
-of `assets/namm-text`; a family it cannot do at all only adds noise and does not belong here.
+Every family is one function from a seeded generator, a split's prose and a number of filler tokens to a prompt and its
+answer. Prompts are plain text, no chat format. What the base model scores on each family with its full cache is in the
+card of `assets/namm-text`; a family it cannot do at all only adds noise and does not belong here.
 """
+
+# ruff: noqa: SIM905 - lists of words read better as words
 
 import random
 from collections.abc import Callable, Sequence
@@ -29,12 +31,14 @@ class Prompt:
 
 
 _CITIES = (
-    "Paris London Madrid Berlin Rome Vienna Oslo Dublin Athens Lisbon Warsaw Prague Cairo Lima Tokyo Delhi Seoul Boston "
-    "Chicago Denver Houston Dallas Toronto Sydney"
+    "Paris London Madrid Berlin Rome Vienna Oslo Dublin Athens Lisbon Warsaw Prague Cairo Lima Tokyo Delhi Seoul "
+    "Boston Chicago Denver Houston Dallas Toronto Sydney"
 ).split()
 _NAMES = "Anna Peter Maria John Laura David Sarah Paul Emma Tom Alice Mark Julia Simon Clara Henry Ruth George".split()
 _COLOURS = "red blue green yellow black white orange purple brown pink gray gold".split()
-_OBJECTS = "lamp clock chair bottle basket guitar camera ladder hammer pillow mirror candle kettle helmet ticket".split()
+_OBJECTS = (
+    "lamp clock chair bottle basket guitar camera ladder hammer pillow mirror candle kettle helmet ticket".split()
+)
 _KINDS = {
     "animal": "dog cat horse cow sheep goat lion tiger bear wolf rabbit mouse monkey elephant camel".split(),
     "fruit": "apple banana orange grape lemon peach pear cherry mango plum melon strawberry kiwi fig lime".split(),
@@ -77,7 +81,8 @@ def _hide(rng: random.Random, sentences: list[str], needles: Sequence[str], reac
 def passkey(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
     """One number hidden in the text."""
     key = _number(rng)
-    hay = _hide(rng, _filler(rng, prose, tokens, count), [f"The pass key is {key}. Remember it. {key} is the pass key."])
+    needle = f"The pass key is {key}. Remember it. {key} is the pass key."
+    hay = _hide(rng, _filler(rng, prose, tokens, count), [needle])
     return f"There is a pass key hidden in this text.\n\n{hay}\n\nWhat is the pass key? The pass key is", f" {key}"
 
 
@@ -150,7 +155,8 @@ def multihop(rng: random.Random, prose: Sequence[Document], tokens: int, count: 
     """A person has an object, the object has a number; the question names the person only."""
     people, things = rng.sample(_NAMES, 2), rng.sample(_OBJECTS, 2)
     numbers = [_number(rng) for _ in things]
-    needles = [f"{p} owns the {t}. The number on the {t} is {n}." for p, t, n in zip(people, things, numbers, strict=True)]
+    facts = zip(people, things, numbers, strict=True)
+    needles = [f"{person} owns the {thing}. The number on the {thing} is {number}." for person, thing, number in facts]
     hay = _hide(rng, _filler(rng, prose, tokens, count), needles)
     return f"{hay}\n\nQuestion: {people[0]} owns one thing. Which number is on it?\nAnswer: The number on the", (
         f" {things[0]} is {numbers[0]}"

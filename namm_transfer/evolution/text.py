@@ -1,9 +1,11 @@
 """Text that every machine has: prose of CPython's own documentation, split by document.
 
-The language reference comes with every Python as `pydoc_data.topics` (the texts behind `help("WITH")`), and the modules of the
-standard library carry long docstrings. Both are under the Python Software Foundation licence. Which words they hold differs
-a little between Python versions; `fingerprint` names what a run has used.
+The language reference comes with every Python as `pydoc_data.topics` (the texts behind `help("WITH")`), and the
+modules of the standard library carry long docstrings. Both are under the Python Software Foundation licence. Which
+words they hold differs a little between Python versions; `fingerprint` names what a run has used.
 """
+
+# ruff: noqa: SIM905 - lists of words read better as words
 
 import ast
 import hashlib
@@ -20,13 +22,14 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 # Modules whose docstrings hold prose, not only signatures. Their source is parsed, never imported.
 _MODULES = (
-    "_pydatetime _pydecimal argparse asyncio.events bdb calendar cmd collections concurrent.futures.process configparser "
-    "contextlib copy csv decimal difflib doctest email.message enum fractions ftplib functools getpass gettext heapq "
-    "http.client http.cookiejar http.server imaplib inspect ipaddress json logging mailbox multiprocessing.pool nntplib "
-    "optparse os pathlib pdb pickle pickletools platform poplib profile pydoc random re sched selectors shelve shlex "
-    "smtplib socket socketserver ssl statistics string subprocess symtable tarfile tempfile textwrap threading timeit "
-    "trace traceback turtle types typing unittest.case unittest.mock urllib.parse urllib.request uuid warnings weakref "
-    "wsgiref.handlers xml.dom.minidom xml.sax.handler xmlrpc.client zipfile"
+    "_pydatetime _pydecimal argparse asyncio.events bdb calendar cmd collections concurrent.futures.process "
+    "configparser contextlib copy csv decimal difflib doctest email.message enum fractions ftplib functools "
+    "getpass gettext heapq http.client http.cookiejar http.server imaplib inspect ipaddress json logging mailbox "
+    "multiprocessing.pool nntplib optparse os pathlib pdb pickle pickletools platform poplib profile pydoc random "
+    "re sched selectors shelve shlex smtplib socket socketserver ssl statistics string subprocess symtable "
+    "tarfile tempfile textwrap threading timeit trace traceback turtle types typing unittest.case unittest.mock "
+    "urllib.parse urllib.request uuid warnings weakref wsgiref.handlers xml.dom.minidom xml.sax.handler "
+    "xmlrpc.client zipfile"
 ).split()
 _SHORTEST_PARAGRAPH = 80  # characters; shorter ones are headings and list items
 _CODE = re.compile(r">>>|::|[{}=<>|\\_*`]|\.\.\.|\(\)|http|--")

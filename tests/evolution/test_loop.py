@@ -1,0 +1,114 @@
+"""The evolution as a whole: kill -9 and resume, one process and two, what is written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from namm_transfer.evals import evolve
+from tiny_text import evolution_config
+
+from namm_transfer import NAMM, NammTransferError
+from namm_transfer.evolution.state import FIELDS, State
+
+ROOT = Path(__file__).parent.parent.parent
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def arguments(config: Path, out: Path, generations: int, *more: str) -> list[str]:
+    given = ["--config", str(config), "--out", str(out), "--generations", str(generations), "--dtype", "float32", *more]
+    return given
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return evolution_config(tmp_path_factory.mktemp("evolution"))
+
+
+@pytest.fixture(scope="module")
+def whole(config):
+    """An uninterrupted evolution of four generations."""
+    torch.set_num_threads(1)
+    out = config.parent / "whole"
+    evolve.main(arguments(config, out, 4))
+    return out
+
+
+def state_of(out: Path) -> bytes:
+    return (out / "state" / "state.safetensors").read_bytes()
+
+
+def test_what_is_written(whole):
+    lines = [json.loads(line) for line in (whole / "evolution.jsonl").read_text().splitlines()]
+    assert [line["generation"] for line in lines] == [0, 1, 2, 3, 4]
+    assert all(tuple(line) == FIELDS for line in lines)
+    assert [line["validation"] is not None for line in lines] == [True, False, True, False, True]
+    assert all(0 < line["kept"] < 1 for line in lines)
+    state = State.read(whole / "state" / "state.safetensors")
+    assert state.history.shape == (4, 4)
+    namm = NAMM.from_pretrained(whole)
+    assert (namm.update_interval, namm.size.keep) == (128, 0.5)
+    best = max(range(5), key=lambda i: -np.inf if lines[i]["validation"] is None else lines[i]["validation"])
+    assert state.best_generation.item() == best
+    np.testing.assert_allclose(namm.to_vector(), state.best, rtol=1e-6)
+    np.testing.assert_allclose(namm.mean, state.statistics[1:18], rtol=1e-6)
+    assert (whole / "model.safetensors").stat().st_size < 50_000
+    assert "</svg>" in (whole / "plot.svg").read_text()
+
+
+def test_killed_and_resumed_is_the_same(config, whole):
+    out = config.parent / "killed"
+    log = out / "evolution.jsonl"
+    command = [sys.executable, str(ROOT / "evals" / "evolve.py"), *arguments(config, out, 99)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= 3):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    evolve.main(arguments(config, out, 4, "--resume"))
+    assert len(log.read_text().splitlines()) == 5, "killed too late to be resumed"
+    for name in ("evolution.jsonl", "model.safetensors", "state/state.safetensors"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_two_processes_are_one(config, whole):
+    out = config.parent / "two"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_cpu_threads_per_process", "1", "--main_process_port", "0"]
+    command = [*launch, str(ROOT / "evals" / "evolve.py"), *arguments(config, out, 4)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 processes" in done.stdout
+    assert state_of(out) == state_of(whole)
+    assert (out / "evolution.jsonl").read_bytes() == (whole / "evolution.jsonl").read_bytes()
+
+
+def test_a_started_evolution_is_not_started_over(config, whole):
+    with pytest.raises(NammTransferError, match="--resume"):
+        evolve.main(arguments(config, whole, 4))
+
+
+def test_other_settings_are_refused(config, whole):
+    with pytest.raises(NammTransferError, match="other settings"):
+        evolve.main(arguments(config, whole, 4, "--resume", "--seed", "1"))
+
+
+def test_nothing_to_resume(config):
+    with pytest.raises(NammTransferError, match="no evolution to go on with"):
+        evolve.main(arguments(config, config.parent / "nowhere", 4, "--resume"))
+
+
+def test_damaged_state(tmp_path):
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(b"nonsense")
+    with pytest.raises(NammTransferError, match="not the state"):
+        State.read(path)

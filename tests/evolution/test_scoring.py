@@ -1,0 +1,150 @@
+"""Members on prompts: sharing the beginning and batching change nothing."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from namm_transfer.adapters.causal_lm import CausalLMAdapter
+from tiny_text import save_tiny_llama
+
+from namm_transfer import NAMM, NammTransferError
+from namm_transfer.evolution.config import PRESETS, EvolutionConfig
+from namm_transfer.evolution.loop import start_vector
+from namm_transfer.evolution.population import population
+from namm_transfer.evolution.scoring import Scores, estimate_statistics, evaluate, fork, shared_prefix
+from namm_transfer.evolution.statistics import Moments
+from namm_transfer.evolution.tasks import make_prompt
+from namm_transfer.policies import FullCache
+
+CONFIG = EvolutionConfig(
+    families=("passkey", "lookup"),
+    introduced=(0, 0),
+    tokens=(300,),
+    validation_tokens=(300,),
+    update_interval=128,
+    batch=3,
+)
+VECTORS = np.random.default_rng(0).normal(size=(4, 4172)) * 0.3
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    folder = save_tiny_llama(tmp_path_factory.mktemp("llama"))
+    return CausalLMAdapter.load(folder, dtype=torch.float32, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def prompts(adapter):
+    return [make_prompt(f, "train", 0, n, tokens=300, count=adapter.count) for f in CONFIG.families for n in range(2)]
+
+
+@pytest.fixture(scope="module")
+def statistics(adapter, prompts):
+    return estimate_statistics(adapter, prompts, CONFIG, Accelerator(cpu=True))
+
+
+def member(vector, statistics, **options) -> NAMM:
+    return NAMM.from_vector(vector, mean=statistics.mean, var=statistics.var, **(CONFIG.memory | options))
+
+
+@pytest.mark.parametrize("keep", [0.5, None])
+def test_shared_beginning_equals_reading_it_under_the_members_own_policy(adapter, prompts, statistics, keep):
+    namm = member(VECTORS[0], statistics, keep=keep)
+    encoded = adapter.encode(prompts[0])
+    shared = fork(shared_prefix(adapter, encoded, CONFIG), namm, 1)
+    alone = adapter.memory(namm)
+    adapter.read(encoded, alone, CONFIG.update_interval)
+    logits = [adapter.read(encoded, cache) for cache in (shared, alone)]
+    assert torch.equal(*logits)
+    for layer in range(2):
+        assert torch.equal(shared.positions(layer), alone.positions(layer))
+    assert shared.report().row(0).updates == 2
+    assert shared.report().kept_share < 1
+
+
+def test_a_prefix_can_be_forked_again_and_again(adapter, prompts, statistics):
+    encoded = adapter.encode(prompts[0])
+    prefix = shared_prefix(adapter, encoded, CONFIG)
+    policy = member(VECTORS[0], statistics)
+    first, again = (adapter.read(encoded, fork(prefix, policy, 1)) for _ in range(2))
+    full = adapter.read(encoded, fork(prefix, FullCache(128), 1))
+    assert torch.equal(first, again)
+    torch.testing.assert_close(full, adapter.read(encoded, adapter.memory(FullCache(128))), atol=1e-4, rtol=1e-4)
+
+
+def test_members_in_one_batch_are_scored_as_alone(adapter, prompts, statistics):
+    together = evaluate(adapter, prompts, VECTORS, statistics, CONFIG, Accelerator(cpu=True))
+    for i, vector in enumerate(VECTORS):
+        alone = evaluate(adapter, prompts, vector[None], statistics, CONFIG, Accelerator(cpu=True))
+        np.testing.assert_allclose(alone.logprob[:, 0], together.logprob[:, i], atol=1e-4)
+        np.testing.assert_allclose(alone.kept[:, 0], together.kept[:, i])
+        np.testing.assert_array_equal(alone.full_logprob, together.full_logprob)
+    assert len(np.unique(together.logprob.round(6), axis=1).T) == 4, "the members differ"
+
+
+def test_population_rows_are_the_members(statistics):
+    x = torch.randn(4, 3, 50, 25)
+    many = population(torch.tensor(VECTORS), mean=statistics.mean.float(), var=statistics.var.float())
+    scores = many.score(x)
+    for b, vector in enumerate(VECTORS):
+        torch.testing.assert_close(
+            scores[b : b + 1], member(vector, statistics).score(x[b : b + 1]), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_statistics_are_of_the_full_cache_and_of_all_updates(adapter, prompts, statistics):
+    seen = [len(adapter.encode(p).tokens) // 128 * 128 for p in prompts]
+    expected = sum(2 * 2 * (128 + 256 if n >= 256 else 128) for n in seen)  # layers x heads x tokens
+    assert statistics.count == expected
+    assert (statistics.var > 0).all()
+
+
+def test_fitness():
+    scores = Scores(
+        families=("a", "a", "b"),
+        logprob=np.array([[-1.0, -2.0], [-3.0, -1.0], [-1.0, -1.0]]),
+        exact=np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]),
+        kept=np.array([[0.5, 1.0]] * 3),
+        full_logprob=np.array([-0.5, -1.5, -1.0]),
+        full_exact=np.array([1.0, 1.0, 1.0]),
+    )
+    np.testing.assert_allclose(scores.fitness("logprob"), [-0.5, -0.25])
+    np.testing.assert_allclose(scores.fitness("logprob", price=0.2), [-0.6, -0.45])
+    np.testing.assert_allclose(scores.fitness("exact"), [0.75, 0.25], atol=1e-6)
+
+
+def test_start_vectors():
+    zero, attention = start_vector("zero"), start_vector("attention")
+    assert not zero.any()
+    namm = NAMM.from_vector(attention, mean=torch.zeros(17), var=torch.ones(17))
+    x = torch.rand(1, 1, 5, 25)
+    torch.testing.assert_close(namm.score(x), x[..., 8:].sum(-1))
+
+
+def test_moments_row_round_trip(statistics):
+    again = Moments.from_rows(statistics.to_row()[None])
+    assert torch.equal(again.mean, statistics.mean)
+    assert torch.equal(again.var, statistics.var)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"families": ("poetry",)}, "poetry"),
+        ({"introduced": (1, 2)}, "one of them 0"),
+        ({"tokens": (100,)}, "update_interval=128"),
+        ({"members": 0}, "members=0"),
+    ],
+)
+def test_configurations_that_cannot_work_are_refused(change, message):
+    with pytest.raises(NammTransferError, match=message):
+        dataclasses.replace(CONFIG, **change)
+
+
+def test_schedule():
+    paper = PRESETS["paper"]
+    assert paper.active(0) == ["retrieval"]
+    assert paper.active(100) == ["retrieval", "lookup"]
+    assert len(paper.active(500)) == 3
