@@ -15,7 +15,7 @@ from markupsafe import Markup
 from ..files import write_atomic
 from . import figures, tables
 from .schema import Brief, Report, Run
-from .verdict import HOLD_MARGIN, MIN_UPDATES, headline, number
+from .verdict import HOLD_MARGIN, MIN_DRAWS, MIN_UPDATES, headline, number
 
 JSON_LIMIT = 2_000_000
 """Bytes of report.json; what does not fit stays in the ledgers."""
@@ -86,7 +86,12 @@ def as_html(report: Report) -> str:
     )
     tasks = [_section(report, run, place) for place, run in enumerate(report.runs)]
     page = environment.get_template("page.html").render(
-        report=report, tasks=tasks, headline=headline(report.answers), margin=HOLD_MARGIN, least=MIN_UPDATES
+        report=report,
+        tasks=tasks,
+        headline=headline(report.answers),
+        margin=HOLD_MARGIN,
+        least=MIN_UPDATES,
+        draws=MIN_DRAWS,
     )
     script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
     digest = hashlib.sha256(script[1].encode() if script else b"").digest()

@@ -17,17 +17,20 @@ MIN_UPDATES = 3
 HOLD_MARGIN = 0.1
 """Loss, as a share of the full cache's score, that the interval of a policy said to hold must exclude."""
 
-MIN_DRAWS = 10
-"""Independent draws below which a bootstrap interval is too narrow to be believed; the answer says so."""
+MIN_DRAWS = 5
+"""Independent draws below which no word is given: four differences have one sign by chance in one case of eight."""
+
+FEW_DRAWS = 10
+"""Independent draws below which a bootstrap interval is somewhat too narrow; the answer says so."""
 
 
-def judge(row: SummaryRow, full: SummaryRow | None) -> Verdict:
-    """The word for a row of the summary, given the full cache's row of the same task."""
+def judge(row: SummaryRow, full: SummaryRow | None, draws: int) -> Verdict:
+    """The word for a row of the summary, given the full cache's row of the same task and the independent draws."""
     if row.policy == "full":
         return "baseline"
     if row.score is not None and row.updates_mean < MIN_UPDATES:
         return "hardly acted"
-    if row.diff_ci is None or full is None or full.score is None:
+    if row.diff_ci is None or full is None or full.score is None or draws < MIN_DRAWS:
         return "cannot tell"
     low, high = row.diff_ci
     if low > 0 or high < 0:
@@ -44,11 +47,10 @@ def answer(row: SummaryRow, *, full: SummaryRow | None, pairs: int, draws: int, 
         draws: independent draws among them: clusters, where samples share a video; otherwise as many as pairs.
         unit: what the score is, from the run's description.
     """
-    word = judge(row, full)
+    word = judge(row, full, draws)
+    unit = unit.partition(" (")[0]  # what follows explains it, and stands above the table
     counted = f"{pairs} pairs" if draws == pairs else f"{pairs} pairs in {draws} clusters"
-    caution = (
-        f" Fewer than {MIN_DRAWS} independent draws make an interval that is too narrow." if draws < MIN_DRAWS else ""
-    )
+    caution = f" Fewer than {FEW_DRAWS} independent draws: the interval is too narrow." if draws < FEW_DRAWS else ""
     text = _sentence(row, word, full, counted, unit)
     if word in ("helps", "holds", "hurts", "unsettled"):
         text += caution
@@ -65,8 +67,10 @@ def _sentence(row: SummaryRow, word: Verdict, full: SummaryRow | None, counted: 
             f"score, {score}, says nothing about this memory; longer samples or a smaller --update-interval would."
         )
     held = f"holding {percent(row.kept_share)} of the cache"
-    if row.diff_ci is None or full is None:
-        return f"Nothing to conclude: {score}, {held}, and fewer than two pairs with the full cache to compare."
+    if word == "cannot tell" or row.diff_ci is None or full is None:
+        return (
+            f"Nothing to conclude from {counted} with the full cache, fewer than {MIN_DRAWS} to go by: {score}, {held}."
+        )
     low, high = row.diff_ci
     facts = (
         f"{number(row.score)} against {number(full.score)} with the full cache ({unit}), {signed(row.diff_full)} "

@@ -76,8 +76,11 @@ def test_a_policy_that_hardly_acted_gets_no_verdict(scores, updates, write_folde
 
 
 def test_few_pairs_are_called_few(write_folder, tmp_path):
-    few = build(write_folder(tmp_path / "few", {"full": WRONG[:4], "namm": RIGHT[:4]})).answers[1]
+    few = build(write_folder(tmp_path / "few", {"full": WRONG[:5], "namm": RIGHT[:5]})).answers[1]
+    assert few.verdict == "helps"
     assert "too narrow" in few.text
+    fewer = build(write_folder(tmp_path / "fewer", {"full": WRONG[:4], "namm": RIGHT[:4]})).answers[1]
+    assert fewer.verdict == "cannot tell"
     one = build(write_folder(tmp_path / "one", {"full": [0.0], "namm": [1.0]})).answers[1]
     assert one.verdict == "cannot tell"
     alone = build(write_folder(tmp_path / "alone", {"namm": RIGHT}))
