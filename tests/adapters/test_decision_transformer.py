@@ -207,3 +207,13 @@ def test_shapes_and_time_steps_the_model_cannot_take(adapter):
         adapter.encode(sample)
     with pytest.raises(NammTransferError, match="cache"):
         adapter.play(policies.make("full"), [1.0])
+
+
+def test_heads_that_keep_different_numbers_of_tokens(adapter, random_namm):
+    encoded = adapter.encode(recording(2))
+    cache = adapter.memory(random_namm(seed=8, selection="head", update_interval=16))
+    adapter.answer(encoded, cache)
+    assert any((cache.positions(layer) < 0).any() for layer in range(2)), "ragged, or this test says nothing"
+    for row in range(2):
+        kept = adapter.kept(cache, encoded, row)["kept"]
+        np.testing.assert_allclose(kept.sum((1, 2)), cache.report().row(row).kept.float().mean(1), rtol=1e-5)
