@@ -164,7 +164,8 @@ class CausalLMAdapter(ModalityAdapter):
         """The text the model goes on with, greedily."""
         tokens = encoded.tokens[None]
         mask = torch.ones_like(tokens)
-        said = self.model.generate(
+        model: Any = self.model
+        said = model.generate(
             tokens, attention_mask=mask, past_key_values=cache, max_new_tokens=max_new_tokens, do_sample=False
         )
         return self.tokenizer.decode(said[0, len(encoded.tokens) :], skip_special_tokens=True)

@@ -18,11 +18,11 @@ from typing import Literal
 
 import torch
 import tyro
-from accelerate import Accelerator
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from pydantic import TypeAdapter, ValidationError
 
 from namm_transfer import NammTransferError
+from namm_transfer.evaluation import EvalOptions, start
 from namm_transfer.evolution.config import PRESETS, EvolutionConfig
 from namm_transfer.evolution.loop import Evolution
 
@@ -80,13 +80,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     options = tyro.cli(Options, args=arguments, description=__doc__)
     config = configuration(options)
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    torch.set_num_threads(options.threads)
+    accelerator = start(EvalOptions(seed=options.seed, threads=options.threads))
     adapter = CausalLMAdapter.load(config.model, dtype=getattr(torch, options.dtype), device=accelerator.device)
     evolution = Evolution(
         adapter, config, seed=options.seed, out=options.out, resume=options.resume, accelerator=accelerator
     )
-    evolution.run()
+    try:
+        evolution.run()
+    except KeyboardInterrupt:
+        print(f"\nstopped; finished generations are in {options.out}, go on from them with --resume")
+        raise SystemExit(130) from None
     if accelerator.is_main_process:
         best, count = evolution.state.best_generation.item(), accelerator.num_processes
         print(f"{count} processes; best validation at generation {best}; the NAMM is in {options.out}")

@@ -96,6 +96,7 @@ class Evolution:
                 self._record(float(fitness.mean()), float(kept), self.validate(search.mean) if due else None)
                 bar.set_postfix(fitness=f"{fitness.mean():.3f}", validation=f"{np.nanmax(self.state.log[:, 2]):.3f}")
                 bar.update()
+        self._publish()
         return self.best()
 
     def best(self) -> NAMM:
@@ -191,7 +192,12 @@ class Evolution:
             self.out.mkdir(parents=True, exist_ok=True)
             state.write(self._state_path)
             write_atomic(self.out / "evolution.jsonl", state.jsonl())
-            if validated is not None:
-                self.best().save_pretrained(self.out)
-                write_atomic(self.out / "plot.svg", plot.draw(state.log))
+        if validated is not None:
+            self._publish()
         self.accelerator.wait_for_everyone()
+
+    def _publish(self) -> None:
+        """The NAMM with the best validation so far, and the picture."""
+        if self.accelerator.is_main_process:
+            self.best().save_pretrained(self.out)
+            write_atomic(self.out / "plot.svg", plot.draw(self.state.log))

@@ -129,17 +129,16 @@ def classification(rng: random.Random, prose: Sequence[Document], tokens: int, c
 
 
 def continuation(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
-    """Prose of one document after the other, broken off in a sentence; the answer is how the sentence goes on."""
+    """Prose that ends with the beginning of a sentence it has held before; the answer is how that goes on."""
     sentences = _filler(rng, prose, tokens, count)
     last = rng.choice([s for d in prose for s in d.sentences if len(s) > 120])
     words = last.split()
-    # The sentence stands in the text once already, so that the full cache knows how it goes on.
     text = _hide(rng, [s for s in sentences if s != last], [last], reach=0.6)
     return f"{text}\n\n{' '.join(words[:6])}", " " + " ".join(words[6:14])
 
 
 def retrieval(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
-    """Three passages, each signed with a name; which of them is the one that is quoted at the end from?"""
+    """Three passages, each signed with a name; who signed the one that the sentence at the end is from?"""
     names = rng.sample(_NAMES, 3)
     parts: list[list[str]] = []
     while len(parts) < len(names):
