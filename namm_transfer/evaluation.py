@@ -64,7 +64,7 @@ class Outcome:
     """What came of one sample under one policy."""
 
     score: float
-    """Higher is better; the unit is the description's `score`. An answer that could not be parsed has score 0."""
+    """Higher is better, in the unit of the description's `score`. `run` records 0 for an unparsed answer."""
 
     memory: RowReport | None
     """The sample's row of `cache.report()`, taken when the first answer token is produced (text, video) or averaged
@@ -280,7 +280,7 @@ class _Job:
             category=sample.category,
             cluster=sample.cluster,
             policy=spec,
-            score=None if error else float(outcome.score),
+            score=None if error else 0.0 if outcome.unparsed else float(outcome.score),
             **({} if memory is None else _memory(memory)),
             answer=outcome.answer,
             unparsed=outcome.unparsed,

@@ -202,6 +202,18 @@ def test_a_half_done_batch_is_evaluated_whole(tmp_path, uninterrupted):
     assert essence(tmp_path) == uninterrupted
 
 
+def test_what_two_processes_left_one_can_finish(tmp_path, uninterrupted):
+    main(["--out", str(tmp_path)])
+    ledger = tmp_path / "records-tiny-0.jsonl"
+    head, *lines = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join([head, *lines[:2]]))
+    (tmp_path / "records-tiny-1.jsonl").write_bytes(b"".join([head, *lines[2:5]])[:-9])
+    rest = Evaluator()
+    main(["--out", str(tmp_path), "--resume"], rest)
+    assert rest.calls == 4
+    assert essence(tmp_path) == uninterrupted
+
+
 @pytest.mark.parametrize(
     ("flags", "difference"),
     [
@@ -244,6 +256,7 @@ def test_two_processes_of_accelerate_launch_are_one_evaluation(tmp_path, uninter
     provenance = json.loads((tmp_path / "report.json").read_text())["runs"][0]["provenance"]
     assert provenance["processes"] == 2
     first, second = sorted(tmp_path.glob("records-*.jsonl"))
+    assert ledger_lines(tmp_path) == 2 + 12
     assert min(path.read_bytes().count(b"\n") for path in (first, second)) > 1 + 2
     assert done.stdout.count("report: ") == 1
     assert essence(tmp_path) == uninterrupted

@@ -85,7 +85,7 @@ class Evaluator:
         memory = cache.report()
         mumbles = sample.id == self.unparsed
         return Outcome(
-            score=0.0 if mumbles else float(logits.log_softmax(-1)[sample.payload[-1]]),
+            score=float(logits.log_softmax(-1)[sample.payload[-1]]),
             memory=memory.row(0),
             answer="<script>alert('no')</script>" if mumbles else f"token {int(logits.argmax())}",
             unparsed=mumbles,
