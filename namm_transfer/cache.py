@@ -224,6 +224,8 @@ class MemoryLayer(CacheLayerMixin):
         """No maximum."""
         return -1
 
+    get_max_cache_shape = get_max_length  # its name before transformers 5.11
+
     def _select_rows(self, rows: Tensor) -> None:
         if not self.is_initialized:
             return
