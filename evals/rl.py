@@ -77,9 +77,15 @@ def episodes(options: Options) -> list[Sample]:
     ]
 
 
+def shipped(env: str) -> str:
+    """The folder of the shipped model, as seen from here where it lies below."""
+    folder = asset(f"decision-transformer/{env}-medium")
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+
+
 def load(options: Options, device: Any) -> tuple[DecisionTransformerAdapter, str, dict[str, float] | None]:
     """The model, where it came from, and the summary of its data set if one was named."""
-    source = options.model or str(asset(f"decision-transformer/{options.env}-medium"))
+    source = options.model or shipped(options.env)
     dataset = datasets.load(options.dataset, options.env) if options.dataset else None
     statistics = None
     if dataset is not None and not (Path(source) / "statistics.json").is_file():

@@ -54,17 +54,47 @@ def test_the_same_seed_collects_the_same_data(tmp_path):
     assert datasets.load("namm-transfer/hopper/a-v0", "hopper").id == "namm-transfer/hopper/a-v0"
 
 
-def test_training_goes_on_where_it_was_stopped(tmp_path):
+def options(out, algorithm, **others):
     behaviour = pytest.importorskip("namm_transfer.rl.behaviour", reason="needs the extra [train]")
-    options = behaviour.Options("hopper", tmp_path, steps=600, evaluate_every=300, episodes=1, width=8)
-    assert behaviour.train(options) == {"steps": 600, "medium": False}
-    with np.load(tmp_path / "state" / "replay.npz") as saved:
-        before = saved["observations"].copy()
-    options.steps = 900
-    assert behaviour.train(options)["steps"] == 900
-    with np.load(tmp_path / "state" / "replay.npz") as saved:
-        np.testing.assert_array_equal(saved["observations"][: len(before)], before)
-        assert len(saved["observations"]) >= 897, "each stop loses the transition in progress at most"
+    settings = {"steps": 4096, "evaluate_every": 2048, "episodes": 1, "width": 8}
+    return behaviour, behaviour.Options("hopper", out, algorithm, **{**settings, **others})
+
+
+def learner_in(folder, algorithm):
+    """A fresh learner that went on from what a training left behind."""
+    from namm_transfer.rl.learners import LEARNERS  # needs stable-baselines3
+
+    learner = LEARNERS[algorithm]("hopper", 8, 5e-4, 128, 10_000, seed=1)
+    assert learner.load(folder / "state")
+    return learner
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "ppo"])
+def test_training_goes_on_where_it_was_stopped(tmp_path, algorithm):
+    behaviour, given = options(tmp_path, algorithm)
+    assert behaviour.train(given) == {"steps": 4096, "medium": False}
+    before = learner_in(tmp_path, algorithm)
+    assert before.model.num_timesteps == 4096
+    given.steps = 6144
+    assert behaviour.train(given)["steps"] == 6144
+    after = learner_in(tmp_path, algorithm)
+    if algorithm == "sac":
+        found = after.model.replay_buffer.observations[: before.model.replay_buffer.pos]
+        np.testing.assert_array_equal(found, before.model.replay_buffer.observations[: len(found)])
+        assert after.model.replay_buffer.pos >= 6144 - 3, "a stop loses the transition in progress, no more"
+    else:
+        assert after.seen["observations"].count > before.seen["observations"].count > 2000
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "ppo"])
+def test_the_actor_does_what_the_learner_would(tmp_path, algorithm):
+    behaviour, given = options(tmp_path, algorithm)
+    behaviour.train(given)
+    learner = learner_in(tmp_path, algorithm)
+    states = np.random.default_rng(0).normal(size=(20, 11)).astype(np.float32)
+    normalised = learner.environments.normalize_obs(states) if algorithm == "ppo" else states
+    expected, _ = learner.model.predict(normalised, deterministic=True)
+    np.testing.assert_allclose(learner.actor().act(torch.from_numpy(states)).numpy(), expected, atol=1e-5)
 
 
 def test_medium_is_moving():
