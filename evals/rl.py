@@ -114,7 +114,7 @@ class Observer:
         rows = len(environments.envs)
         self.shares, self.lengths = np.zeros(rows), np.zeros(rows, dtype=int)
         self.last: list[Any] = [None] * rows
-        self.kept: list[np.ndarray | None] = [None] * rows
+        self.kept = [np.zeros(0)] * rows
 
     def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
         """The model's actions; finished rows are computed too, so that the batch keeps its shape."""

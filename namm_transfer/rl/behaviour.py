@@ -1,13 +1,14 @@
 """Train a behaviour policy up to the `medium` tier (40 to 60 normalised).
 
-    python -m namm_transfer.rl.behaviour --env halfcheetah --out runs/behaviour/halfcheetah
+    python -m namm_transfer.rl.behaviour --env halfcheetah --out assets/behaviour/halfcheetah-medium
 
-Writes `OUT/medium/actor.safetensors` (the first snapshot that is medium, with sampled actions as the data will have)
-and `OUT/state/` (kill it at any time, run the same command again, and it goes on). Needs the extra `[train]`.
+Writes `OUT/actor.safetensors`, the first snapshot that is medium with sampled actions, as the data will have. Kill it
+at any time: the same command goes on from the state it keeps. Needs the extra `[train]`.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ import tyro
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
+from namm_transfer.errors import NammTransferError
 from namm_transfer.files import write_atomic
 from namm_transfer.rl.actor import BehaviourActor, save_actor
 from namm_transfer.rl.environments import Environments, rollout
@@ -46,7 +48,9 @@ class Options:
     env: str
     """hopper, halfcheetah or walker2d."""
     out: Path
-    """Folder of the snapshot and of the training state."""
+    """Folder of the policy."""
+    state: Path | None = None
+    """Folder of the training state; `runs/behaviour/ENV` by default."""
     algorithm: Literal["sac", "ppo"] = "sac"
     """Soft actor-critic or proximal policy optimisation: more steps, but a fraction of the time where it gets there."""
     steps: int = 250_000
@@ -99,7 +103,7 @@ class Medium(BaseCallback):
         if self.num_timesteps % self.options.evaluate_every:
             return True
         done = self.evaluate()
-        self.learner.save(self.options.out / "state")
+        self.learner.save(state_folder(self.options))
         return not done
 
     def evaluate(self) -> bool:
@@ -112,17 +116,26 @@ class Medium(BaseCallback):
                 return False
         facts = {"env": options.env, "gym_id": task(options.env).gym_id, "tier": "medium", "steps": self.num_timesteps}
         facts |= {"seed": options.seed, "algorithm": options.algorithm, "measured": result}
-        save_actor(actor, options.out / "medium", facts)
-        write_atomic(options.out / "medium" / "README.md", card(facts, options))
+        save_actor(actor, options.out, facts)
+        write_atomic(options.out / "README.md", card(facts, options))
         return True
+
+
+def state_folder(options: Options) -> Path:
+    """Where an interrupted training goes on from."""
+    return options.state or Path("runs/behaviour") / options.env
 
 
 def card(facts: dict[str, Any], options: Options) -> str:
     """The README.md of a behaviour policy; the command names every option that is not the default."""
     usual = Options(env=options.env, out=Path())
-    said = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in ("env", "out")}
+    said = {
+        field.name: getattr(options, field.name)
+        for field in fields(options)
+        if field.name not in ("env", "out", "state")
+    }
     changed = [f"--{name.replace('_', '-')} {value}" for name, value in said.items() if value != getattr(usual, name)]
-    command = " ".join([f"--env {options.env}", *changed, f"--out runs/behaviour/{options.env}"])
+    command = " ".join([f"--env {options.env}", *changed, f"--out assets/behaviour/{options.env}-medium"])
     return CARD.format(**{**facts, **facts["measured"]}, command=command)
 
 
@@ -131,8 +144,8 @@ def train(options: Options) -> dict[str, Any]:
     learner: Learner = LEARNERS[options.algorithm](
         options.env, options.width, options.learning_rate, options.batch_size, options.steps, options.seed
     )
-    resumed = learner.load(options.out / "state")
-    steps, medium = learner.model.num_timesteps, options.out / "medium" / "actor.safetensors"
+    resumed = learner.load(state_folder(options))
+    steps, medium = learner.model.num_timesteps, options.out / "actor.safetensors"
     if not medium.is_file() and steps < options.steps:
         with tqdm(total=options.steps, initial=steps, desc=f"{options.algorithm} {options.env}", mininterval=10) as bar:
             callback = Medium(options, learner, bar)
@@ -141,4 +154,7 @@ def train(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(train(tyro.cli(Options)))
+    try:
+        print(train(tyro.cli(Options)))
+    except NammTransferError as error:
+        sys.exit(f"error: {error}")

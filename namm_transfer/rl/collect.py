@@ -8,6 +8,7 @@ trained. The same seed gives the same data on the same machine and library versi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,12 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from namm_transfer.errors import NammTransferError
 from namm_transfer.files import asset
 from namm_transfer.rl import datasets
 from namm_transfer.rl.actor import BehaviourActor, load_actor
 from namm_transfer.rl.environments import Environments, Trajectory, rollout
+from namm_transfer.rl.scores import task
 
 ROWS = 20
 """Episodes collected side by side; part of what a seed means."""
@@ -63,19 +66,27 @@ def collect(actor: BehaviourActor, env: str, steps: int, seed: int) -> Iterator[
 
 def main(options: Options) -> datasets.Dataset:
     """Collect and write; returns the data set as read back."""
+    gym_id = task(options.env).gym_id
     folder = options.actor or asset(f"behaviour/{options.env}-medium")
     actor, facts = load_actor(folder, options.env)
     dataset_id = options.id or f"namm-transfer/{options.env}/medium-v0"
     description = (
-        f"{options.env} medium: sampled actions of a soft actor-critic policy stopped after {facts['steps']:,} steps; "
+        f"{gym_id}, medium: sampled actions of a {facts['algorithm']} policy stopped after {facts['steps']:,} steps; "
         f"collected with seed {options.seed}."
     )
     datasets.write(
-        dataset_id, options.env, collect(actor, options.env, options.steps, options.seed), "SAC", description
+        dataset_id,
+        options.env,
+        collect(actor, options.env, options.steps, options.seed),
+        facts["algorithm"],
+        description,
     )
     return datasets.load(dataset_id, options.env)
 
 
 if __name__ == "__main__":
-    dataset = main(tyro.cli(Options))
-    print(dataset.id, dataset.summary())
+    try:
+        made = main(tyro.cli(Options))
+        print(made.id, made.summary())
+    except NammTransferError as error:
+        sys.exit(f"error: {error}")

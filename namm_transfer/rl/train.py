@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from namm_transfer.adapters.decision_transformer import STATISTICS_FILE, DecisionTransformerAdapter, Statistics
+from namm_transfer.errors import NammTransferError
 from namm_transfer.files import write_atomic
 from namm_transfer.rl import datasets
 from namm_transfer.rl.card import card, measure
@@ -204,4 +206,7 @@ def main(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(main(tyro.cli(Options)))
+    try:
+        print(main(tyro.cli(Options)))
+    except NammTransferError as error:
+        sys.exit(f"error: {error}")

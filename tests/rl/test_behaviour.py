@@ -44,7 +44,7 @@ def test_shipped_policies_are_medium(env):
 
 
 def test_the_same_seed_collects_the_same_data(tmp_path):
-    save_actor(BehaviourActor(11, 3, 16), tmp_path / "actor", {"env": "hopper", "steps": 5})
+    save_actor(BehaviourActor(11, 3, 16), tmp_path / "actor", {"env": "hopper", "steps": 5, "algorithm": "ppo"})
     found = []
     for name in ("a", "b"):
         options = collect.Options("hopper", tmp_path / "actor", f"namm-transfer/hopper/{name}-v0", steps=300, seed=3)
@@ -57,7 +57,9 @@ def test_the_same_seed_collects_the_same_data(tmp_path):
 def options(out, algorithm, **others):
     behaviour = pytest.importorskip("namm_transfer.rl.behaviour", reason="needs the extra [train]")
     settings = {"steps": 4096, "evaluate_every": 2048, "episodes": 1, "width": 8}
-    return behaviour, behaviour.Options("hopper", out, algorithm, **{**settings, **others})
+    return behaviour, behaviour.Options(
+        "hopper", out, algorithm=algorithm, state=out / "state", **{**settings, **others}
+    )
 
 
 def learner_in(folder, algorithm):
