@@ -56,8 +56,7 @@ def _candidates(name: str, spec: str, specs: Sequence[str]) -> list[str]:
 
 def mean_history(records: Iterable[Record]) -> list[list[float]]:
     """Tokens a head held after each update, (layers, updates), each entry the mean over the samples that got so far."""
-    ordered = sorted(records, key=lambda record: record.index)  # a sum of floats depends on its order
-    return [_columns_mean(rows) for rows in _by_layer([record.history for record in ordered])]
+    return [_columns_mean(rows) for rows in _by_layer([record.history for record in records])]
 
 
 def _by_layer(histories: list[list[list[float]]]) -> list[list[list[float]]]:
@@ -67,4 +66,4 @@ def _by_layer(histories: list[list[list[float]]]) -> list[list[list[float]]]:
 
 def _columns_mean(rows: list[list[float]]) -> list[float]:
     columns = [[row[i] for row in rows if i < len(row)] for i in range(max(map(len, rows), default=0))]
-    return [math.fsum(column) / len(column) for column in columns]
+    return [math.fsum(column) / len(column) for column in columns]  # fsum: the same in whatever order they come

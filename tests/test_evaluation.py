@@ -199,6 +199,7 @@ def test_a_half_done_batch_is_evaluated_whole(tmp_path, uninterrupted):
 
     main(["--out", str(tmp_path), "--resume"], Watched())
     assert seen[0] == ["prompt 2", "prompt 3"]
+    assert ledger_lines(tmp_path) == 1 + 12
     assert essence(tmp_path) == uninterrupted
 
 
@@ -289,6 +290,8 @@ def test_mean_history_averages_each_update_over_the_samples_that_reached_it():
         return Record(index=index, id=str(index), category="c", policy="p", score=0.0, history=history)
 
     assert mean_history([record(1, [[4.0], [2.0]]), record(0, [[2.0, 8.0], [2.0, 6.0]])]) == [[3.0, 8.0], [2.0, 6.0]]
+    uneven = [record(i, [[value]]) for i, value in enumerate([1e16, 1.0, -1e16, 1.0])]
+    assert mean_history(uneven) == mean_history(uneven[::-1]) == [[0.5]]
     assert mean_history([record(0, [])]) == []
 
 

@@ -20,6 +20,15 @@ def test_what_is_written_is_read(path, make_record):
     assert contents.intact_bytes == path.stat().st_size
 
 
+def test_a_record_is_on_the_disk_when_add_returns(path, make_run, make_record, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_size))
+    book = ledger.Ledger(path, make_run(["full", "l2"], 3))
+    book.add(make_record(2, "l2", 1.0))
+    assert synced == [path.stat().st_size]
+    book.close()
+
+
 def test_cut_off_anywhere_it_is_read_up_to_the_cut(path):
     whole = path.read_bytes()
     starts = [0, *(i + 1 for i, byte in enumerate(whole) if byte == ord("\n"))]
