@@ -131,7 +131,8 @@ class LlavaNextVideoAdapter(ModalityAdapter):
 
         film = make_film("test", 0)
         asked = questions(film)[0]
-        return VideoSample(draw(film, np.arange(64) + 0.5, 64), prompts.question(asked.text, asked.options))
+        options = tuple(f" {option}" for option in asked.options)
+        return VideoSample(draw(film, np.arange(64) + 0.5, 64), asked.text, lead="", choices=options)
 
     @property
     def tokens_per_frame(self) -> int:
@@ -229,8 +230,14 @@ class LlavaNextVideoAdapter(ModalityAdapter):
         return VideoAnswer(int(np.argmax(scores)), logprobs=tuple(scores))
 
     @torch.inference_mode()
-    def generate(self, encoded: EncodedVideo, cache: Cache, logits: Tensor, max_new_tokens: int = 8) -> VideoAnswer:
-        """Greedy words after `prefill`, which go on in `cache`, and the choice they name, if they name one."""
+    def generate(
+        self, encoded: EncodedVideo, cache: Cache, logits: Tensor, max_new_tokens: int | None = None
+    ) -> VideoAnswer:
+        """Greedy words after `prefill`, which go on in `cache`, and the choice they name, if they name one.
+
+        At most `max_new_tokens` tokens, or as many as the longest choice has.
+        """
+        limit = max_new_tokens or max(len(tokens) for _, tokens in encoded.choices)
         ends = self.model.generation_config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends or ())
         said: list[int] = []
@@ -239,7 +246,7 @@ class LlavaNextVideoAdapter(ModalityAdapter):
             if token in ends:
                 break
             said.append(token)
-            if len(said) == max_new_tokens:
+            if len(said) == limit:
                 break
             step = torch.tensor([[token]], device=self.device)
             logits = self.model(input_ids=step, past_key_values=cache, use_cache=True).logits[0, -1].float()
@@ -301,10 +308,11 @@ class LlavaNextVideoAdapter(ModalityAdapter):
 
 
 def parse_choice(text: str, choices: Sequence[str]) -> int | None:
-    """Which choice a generated continuation of "(" names: it must begin with one, and end or close the bracket there.
+    """Which choice a generated answer names: its first word must be one, with nothing or punctuation behind it.
 
-    >>> parse_choice("B) red", ["A", "B"]), parse_choice(" B", ["A", "B"]), parse_choice("Both", ["A", "B"])
+    >>> parse_choice("B) red", ["A", "B"]), parse_choice("red", [" blue", " red"]), parse_choice("Both", ["A", "B"])
     (1, 1, None)
     """
     found = re.match(r"\s*(\w+)\s*(?:$|[).,:])", text)
-    return list(choices).index(found[1]) if found and found[1] in choices else None
+    names = [choice.strip() for choice in choices]
+    return names.index(found[1]) if found and found[1] in names else None

@@ -30,7 +30,7 @@ from namm_transfer.report.schema import Report
 from namm_transfer.video.benchmarks import VideoQuestion, load_generated, load_json, load_mlvu
 
 ANSWER_TOKENS = 8
-"""Most tokens of a generated answer: a letter, and room to be misunderstood in."""
+"""Most tokens of an answer that is generated as a letter: room to be misunderstood in. Words get what they need."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Options(EvalOptions):
     frames: int = 64
     """Frames sampled uniformly from a video. A generated film lasts as many seconds."""
     answer: Literal["loglik", "generate"] = "loglik"
-    """Take the option with the most probable letter, or read the letter from generated words."""
+    """Take the most probable option, or read the option from generated words."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the weights; "auto" takes what they were saved in."""
     device_map: str | None = None
@@ -79,7 +79,7 @@ def questions(options: Options) -> list[VideoQuestion]:
 
 def as_sample(options: Options, question: VideoQuestion) -> VideoSample:
     """A question as the adapter takes it."""
-    return VideoSample(question.video, question.prompt, choices=question.letters, frames=options.frames)
+    return VideoSample(question.video, question.prompt, question.lead, question.choices, options.frames)
 
 
 def load(options: Options, asked: Sequence[VideoQuestion], device: torch.device) -> tuple[LlavaNextVideoAdapter, str]:
@@ -111,21 +111,20 @@ def evaluator(
         logits = adapter.prefill(encoded, cache)
         memory, kept = cache.report(), adapter.kept(cache, encoded)
         if options.answer == "generate":
-            answer = adapter.generate(encoded, cache, logits, ANSWER_TOKENS)
+            answer = adapter.generate(encoded, cache, logits, ANSWER_TOKENS if question.lead else None)
         else:
             answer = adapter.choose(encoded, cache, logits)
-        said = None if answer.choice is None else question.letters[answer.choice]
         return [
             Outcome(
                 score=100.0 * (answer.choice == question.answer),
                 memory=memory.row(0),
-                answer=answer.text if answer.text is not None else said,
+                answer=answer.text if answer.choice is None else question.options[answer.choice],
                 unparsed=answer.choice is None,
                 details={
                     "video": question.video.name,
                     "options": list(question.options),
-                    "chosen": said,
-                    "right": question.letters[question.answer] if question.answer is not None else None,
+                    "chosen": answer.choice,
+                    "right": question.answer,
                     "logprobs": [round(value, 5) for value in answer.logprobs],
                     "duration": question.duration,
                     "bytes": memory.bytes,

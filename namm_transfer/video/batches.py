@@ -16,7 +16,9 @@ from namm_transfer.video import prompts, scenes, small
 from namm_transfer.video.draw import draw
 
 WORDS = small.tokenizer()
-LABELS = (scenes.PLACES, scenes.SHAPES, scenes.COLORS, scenes.GLITCHES)
+LABELS = (scenes.PLACES, scenes.SHAPES, scenes.COLORS, (*scenes.GLITCHES, "picture"))
+"""What a frame shows, in words: place, shape, colour, and the disturbance or an undisturbed picture."""
+CLEAR = len(scenes.GLITCHES)
 TAKE = 8  # frames of one take in the bank
 
 
@@ -52,8 +54,7 @@ def vision_batch(step: int) -> tuple[Tensor, Tensor]:
         for moment in times:
             shot, glitch = film.shot_at(moment), film.glitch_at(moment)
             shown = [scenes.PLACES.index(shot.place), scenes.SHAPES.index(shot.shape), scenes.COLORS.index(shot.color)]
-            clear = len(scenes.GLITCHES)
-            labels.append([-100, -100, -100, scenes.GLITCHES.index(glitch)] if glitch else [*shown, clear])
+            labels.append([-100, -100, -100, scenes.GLITCHES.index(glitch)] if glitch else [*shown, CLEAR])
     return like_decoded(np.concatenate(frames), rng), torch.tensor(labels)
 
 
@@ -72,9 +73,9 @@ class Bank:
 
     def __init__(self, model: LlavaNextVideoForConditionalGeneration, takes: int) -> None:
         self.shots: dict[tuple[str, str, str], Tensor] = {}
-        """(takes, TAKE, 4, vision width) bfloat16"""
+        """(takes, TAKE, 4, vision width) float32"""
         self.glitches: dict[str, Tensor] = {}
-        """(takes * TAKE, 4, vision width) bfloat16"""
+        """(takes * TAKE, 4, vision width) float32"""
         for number, key in enumerate(itertools.product(scenes.PLACES, scenes.SHAPES, scenes.COLORS)):
             rng = np.random.default_rng([3, number])
             features = [self._features(model, _take(key, rng), rng) for _ in range(takes)]
@@ -88,7 +89,23 @@ class Bank:
     @torch.no_grad()
     def _features(model: LlavaNextVideoForConditionalGeneration, film: scenes.Film, rng: np.random.Generator) -> Tensor:
         times = np.sort(rng.uniform(0, TAKE, size=TAKE))
-        return pooled_frames(model, like_decoded(draw(film, times, small.FRAME_SIZE), rng)).bfloat16()
+        return pooled_frames(model, like_decoded(draw(film, times, small.FRAME_SIZE), rng))
+
+    def frames(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
+        """(count, 4, vision width) frames, an eighth of them disturbed, and (count, 4) indices into `LABELS`."""
+        features, labels = [], []
+        keys = list(self.shots)
+        for _ in range(count):
+            if rng.random() < 0.125:
+                glitch = int(rng.integers(len(scenes.GLITCHES)))
+                takes = self.glitches[scenes.GLITCHES[glitch]]
+                labels.append([-100, -100, -100, glitch])
+            else:
+                key = keys[int(rng.integers(len(keys)))]
+                takes = self.shots[key].flatten(0, 1)
+                labels.append([*(names.index(name) for names, name in zip(LABELS, key, strict=False)), CLEAR])
+            features.append(takes[int(rng.integers(len(takes)))])
+        return torch.stack(features), torch.tensor(labels)
 
     def film(self, film: scenes.Film, rng: np.random.Generator) -> Tensor:
         """(seconds, 4, vision width) features of a film's frames, one a second."""
@@ -126,7 +143,7 @@ class Batch:
     targets: Tensor
     """(films, length): the token to predict, -100 elsewhere"""
     kinds: Tensor
-    """(films, length): index of the question type where a letter is predicted, -1 elsewhere"""
+    """(films, length): index of the question type where a word is predicted, -1 elsewhere"""
 
     def mask(self) -> Tensor:
         """(films, 1, length, length) bool: each question sees the video and itself, causally."""
@@ -144,7 +161,7 @@ def language_batch(bank: Bank, step: int, films: int, frames: int) -> Batch:
         film = scenes.make_film("train", films * step + index, frames)
         features.append(bank.film(film, rng))
         row = [(token, 0, place, -100, -1) for place, token in enumerate(head)]
-        for number, asked in enumerate(scenes.questions(film), start=1):
+        for number, asked in enumerate(scenes.questions(film, every=True), start=1):
             row += _question_tokens(asked, number, len(head))
         rows.append(row)
     length = max(map(len, rows))
@@ -153,13 +170,9 @@ def language_batch(bank: Bank, step: int, films: int, frames: int) -> Batch:
 
 
 def _question_tokens(asked: scenes.Question, number: int, start: int) -> list[tuple[int, int, int, int, int]]:
-    """(id, question, position, target, kind) of one question's tokens.
-
-    Behind `ASSISTANT:` the answer's word is a target too, which teaches to look before it teaches to point."""
-    body = WORDS(prompts.question(asked.text, asked.options) + " ASSISTANT:", add_special_tokens=False)["input_ids"]
-    lead = WORDS(prompts.LEAD, add_special_tokens=False)["input_ids"]
-    targets = [-100] * (len(body) + len(lead))
-    targets[len(body) - 1] = WORDS.convert_tokens_to_ids(asked.options[asked.answer])
-    targets[-1] = WORDS.convert_tokens_to_ids("ABCD"[asked.answer])
-    kinds = [-1] * (len(targets) - 1) + [scenes.TYPES.index(asked.kind)]
-    return [(token, number, start + place, targets[place], kinds[place]) for place, token in enumerate(body + lead)]
+    """(id, question, position, target, kind) of one question's tokens; the answer's word is what comes next."""
+    body = WORDS(f"{asked.text} ASSISTANT:", add_special_tokens=False)["input_ids"]
+    rows = [(token, number, start + place, -100, -1) for place, token in enumerate(body)]
+    answer = WORDS.convert_tokens_to_ids(asked.options[asked.answer])
+    rows[-1] = (*rows[-1][:3], answer, scenes.TYPES.index(asked.kind))
+    return rows

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 from typing import Any
 
 from namm_transfer.errors import NammTransferError
-from namm_transfer.files import safe_join
 from namm_transfer.video import prompts
 from namm_transfer.video.generate import cache_folder, generate
 
@@ -39,23 +38,31 @@ class VideoQuestion:
     """Question type"""
     duration: float | None
     """Seconds, if the annotations say"""
+    lead: str = prompts.LEAD
+    """How the answer begins"""
 
     @property
-    def letters(self) -> tuple[str, ...]:
-        """Names of the options: A, B, ..."""
-        return tuple(chr(ord("A") + index) for index in range(len(self.options)))
+    def choices(self) -> tuple[str, ...]:
+        """Continuations of `lead`, one an option: its letter, or where nothing leads the answer the option itself."""
+        return prompts.letters(self.options) if self.lead else tuple(f" {option}" for option in self.options)
 
 
 def load_generated(films: int, seconds: int, split: str = "test", folder: Path | None = None) -> list[VideoQuestion]:
-    """Questions about generated films, which are written on first use (into the cache folder unless one is given)."""
-    return load_json(generate(folder or cache_folder(), split, films, seconds))
+    """Questions about generated films, which are written on first use (into the cache folder unless one is given).
+
+    The shipped model answers in words and has not learnt to point at letters: it is asked the bare question, and the
+    options are compared as answers, each of them one token.
+    """
+    found = load_json(generate(folder or cache_folder(), split, films, seconds))
+    return [replace(question, prompt=question.prompt.splitlines()[0], lead="") for question in found]
 
 
 def load_json(file: Path, root: Path | None = None) -> list[VideoQuestion]:
     """A user's own benchmark: a JSON list of objects in MLVU's form.
 
     Each has `video` (path relative to `root`, by default the file's folder), `question`, `candidates` (2 to 26 texts),
-    `answer` (one of the candidates, verbatim); `question_type` and `duration` (seconds) may be left out.
+    `answer` (one of the candidates, verbatim); `question_type` and `duration` (seconds) may be left out. The prompt
+    lists the options and asks for a letter, as instruction-tuned models can answer.
 
     Raises:
         NammTransferError: no such file, no JSON, or an entry that does not fit; the message says which.
@@ -105,11 +112,19 @@ def _read(file: Path, root: Path, name: str, prompt: Callable[[dict[str, Any]], 
         _check(entry, where)
         found.append(
             VideoQuestion(
-                f"{name}/{number}", safe_join(root, entry["video"]), prompt(entry), tuple(entry["candidates"]),
+                f"{name}/{number}", _inside(root, entry["video"], where), prompt(entry), tuple(entry["candidates"]),
                 _right(entry), entry.get("question_type", name), entry.get("duration"),
             )
         )  # fmt: skip
     return found
+
+
+def _inside(root: Path, video: str, where: str) -> Path:
+    """`root / video`; refused if an annotation names a place outside. Links that lie in `root` are its owner's: hub
+    downloads consist of them."""
+    if PurePath(video).is_absolute() or ".." in PurePath(video).parts:
+        raise NammTransferError(f"{where}: video {video!r} leaves its folder {str(root)!r}; expected a path inside it")
+    return root / video
 
 
 def _right(entry: dict[str, Any]) -> int | None:

@@ -13,7 +13,13 @@ def head(video: str) -> str:
     return f"USER: {video}\n"
 
 
+def letters(options: Sequence[str]) -> tuple[str, ...]:
+    """Names of the options: A, B, ..."""
+    return tuple(chr(ord("A") + index) for index in range(len(options)))
+
+
 def question(text: str, options: Sequence[str]) -> str:
     """Question and options as `(A) ...` lines."""
-    lines = (f"({chr(ord('A') + index)}) {option}" for index, option in enumerate(options))
-    return "\n".join((text, *lines))
+    return "\n".join(
+        (text, *(f"({letter}) {option}" for letter, option in zip(letters(options), options, strict=True)))
+    )

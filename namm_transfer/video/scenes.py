@@ -153,10 +153,13 @@ def _places(rng: np.random.Generator, lengths: np.ndarray) -> list[str]:
             return [str(place) for place in chosen]
 
 
-def questions(film: Film) -> list[Question]:
-    """All questions of a film, needles first; the right answer's position rotates with seed and question."""
+def questions(film: Film, every: bool = False) -> list[Question]:
+    """The questions of a film, needles first; the right answer's position rotates with seed and question.
+
+    With `every`, each shape that is on screen in one shot only is asked about, not just the short needles.
+    """
     rng = np.random.default_rng([SPLITS[film.split], film.seed, film.seconds, 1])
-    asked = list(_asked(film, rng))
+    asked = list(_asked(film, rng, every))
     found = []
     for index, (kind, text, right, wrong) in enumerate(asked):
         options = [str(option) for option in rng.permutation(wrong)[:3]]
@@ -166,9 +169,10 @@ def questions(film: Film) -> list[Question]:
     return found
 
 
-def _asked(film: Film, rng: np.random.Generator) -> Iterator[tuple[str, str, str, list[str]]]:
+def _asked(film: Film, rng: np.random.Generator, every: bool) -> Iterator[tuple[str, str, str, list[str]]]:
     """(kind, text, right option, at least three wrong ones) of every question."""
-    needles = [shot for shot in film.shots if shot.needle]
+    seen = [shot.shape for shot in film.shots]
+    needles = [shot for shot in film.shots if shot.needle or (every and seen.count(shot.shape) == 1)]
     for index in rng.permutation(len(needles)):
         shot = needles[index]
         yield "needle", f"What color was the {shot.shape}?", shot.color, _others(COLORS, shot.color)
@@ -181,10 +185,10 @@ def _asked(film: Film, rng: np.random.Generator) -> Iterator[tuple[str, str, str
     main = max(seconds, key=lambda place: seconds[place])
     yield "topic", "What is the main place of the video?", main, _others(PLACES, main)
     yield "anomaly", "What disturbed the picture?", film.glitch, _others(GLITCHES, film.glitch)
-    seen = sorted({shot.shape for shot in film.shots})
+    shapes = sorted(set(seen))
     for word, shot in (("first", film.shots[0]), ("last", film.shots[-1])):
-        if len(seen) >= 4:
-            yield "order", f"Which shape came {word}?", shot.shape, _others(seen, shot.shape)
+        if len(shapes) >= 4:
+            yield "order", f"Which shape came {word}?", shot.shape, _others(shapes, shot.shape)
 
 
 def _others(values, right: str) -> list[str]:

@@ -38,7 +38,8 @@ def test_frames_are_those_that_were_drawn(film_file, backend):
     assert (reader.count, reader.seconds) == (64, 16)
     indices = uniform_indices(reader.count, 24)
     frames = reader.frames(indices)
-    assert frames.shape == (24, 64, 64, 3) and frames.dtype == np.uint8
+    assert frames.shape == (24, 64, 64, 3)
+    assert frames.dtype == np.uint8
     drawn = draw(make_film("test", 1, 16), (indices + 0.5) / 4, 64)
     distance = np.abs(frames[:, None].astype(int) - drawn[None]).mean((2, 3, 4))
     assert np.diag(distance).max() < 12  # compression
@@ -98,6 +99,12 @@ def hostile(kind: str, film_file: Path, folder: Path) -> Path:
     return path
 
 
+def read(path: Path, backend: str) -> np.ndarray:
+    """Eight frames of a file."""
+    reader = open_video(path, backend)
+    return reader.frames(uniform_indices(reader.count, 8))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "kind",
@@ -106,8 +113,7 @@ def hostile(kind: str, film_file: Path, folder: Path) -> Path:
 def test_unreadable_files_raise_a_video_error(kind, backend, film_file, tmp_path):
     path = hostile(kind, film_file, tmp_path)
     with pytest.raises(VideoError, match=path.name):
-        reader = open_video(path, backend)
-        reader.frames(uniform_indices(reader.count, 8))
+        read(path, backend)
 
 
 def test_unknown_backend_is_named(film_file):
@@ -124,7 +130,6 @@ def test_real_clips(backend):
     for path in sorted(path for path in Path(folder).iterdir() if path.suffix in (".mp4", ".mkv", ".webm", ".avi")):
         if path.name.startswith("corrupted"):
             with pytest.raises(VideoError):
-                open_video(path, backend).frames(uniform_indices(open_video(path, backend).count, 16))
+                read(path, backend)
         else:
-            reader = open_video(path, backend)
-            assert reader.frames(uniform_indices(reader.count, 16)).std() > 1
+            assert read(path, backend).std() > 1

@@ -18,7 +18,8 @@ def test_films_follow_from_split_seed_and_length(seconds):
     assert film != scenes.make_film("test", 8, seconds)
     assert film != scenes.make_film("train", 7, seconds)
     assert scenes.questions(film) == scenes.questions(film)
-    assert film.shots[0].start == 0 and film.shots[-1].end == seconds
+    assert film.shots[0].start == 0
+    assert film.shots[-1].end == seconds
     assert all(before.end == after.start for before, after in zip(film.shots, film.shots[1:], strict=False))
 
 
@@ -42,7 +43,9 @@ def test_every_question_has_one_right_option(seconds):
                 for shot in film.shots:
                     seconds_of[shot.place] += shot.end - shot.start
                 (main, most), (_, second) = seconds_of.most_common(2)
-                assert right == main and most >= 0.4 * film.seconds and second <= most / 2 + 1
+                assert right == main
+                assert most >= 0.4 * film.seconds
+                assert second <= most / 2 + 1
             if question.kind == "order":
                 assert right == film.shots[0 if "first" in question.text else -1].shape
                 assert set(question.options) <= set(where)
@@ -71,7 +74,8 @@ def test_drawing_is_the_same_film_at_any_resolution():
     film = scenes.make_film("test", 3, 16)
     times = np.arange(16) + 0.5
     small, large = draw(film, times, 32), draw(film, times, 128)
-    assert small.shape == (16, 32, 32, 3) and small.dtype == np.uint8
+    assert small.shape == (16, 32, 32, 3)
+    assert small.dtype == np.uint8
     assert np.array_equal(small, draw(film, times, 32))
     reduced = large.reshape(16, 32, 4, 32, 4, 3).mean((2, 4))
     clear = [not (film.glitch == "static" and film.glitch_at(time)) for time in times]

@@ -1,0 +1,245 @@
+"""The LLaVA-NeXT-Video adapter against plain transformers: same logits, same choices, same words."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample, parse_choice
+from transformers import (
+    AutoProcessor,
+    CLIPVisionConfig,
+    DynamicCache,
+    LlamaConfig,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
+)
+
+from namm_transfer import NammTransferError, check_adapter, policies
+from namm_transfer.video import small
+from namm_transfer.video.draw import draw
+from namm_transfer.video.frames import VideoError
+from namm_transfer.video.generate import write_film
+from namm_transfer.video.scenes import make_film
+
+PROMPT = "What color was the star?\n(A) red\n(B) blue\n(C) green\n(D) white"
+
+
+def published_layout() -> LlavaNextVideoConfig:
+    """The published checkpoint's layout in miniature: patches of 14, second-last vision layer, no grouped KV heads."""
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=112, patch_size=14
+    )
+    text = LlamaConfig(
+        vocab_size=len(small.tokenizer()), hidden_size=48, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=4096, initializer_range=0.2,
+    )  # fmt: skip
+    return LlavaNextVideoConfig(
+        vision_config=vision.to_dict(), text_config=text.to_dict(), image_token_index=4, video_token_index=5
+    )
+
+
+@pytest.fixture(scope="module", params=["shipped", "published"])
+def folder(request, tmp_path_factory) -> Path:
+    """A random checkpoint with processor files, in the layout of the shipped and of the published model."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp(request.param)
+    processor = small.processor()
+    if request.param == "shipped":
+        config = small.config()
+        config.text_config.initializer_range = 0.2
+    else:
+        config = published_layout()
+        processor.video_processor.size = {"shortest_edge": 112}
+        processor.video_processor.crop_size = {"height": 112, "width": 112}
+        processor.patch_size = 14
+    LlavaNextVideoForConditionalGeneration(config).save_pretrained(path)
+    processor.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def adapter(folder) -> LlavaNextVideoAdapter:
+    """The random checkpoint in the adapter."""
+    return LlavaNextVideoAdapter.load(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def plain(folder):
+    """The same checkpoint in plain transformers: (model, processor)."""
+    return LlavaNextVideoForConditionalGeneration.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    """(20, 96, 96, 3) uint8"""
+    return draw(make_film("test", 2, 20), np.arange(20) + 0.5, 96)
+
+
+def plain_inputs(plain, frames, sample):
+    """What plain transformers is given for a sample."""
+    _, processor = plain
+    text = f"USER: <video>\n{sample.prompt} ASSISTANT: {sample.lead}"
+    return processor(text=text, videos=[frames], return_tensors="pt")
+
+
+@torch.no_grad()
+def test_full_cache_gives_the_logits_of_plain_transformers(adapter, plain, frames):
+    sample = VideoSample(frames, PROMPT, frames=20)
+    inputs = plain_inputs(plain, frames, sample)
+    expected = plain[0](**inputs).logits[0, -1]
+    encoded = adapter.encode(sample)
+    assert encoded.embeds.shape[1] == inputs.input_ids.shape[1] == adapter.prompt_length(sample)
+    logits = adapter.prefill(encoded, adapter.memory(policies.make("full", update_interval=32)))
+    assert torch.allclose(logits, expected, atol=1e-5)
+    letters = plain[1].tokenizer.convert_tokens_to_ids(list("ABCD"))
+    answer = adapter.choose(encoded, DynamicCache(), logits)
+    assert answer.logprobs == pytest.approx(expected.log_softmax(-1)[letters].tolist(), abs=1e-5)
+    assert answer.choice == int(expected[letters].argmax())
+
+
+@torch.no_grad()
+def test_frames_in_batches_are_encoded_as_in_one_pass(adapter, plain, frames):
+    sample = VideoSample(frames, PROMPT, frames=20)
+    model, processor = plain
+    pixels = processor.video_processor(videos=[frames], return_tensors="pt")["pixel_values_videos"]
+    expected = model.get_video_features(pixels).pooler_output[0]
+    tokens = adapter.video_tokens(sample)
+    assert tokens.shape == (20, adapter.tokens_per_frame, expected.shape[-1])
+    assert torch.allclose(tokens.flatten(0, 1), expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_choices_of_several_tokens_are_scored_exactly_and_leave_the_cache_alone(adapter, plain, frames):
+    choices = ("A", "red star", "blue water", "the first shape")
+    sample = VideoSample(frames, PROMPT, lead="", choices=tuple(f" {choice}" for choice in choices), frames=20)
+    encoded, cache = adapter.encode(sample), adapter.memory(policies.make("h2o:keep=0.5", update_interval=16))
+    logits = adapter.prefill(encoded, cache)
+    before = copy.deepcopy(cache)
+    evicted = adapter.choose(encoded, cache, logits)
+    assert adapter.choose(encoded, before, logits) == evicted
+    assert cache.get_seq_length() == encoded.embeds.shape[1]
+    full = adapter.answer(encoded, adapter.memory(policies.make("full", update_interval=16)))
+    model, processor = plain
+    start = len(plain_inputs(plain, frames, sample).input_ids[0])
+    for choice, score in zip(choices, full.logprobs, strict=True):
+        text = f"USER: <video>\n{PROMPT} ASSISTANT: {choice}"
+        inputs = processor(text=text, videos=[frames], return_tensors="pt")
+        wanted = inputs.input_ids[0, start:]
+        logprobs = model(**inputs).logits[0, start - 1 : -1].log_softmax(-1)
+        assert score == pytest.approx(float(logprobs.gather(-1, wanted[:, None]).sum()), abs=1e-4)
+
+
+@torch.no_grad()
+def test_generated_words_are_those_of_plain_generate(adapter, plain, frames):
+    sample = VideoSample(frames, PROMPT, frames=20)
+    model, processor = plain
+    inputs = plain_inputs(plain, frames, sample)
+    expected = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs.input_ids.shape[1] :]
+    encoded, cache = adapter.encode(sample), adapter.memory(policies.make("full", update_interval=16))
+    answer = adapter.generate(encoded, cache, adapter.prefill(encoded, cache), max_new_tokens=6)
+    assert answer.text == processor.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [("B", 1), ("B)", 1), (" b) ", None), ("B) blue", 1), ("B, I think", 1), ("B is it", None), ("Because", None),
+     ("E)", None), ("", None), ("(B)", None), ("blue", None)],
+)  # fmt: skip
+def test_words_are_parsed_strictly(text, choice):
+    assert parse_choice(text, ["A", "B", "C", "D"]) == choice
+
+
+def test_only_the_text_model_has_the_memory(adapter):
+    assert adapter.model.config.text_config._attn_implementation == "memory"
+    assert adapter.model.config.vision_config._attn_implementation != "memory"
+
+
+def test_adapter_holds_to_the_invariants(adapter):
+    adapter.extend_positions(adapter.prompt_length(adapter.example()))
+    check_adapter(adapter)
+
+
+def test_kept_is_in_frames(adapter, frames):
+    encoded = adapter.encode(VideoSample(frames, PROMPT, frames=20))
+    cache = adapter.memory(policies.make("full", update_interval=16))
+    adapter.prefill(encoded, cache)
+    layers, heads = len(cache.layers), cache.positions(0).shape[1]
+    assert np.array_equal(adapter.kept(cache, encoded)["frames"], np.ones((layers, heads, 20), np.float32))
+    window = 32
+    cache = adapter.memory(policies.make(f"streaming:sinks=4,window={window}", update_interval=16))
+    adapter.prefill(encoded, cache)
+    kept = adapter.kept(cache, encoded)["frames"]
+    held = cache.positions(0)[0, 0].numpy()
+    for frame in range(20):
+        mine = np.flatnonzero(encoded.frame_of == frame)
+        assert kept[0, 0, frame] == pytest.approx(np.isin(mine, held).mean())
+    assert kept.max() <= 1
+    assert kept[:, :, 5:10].max() == 0
+
+
+@torch.no_grad()
+def test_longer_prompts_need_and_get_more_positions(folder, frames):
+    adapter = LlavaNextVideoAdapter.load(folder, device="cpu")
+    config = adapter.model.config.get_text_config()
+    config.max_position_embeddings = 96
+    sample = VideoSample(frames, PROMPT, frames=20)
+    length = adapter.prompt_length(sample)
+    short = VideoSample(frames, PROMPT, frames=2)
+    if adapter.prompt_length(short) <= 96:
+        kept = adapter.encode(short)
+        before = adapter.prefill(kept, DynamicCache())
+        adapter.extend_positions(96)
+        assert torch.equal(adapter.prefill(kept, DynamicCache()), before)
+    with pytest.raises(NammTransferError, match=rf"{length} tokens passes .* 96 positions"):
+        adapter.encode(sample)
+    adapter.extend_positions(length)
+    logits = adapter.prefill(adapter.encode(sample), DynamicCache())
+
+    scaled = LlavaNextVideoForConditionalGeneration.from_pretrained(folder).config
+    scaled.text_config.rope_parameters = {
+        **scaled.text_config.rope_parameters, "rope_type": "linear", "factor": length / 96
+    }  # fmt: skip
+    model = LlavaNextVideoForConditionalGeneration.from_pretrained(folder, config=scaled).eval()
+    inputs = plain_inputs((model, AutoProcessor.from_pretrained(folder)), frames, sample)
+    assert torch.allclose(logits, model(**inputs).logits[0, -1], atol=1e-5)
+
+
+def test_video_tokens_are_kept_in_a_folder(folder, tmp_path):
+    film = tmp_path / "film.mp4"
+    write_film(make_film("test", 1, 16), film, fps=2, size=64)
+    adapter = LlavaNextVideoAdapter.load(folder, device="cpu", feature_folder=tmp_path / "features")
+    sample = VideoSample(film, PROMPT, frames=8)
+    tokens = adapter.video_tokens(sample)
+    (kept,) = (tmp_path / "features").iterdir()
+    stamp = kept.stat().st_mtime_ns
+    assert torch.equal(adapter.video_tokens(sample), tokens)
+    assert kept.stat().st_mtime_ns == stamp
+    kept.write_bytes(b"damaged")
+    assert torch.equal(adapter.video_tokens(sample), tokens)
+    write_film(make_film("test", 2, 16), film, fps=2, size=64)
+    assert not torch.equal(adapter.video_tokens(sample), tokens)
+    film.unlink()
+    with pytest.raises(VideoError, match="does not exist"):
+        adapter.video_tokens(sample)
+
+
+def test_half_precision_goes_through(folder, frames):
+    adapter = LlavaNextVideoAdapter.load(folder, device="cpu", dtype=torch.bfloat16)
+    encoded = adapter.encode(VideoSample(frames, PROMPT, frames=8))
+    cache = adapter.memory(policies.make("h2o:keep=0.5", update_interval=16))
+    answer = adapter.answer(encoded, cache)
+    assert encoded.embeds.dtype == torch.bfloat16
+    assert answer.choice in range(4)
+    assert cache.report().row(0).kept_share < 1
+
+
+def test_what_is_no_llava_is_refused(tmp_path):
+    with pytest.raises(NammTransferError, match="holds no LLaVA-NeXT-Video"):
+        LlavaNextVideoAdapter.load(tmp_path, device="cpu")
+
+
+def test_choices_that_are_no_continuation_are_refused(adapter, frames):
+    with pytest.raises(NammTransferError, match="'' is no continuation"):
+        adapter.encode(VideoSample(frames, PROMPT, choices=("A", ""), frames=4))

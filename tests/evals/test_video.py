@@ -1,0 +1,141 @@
+"""The video evaluation end to end: real H.264 films, the shipped model, MLVU's layout, files that cannot be read."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from namm_transfer import NammTransferError
+from namm_transfer.video.generate import generate
+from namm_transfer.video.scenes import TYPES
+
+video = importlib.import_module("namm_transfer.evals.video")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory) -> Path:
+    """A folder with four test films of 64 seconds."""
+    folder = tmp_path_factory.mktemp("films")
+    generate(folder, "test", 4, 64)
+    return folder
+
+
+def evaluate(out: Path, *flags: object):
+    """Run the script in this process."""
+    return video.main([*map(str, flags), "--out", str(out)])
+
+
+def outcomes(report) -> dict:
+    """What a report says of its samples, without times."""
+    return {
+        (r.policy, r.id): (r.score, r.answer, r.kept_share, r.updates, r.details["logprobs"]) for r in report.records
+    }
+
+
+def test_shipped_model_understands_films_it_has_never_seen(films, tmp_path):
+    """20 questions about 4 decoded test films: guessing gets 11 or more right once in 250 times."""
+    report = evaluate(
+        tmp_path / "run", "--films", 4, "--data-root", films, "--policy", "full,streaming:sinks=4,window=60"
+    )
+    full = [record for record in report.records if record.policy == "full"]
+    assert len(full) == 20
+    assert sum(record.score for record in full) >= 11 * 100
+    assert {record.category for record in full} == set(TYPES)
+    assert all(record.kept_share == 1 and record.error is None for record in full)
+    other = [record for record in report.records if record.policy != "full"]
+    assert all(record.updates >= 4 for record in other)
+    assert all(0.2 < record.kept_share < 0.4 for record in other)
+    row = json.loads((tmp_path / "run/report.json").read_text())["summary"][0]
+    assert row["task"] == "video"
+    assert row["n"] == 20
+    assert not (tmp_path / "run/features").exists()
+
+
+def test_same_report_with_the_other_backend_and_after_a_stop(films, tmp_path, monkeypatch):
+    flags = ("--films", 1, "--data-root", films, "--policy", "full,h2o:keep=0.5")
+    whole = outcomes(evaluate(tmp_path / "whole", *flags))
+    assert len(whole) == 10
+    assert outcomes(evaluate(tmp_path / "pyav", *flags, "--backend", "pyav")) == whole
+
+    encode, done = video.LlavaNextVideoAdapter.encode, []
+
+    def interrupted(self, sample):
+        done.append(sample)
+        if len(done) == 7:
+            raise KeyboardInterrupt
+        return encode(self, sample)
+
+    monkeypatch.setattr(video.LlavaNextVideoAdapter, "encode", interrupted)
+    with pytest.raises(SystemExit):
+        evaluate(tmp_path / "stopped", *flags)
+    monkeypatch.setattr(video.LlavaNextVideoAdapter, "encode", encode)
+    assert outcomes(evaluate(tmp_path / "stopped", *flags, "--resume")) == whole
+
+
+def test_generated_words_are_parsed_or_counted(films, tmp_path):
+    report = evaluate(tmp_path / "run", "--films", 1, "--data-root", films, "--policy", "full", "--answer", "generate")
+    for record in report.records:
+        assert record.unparsed == (record.details["chosen"] is None)
+        assert record.score == (100 if record.details["chosen"] == record.details["right"] else 0)
+    assert sum(record.score for record in report.records) >= 200
+
+
+def test_mlvu_layout_with_missing_and_damaged_videos(films, tmp_path):
+    """Stand-ins under MLVU's names; a sample whose video cannot be read fails alone, and the run goes on."""
+    source = sorted(films.glob("*.mp4"))[0]
+    entries = [
+        {"video": name, "duration": 64, "question": "What is it?", "candidates": ["red", "blue", "sand", "star"],
+         "answer": "sand", "question_type": kind}
+        for name, kind in (("good.mp4", "plotQA"), ("damaged.mp4", "plotQA"), ("missing.mp4", "plotQA"))
+    ]  # fmt: skip
+    (tmp_path / "json").mkdir()
+    (tmp_path / "video/1_plotQA").mkdir(parents=True)
+    (tmp_path / "json/1_plotQA.json").write_text(json.dumps(entries))
+    (tmp_path / "video/1_plotQA/good.mp4").write_bytes(source.read_bytes())
+    (tmp_path / "video/1_plotQA/damaged.mp4").write_bytes(source.read_bytes()[:5000])
+    report = evaluate(
+        tmp_path / "run", "--benchmark", "mlvu", "--data-root", tmp_path, "--policy", "full", "--frames", 8
+    )  # fmt: skip
+    errors = {record.id: record.error for record in report.records}
+    assert errors["1_plotQA/0"] is None
+    assert "cannot be read" in errors["1_plotQA/1"]
+    assert "does not exist" in errors["1_plotQA/2"]
+
+
+def test_longer_films_than_the_model_was_trained_on(tmp_path):
+    """160 frames are 640 tokens, more than the shipped model's 512 positions."""
+    report = evaluate(
+        tmp_path / "run", "--films", 1, "--data-root", tmp_path / "films", "--policy", "full", "--frames", 160
+    )  # fmt: skip
+    assert all(record.error is None for record in report.records)
+
+
+def test_wrong_benchmarks_are_named(tmp_path):
+    with pytest.raises(NammTransferError, match="--data-root"):
+        evaluate(tmp_path / "run", "--benchmark", "mlvu")
+    with pytest.raises(NammTransferError, match=r"nothing\.json"):
+        evaluate(tmp_path / "run", "--benchmark", tmp_path / "nothing.json")
+
+
+def test_two_processes_make_the_report_of_one(films, tmp_path):
+    flags = ("--films", "1", "--data-root", str(films), "--policy", "full,h2o:keep=0.5")
+    whole = outcomes(evaluate(tmp_path / "one", *flags))
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--num_cpu_threads_per_process", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+        "--num_machines", "1", "--main_process_port", "0",
+        str(ROOT / "evals/video.py"), *flags, "--out", str(tmp_path / "two"),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    two = json.loads((tmp_path / "two/report.json").read_text())
+    found = {
+        (r["policy"], r["id"]): (r["score"], r["answer"], r["kept_share"], r["updates"], r["details"]["logprobs"])
+        for r in two["records"]
+    }
+    assert found == whole
+    assert len(list((tmp_path / "two").rglob("*.jsonl"))) == 2
