@@ -121,7 +121,7 @@ class LlavaNextVideoAdapter(ModalityAdapter):
             raise NammTransferError(f"{str(source)!r}: expected a LlavaNextVideoProcessor with a chat template")
         model.set_attn_implementation({"text_config": "memory"})
         if device_map is None:
-            model = model.to(device or default_device())
+            torch.nn.Module.to(model, device or default_device())
         return cls(model, processor, backend=backend, feature_folder=feature_folder)
 
     def example(self) -> VideoSample:
@@ -137,7 +137,7 @@ class LlavaNextVideoAdapter(ModalityAdapter):
     @property
     def tokens_per_frame(self) -> int:
         """What the vision tower's patches are pooled to."""
-        vision = self.model.config.vision_config
+        vision: Any = self.model.config.vision_config
         return (vision.image_size // vision.patch_size // self.model.config.spatial_pool_stride) ** 2
 
     def prompt_length(self, sample: VideoSample) -> int:
@@ -271,7 +271,7 @@ class LlavaNextVideoAdapter(ModalityAdapter):
         return {"frames": np.array(layers, dtype=np.float32)}
 
     def _text(self, sample: VideoSample) -> str:
-        content = [{"type": "video"}, {"type": "text", "text": sample.prompt}]
+        content: Any = [{"type": "video"}, {"type": "text", "text": sample.prompt}]
         text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         return f"{text} {sample.lead}" if sample.lead else text
 

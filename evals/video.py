@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     adapter, source = load(options, asked, accelerator.device)
     description: dict[str, Any] = {
         "model": source,
-        "data": str(options.data_root / "json") if options.benchmark == "mlvu" else options.benchmark,
+        "data": f"{options.data_root}/json" if options.benchmark == "mlvu" else options.benchmark,
         "dtype": str(adapter.dtype).removeprefix("torch."),
         "score": "accuracy, %",
         "chance": float(np.mean([100 / len(question.options) for question in asked])),

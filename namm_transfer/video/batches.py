@@ -89,7 +89,8 @@ class Bank:
     @torch.no_grad()
     def _features(model: LlavaNextVideoForConditionalGeneration, film: scenes.Film, rng: np.random.Generator) -> Tensor:
         times = np.sort(rng.uniform(0, TAKE, size=TAKE))
-        return pooled_frames(model, like_decoded(draw(film, times, small.FRAME_SIZE), rng))
+        with torch.autocast("cpu", enabled=False):  # the same features whichever stage builds the bank
+            return pooled_frames(model, like_decoded(draw(film, times, small.FRAME_SIZE), rng))
 
     def frames(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
         """(count, 4, vision width) frames, an eighth of them disturbed, and (count, 4) indices into `LABELS`."""
@@ -173,6 +174,6 @@ def _question_tokens(asked: scenes.Question, number: int, start: int) -> list[tu
     """(id, question, position, target, kind) of one question's tokens; the answer's word is what comes next."""
     body = WORDS(f"{asked.text} ASSISTANT:", add_special_tokens=False)["input_ids"]
     rows = [(token, number, start + place, -100, -1) for place, token in enumerate(body)]
-    answer = WORDS.convert_tokens_to_ids(asked.options[asked.answer])
+    answer = WORDS.get_vocab()[asked.options[asked.answer]]
     rows[-1] = (*rows[-1][:3], answer, scenes.TYPES.index(asked.kind))
     return rows

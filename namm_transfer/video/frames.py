@@ -32,7 +32,7 @@ class FrameReader(Protocol):
     seconds: float
     """Length of the film."""
 
-    def frames(self, indices: Sequence[int]) -> np.ndarray:
+    def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n, height, width, 3) uint8 RGB frames at ascending `indices`; `VideoError` if one cannot be decoded."""
 
 
@@ -89,7 +89,7 @@ class DecordReader:
             raise VideoError(f"video file {str(path)!r} has no frames")
         self.seconds = self.count / rate if rate > 0 else float(self.count)
 
-    def frames(self, indices: Sequence[int]) -> np.ndarray:
+    def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """See `FrameReader.frames`."""
         try:
             return self._reader.get_batch([int(index) for index in indices]).asnumpy()
@@ -112,9 +112,9 @@ class PyAVReader:
                     raise VideoError(f"video file {str(path)!r} has no video stream")
                 stream = container.streams.video[0]
                 base = float(stream.time_base or 0)
-                packets = [packet for packet in container.demux(stream) if packet.pts is not None]
-                self._stamps = sorted(packet.pts for packet in packets)
-                self._keys = sorted(packet.pts for packet in packets if packet.is_keyframe)
+                packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.pts is not None]
+                self._stamps = sorted(stamp for stamp, _ in packets)
+                self._keys = sorted(stamp for stamp, is_key in packets if is_key)
         except av.FFmpegError as error:
             raise _unreadable(path, error) from error
         self.count = len(self._stamps)
@@ -123,7 +123,7 @@ class PyAVReader:
         span = self._stamps[-1] - self._stamps[0]
         self.seconds = span * base * self.count / max(1, self.count - 1)
 
-    def frames(self, indices: Sequence[int]) -> np.ndarray:
+    def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """See `FrameReader.frames`."""
         wanted = sorted({self._stamps[int(index)] for index in indices})
         found: dict[int, np.ndarray] = {}

@@ -52,10 +52,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def processor() -> LlavaNextVideoProcessor:
     """Frames to 32 x 32 pixels, four `<video>` tokens a frame."""
-    size = {"size": {"shortest_edge": FRAME_SIZE}, "crop_size": {"height": FRAME_SIZE, "width": FRAME_SIZE}}
+    size, crop = {"shortest_edge": FRAME_SIZE}, {"height": FRAME_SIZE, "width": FRAME_SIZE}
     return LlavaNextVideoProcessor(
-        video_processor=LlavaNextVideoVideoProcessor(**size),
-        image_processor=LlavaNextImageProcessor(**size, image_grid_pinpoints=[[FRAME_SIZE, FRAME_SIZE]]),
+        video_processor=LlavaNextVideoVideoProcessor(size=size, crop_size=crop),
+        image_processor=LlavaNextImageProcessor(
+            size=size, crop_size=crop, image_grid_pinpoints=[[FRAME_SIZE, FRAME_SIZE]]
+        ),
         tokenizer=tokenizer(), chat_template=CHAT_TEMPLATE, patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default", num_additional_image_tokens=1,
     )  # fmt: skip
@@ -75,7 +77,7 @@ def config() -> LlavaNextVideoConfig:
     )  # fmt: skip
     return LlavaNextVideoConfig(
         vision_config=vision.to_dict(), text_config=text.to_dict(), vision_feature_layer=-1,
-        image_token_index=words.convert_tokens_to_ids("<image>"),
-        video_token_index=words.convert_tokens_to_ids("<video>"),
+        image_token_index=SPECIAL.index("<image>"),
+        video_token_index=SPECIAL.index("<video>"),
         image_grid_pinpoints=[[FRAME_SIZE, FRAME_SIZE]], image_seq_length=16, video_seq_length=4,
     )  # fmt: skip

@@ -17,6 +17,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ class Trainer:
         torch.manual_seed(options.seed)
         self.options, self.model, self.stage = options, model, stage
         self.steps: int = getattr(options, f"{stage}_steps")
-        self.heads = nn.Linear(model.config.text_config.hidden_size, sum(map(len, LABELS)))
+        self.heads = nn.Linear(model.config.get_text_config().hidden_size, sum(map(len, LABELS)))
         core = model.model
         parts = {
             "vision": (core.vision_tower, core.multi_modal_projector, self.heads),
@@ -93,9 +94,9 @@ class Trainer:
             self.bank = Bank(self.model, self.options.takes)
         if self.stage == "projector":
             words = WORDS.convert_tokens_to_ids([word for names in LABELS for word in names])
-            embedded = self.model.get_input_embeddings().weight[words].detach()
+            embedded = self.model.get_input_embeddings()(torch.tensor(words)).detach()
             return self._naming(*self.bank.frames(np.random.default_rng([5, step]), 64), embedded, None)
-        return self._answering(step)
+        return self._answering(self.bank, step)
 
     def _naming(
         self, pooled: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None
@@ -109,9 +110,9 @@ class Trainer:
         right = [(part.argmax(-1) == t)[t >= 0].float().mean() for part, t in zip(parts, truth, strict=True)]
         return torch.stack(losses).sum(), [float(share) for share in right]
 
-    def _answering(self, step: int) -> tuple[Tensor, list[float]]:
+    def _answering(self, bank: Bank, step: int) -> tuple[Tensor, list[float]]:
         """Cross-entropy of the answers' words."""
-        batch = language_batch(self.bank, step, self.options.films, frames_at(step, self.steps))
+        batch = language_batch(bank, step, self.options.films, frames_at(step, self.steps))
         core = self.model.model
         tokens = core.multi_modal_projector(batch.features)
         embeds = self.model.get_input_embeddings()(batch.ids)
@@ -150,9 +151,9 @@ class Trainer:
 
     def _save(self, file: Path, step: int, seconds: float) -> None:
         buffer = io.BytesIO()
-        state = {"model": self.model, "heads": self.heads, "optimizer": self.optimizer}
+        parts: dict[str, Any] = {"model": self.model, "heads": self.heads, "optimizer": self.optimizer}
         torch.save(
-            {**{key: part.state_dict() for key, part in state.items()}, "step": step, "seconds": seconds}, buffer
+            {**{key: part.state_dict() for key, part in parts.items()}, "step": step, "seconds": seconds}, buffer
         )
         write_atomic(file, buffer.getvalue())
 
