@@ -34,7 +34,7 @@ from .report.render import terminal, write
 from .report.schema import Policy, Record, Report, Run
 
 if TYPE_CHECKING:
-    from .cache import RowReport
+    from .memory_report import RowReport
 
 __all__ = ["EvalOptions", "Outcome", "Sample", "parse", "run", "start"]
 

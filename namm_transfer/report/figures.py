@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from .schema import Report, SummaryRow
 from .tables import describe
@@ -58,7 +58,7 @@ def score_against_size(report: Report, task: str, name: str) -> Drawing:
         name: unique in the page, since the parts of all figures share one name space.
     """
     rows = [row for row in report.summary if row.task == task and row.score is not None and row.kept_share is not None]
-    unit = describe(report, task)
+    unit = describe(report, task).partition(" (")[0]
 
     def draw(axes: Axes) -> None:
         full = next((row for row in rows if row.policy == "full"), None)
@@ -113,8 +113,8 @@ def kept_shares(report: Report, task: str, name: str) -> Drawing | None:
         for axes, item in zip(grid.flat, maps, strict=False):
             image = axes.imshow(np.asarray(item.share), vmin=0, vmax=1, aspect="auto", interpolation="nearest")
             axes.set_title(_wrapped(item.policy), fontsize=8)
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_locator(MaxNLocator(4, integer=True))
+            for axis, count in zip((axes.yaxis, axes.xaxis), np.shape(item.share), strict=True):
+                axis.set_ticks(range(0, count, -(-count // 4)))
         figure.supxlabel("KV head", color=INK, fontsize=9)
         figure.supylabel("layer", color=INK, fontsize=9)
         bar = figure.colorbar(image, ax=grid, format=PercentFormatter(1), shrink=0.9)

@@ -116,13 +116,23 @@ def _section(report: Report, run: Run, place: int) -> dict[str, Any]:
 
 
 def chosen(report: Report, task: str) -> list[list[Brief]]:
-    """The samples the page shows: the first ones of each task, twelve over all tasks; a sample is its records."""
+    """The samples the page shows: the first ones of each task, twelve over all tasks; a sample is its records.
+
+    Where a model says nothing, the sample's details stand for its answer.
+    """
     by_sample: dict[str, list[Brief]] = {}
     for record in report.records:
         if record.task == task:
-            cut = (record.answer or "")[:TEXT_LIMIT] or None
-            by_sample.setdefault(record.id, []).append(record.model_copy(update={"answer": cut}))
+            shown = record.model_copy(update={"answer": (record.answer or _facts(record))[:TEXT_LIMIT]})
+            by_sample.setdefault(record.id, []).append(shown)
     return list(by_sample.values())[: max(1, SAMPLES // len(report.runs))]
+
+
+def _facts(record: Brief) -> str:
+    """What there is to say of a sample without words: an episode's return, for example."""
+    return ", ".join(
+        f"{name} {_text(value)}" for name, value in record.details.items() if not isinstance(value, list | dict)
+    )
 
 
 def provenance(run: Run) -> list[tuple[str, str]]:

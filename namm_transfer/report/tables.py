@@ -60,7 +60,7 @@ COSTS = [
     Column("policy", "as written on the command line", numeric=False),
     Column("tokens seen", "per sample"),
     Column("tokens held", "per head, when the answer began"),
-    Column("peak", "largest share of the cache held at any time"),
+    Column("peak", "most tokens a head held at any time, as a share of all that were seen"),
     Column("bytes held", "keys, values and the policy's state"),
     Column("s/sample", "wall time in seconds"),
 ]
@@ -122,7 +122,8 @@ def costs(report: Report, task: str) -> Table:
                     Cell(f"{row.seconds:.2f}", row.seconds),
                 ]
             )
-    return Table(f"{task}: size and time", COSTS, rows)
+    measured = [i for i in range(len(COSTS)) if any(row[i].value is not None for row in rows)]
+    return Table(f"{task}: size and time", [COSTS[i] for i in measured], [[row[i] for i in measured] for row in rows])
 
 
 def categories(report: Report, task: str) -> Table:

@@ -85,9 +85,11 @@ def _sentence(row: SummaryRow, word: Verdict, full: SummaryRow | None, counted: 
 
 
 def headline(answers: Sequence[Answer]) -> list[Answer]:
-    """The answers that belong at the top: those about a NAMM, or about every policy where there is none."""
+    """The answers that belong at the top: of each task those about a NAMM, or all where there is none."""
     judged = [answer for answer in answers if answer.verdict != "baseline"]
-    return [answer for answer in judged if answer.policy.partition(":")[0] == "namm"] or judged
+    namms = [answer for answer in judged if answer.policy.partition(":")[0] == "namm"]
+    tasks = {answer.task for answer in namms}
+    return [answer for answer in judged if answer in namms or answer.task not in tasks]
 
 
 def number(value: float | None) -> str:

@@ -149,3 +149,10 @@ def test_numbers_are_short_and_never_scientific():
         "-0.00005",
     ]
     assert (verdict.signed(0.5), verdict.signed(-0.5), verdict.percent(0.123)) == ("+0.5", "-0.5", "12.3 %")
+
+
+def test_each_task_has_a_headline_about_its_namm_or_about_all(write_folder, tmp_path):
+    write_folder(tmp_path, {"full": MIXED, "namm": RIGHT, "l2": WRONG}, task="a")
+    write_folder(tmp_path, {"full": MIXED, "tova": RIGHT, "l2": WRONG}, task="b")
+    shown = verdict.headline(build(tmp_path).answers)
+    assert [(answer.task, answer.policy) for answer in shown] == [("a", "namm"), ("b", "tova"), ("b", "l2")]

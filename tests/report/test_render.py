@@ -157,3 +157,15 @@ def test_merged_reports_have_every_task_once(write_folder, tmp_path):
         merge([first, tmp_path / "all"], tmp_path / "twice")
     with pytest.raises(NammTransferError, match="records of something else"):
         merge([first], second)
+
+
+def test_a_sample_without_words_shows_what_came_of_it(write_folder, tmp_path):
+    folder = write_folder(
+        tmp_path, {"full": [1.0]}, answer=None, details={"return": 3456.7, "length": 1000, "trace": [1, 2]}
+    )
+    assert "<td>return 3457, length 1000</td>" in render.as_html(build(folder))
+
+
+def test_columns_that_nobody_measured_are_not_shown(write_folder, tmp_path):
+    shown = [column.name for column in tables.costs(build(write_folder(tmp_path, {"full": [1.0]})), "video").columns]
+    assert shown == ["policy", "tokens seen", "tokens held", "peak", "s/sample"]
