@@ -76,13 +76,16 @@ def _folders(root: Path) -> list[Path]:
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, or of a folder: the digest of its sorted `sha256sum`-style lines `HASH  RELATIVE/PATH`."""
+    """SHA-256 of a file, or of a folder: the digest of its sorted `sha256sum`-style lines `HASH  RELATIVE/PATH`.
+
+    A folder's README.md is left out: a card can name the checksum of its model, and a better card is no other model.
+    """
     path = Path(path)
     if path.is_file():
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     if not path.is_dir():
         raise NammTransferError(f"cannot hash {str(path)!r}: no such file or folder")
-    files = sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != "README.md")
     lines = [f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

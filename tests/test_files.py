@@ -86,6 +86,8 @@ def test_sha256_of_files_and_folders(tmp_path):
     assert files.sha256(tmp_path / "b" / "x") == digest
     assert files.sha256(tmp_path) == hashlib.sha256(f"{digest}  b/x\n".encode()).hexdigest()
     before = files.sha256(tmp_path)
+    (tmp_path / "README.md").write_text("a card")
+    assert files.sha256(tmp_path) == before
     (tmp_path / "b" / "x").rename(tmp_path / "b" / "y")
     assert files.sha256(tmp_path) != before
     with pytest.raises(NammTransferError, match="no such file or folder"):
