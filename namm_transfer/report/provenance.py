@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from .. import files
@@ -60,14 +61,14 @@ def with_checksums(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def weights_sha256(policy: EvictionPolicy) -> str | None:
-    """Checksum of a policy's weights and statistics in the order of their names; None for a rule without any."""
+    """SHA-256 of a policy's weights and statistics as safetensors; None for a rule without any.
+
+    For a saved NAMM it is what `sha256sum model.safetensors` says.
+    """
     if not isinstance(policy, torch.nn.Module):
         return None
-    digest = hashlib.sha256()
-    for name, tensor in sorted(policy.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+    return hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()
 
 
 def _versions() -> dict[str, str]:

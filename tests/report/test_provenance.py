@@ -16,10 +16,11 @@ def test_folders_are_hashed_and_hub_ids_are_not(tmp_path):
     assert provenance.with_checksums({"model": tmp_path})["model_sha256"] == files.sha256(tmp_path)
 
 
-def test_weights_have_a_checksum_and_rules_have_none(random_namm):
+def test_weights_have_the_checksum_of_their_file_and_rules_have_none(random_namm, tmp_path):
     assert provenance.weights_sha256(policies.make("h2o")) is None
     first, other = random_namm(), random_namm(seed=2)
-    assert provenance.weights_sha256(first) == provenance.weights_sha256(random_namm())
+    first.save_pretrained(tmp_path)
+    assert provenance.weights_sha256(first) == files.sha256(tmp_path / "model.safetensors")
     assert provenance.weights_sha256(first) != provenance.weights_sha256(other)
 
 
