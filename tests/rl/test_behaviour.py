@@ -56,7 +56,7 @@ def test_the_same_seed_collects_the_same_data(tmp_path):
 
 def options(out, algorithm, **others):
     behaviour = pytest.importorskip("namm_transfer.rl.behaviour", reason="needs the extra [train]")
-    settings = {"steps": 4096, "evaluate_every": 2048, "episodes": 1, "width": 8}
+    settings = {"steps": 2048, "evaluate_every": 2048, "episodes": 1, "width": 8}
     return behaviour, behaviour.Options(
         "hopper", out, algorithm=algorithm, state=out / "state", **{**settings, **others}
     )
@@ -74,18 +74,18 @@ def learner_in(folder, algorithm):
 @pytest.mark.parametrize("algorithm", ["sac", "ppo"])
 def test_training_goes_on_where_it_was_stopped(tmp_path, algorithm):
     behaviour, given = options(tmp_path, algorithm)
-    assert behaviour.train(given) == {"steps": 4096, "medium": False}
+    assert behaviour.train(given) == {"steps": 2048, "medium": False}
     before = learner_in(tmp_path, algorithm)
-    assert before.model.num_timesteps == 4096
-    given.steps = 6144
-    assert behaviour.train(given)["steps"] == 6144
+    assert before.model.num_timesteps == 2048
+    given.steps = 4096
+    assert behaviour.train(given)["steps"] == 4096
     after = learner_in(tmp_path, algorithm)
     if algorithm == "sac":
         found = after.model.replay_buffer.observations[: before.model.replay_buffer.pos]
         np.testing.assert_array_equal(found, before.model.replay_buffer.observations[: len(found)])
-        assert after.model.replay_buffer.pos >= 6144 - 3, "a stop loses the transition in progress, no more"
+        assert after.model.replay_buffer.pos >= 4096 - 3, "a stop loses the transition in progress, no more"
     else:
-        assert after.seen["observations"].count > before.seen["observations"].count > 2000
+        assert after.seen["observations"].count > before.seen["observations"].count > 1000
 
 
 @pytest.mark.parametrize("algorithm", ["sac", "ppo"])
