@@ -24,6 +24,19 @@ from namm_transfer.evolution.tasks import Prompt, make_prompt
 from namm_transfer.files import write_atomic
 from namm_transfer.namm import NAMM, SHAPES, SIZE
 
+_CARD = """---
+license: apache-2.0
+library_name: namm-transfer
+---
+# A NAMM evolved on text
+
+`evolution.jsonl` has one line a generation: fitness and validation are scores against the full cache on the same
+prompts. The weights are the search's mean with the best validation. Made by `evals/evolve.py --seed {seed}` with
+
+```json
+{config}
+```
+"""
 _SPECTRAL = 8  # the first spectral feature among the 25 inputs
 
 
@@ -199,5 +212,9 @@ class Evolution:
     def _publish(self) -> None:
         """The NAMM with the best validation so far, and the picture."""
         if self.accelerator.is_main_process:
+            card = self.out / "README.md"
+            if not card.exists():  # save_pretrained would write one that says nothing
+                config = json.dumps(json.loads(self.config.to_json()), indent=2)
+                write_atomic(card, _CARD.format(seed=self.seed, config=config))
             self.best().save_pretrained(self.out)
             write_atomic(self.out / "plot.svg", plot.draw(self.state.log))

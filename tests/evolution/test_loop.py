@@ -59,6 +59,7 @@ def test_what_is_written(whole):
     np.testing.assert_allclose(namm.to_vector(), state.best, rtol=1e-6)
     np.testing.assert_allclose(namm.mean, state.statistics[1:18], rtol=1e-6)
     assert (whole / "model.safetensors").stat().st_size < 50_000
+    assert "evolve.py --seed 0" in (whole / "README.md").read_text()
     assert "</svg>" in (whole / "plot.svg").read_text()
 
 
