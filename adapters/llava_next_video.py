@@ -158,7 +158,7 @@ class LlavaNextVideoAdapter(ModalityAdapter):
                 f"cannot extend {limit} positions to {length}: the model scales them already ({rope['rope_type']!r})"
             )
         config.rope_parameters = {**rope, "rope_type": "linear", "factor": rope.get("factor", 1.0) * length / limit}
-        config.max_position_embeddings = length
+        config.max_position_embeddings = self.processor.tokenizer.model_max_length = length
         text = self.model.model.language_model
         text.rotary_emb = type(text.rotary_emb)(config).to(text.rotary_emb.inv_freq.device)
 
