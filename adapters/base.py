@@ -13,7 +13,7 @@ from namm_transfer import EvictionPolicy, MemoryCache
 
 def default_device() -> torch.device:
     """The first accelerator, or the CPU."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 class ModalityAdapter(ABC):

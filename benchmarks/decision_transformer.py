@@ -14,11 +14,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter, Statistics
 from tqdm import tqdm
 from transformers import DecisionTransformerConfig, DecisionTransformerModel, DynamicCache
 
 from namm_transfer import NAMM, policies
+from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter, Statistics
 from namm_transfer.spectrogram import BINS
 
 INTERVAL = 128

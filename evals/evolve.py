@@ -18,10 +18,10 @@ from typing import Literal
 
 import torch
 import tyro
-from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from pydantic import TypeAdapter, ValidationError
 
 from namm_transfer import NammTransferError
+from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.evaluation import EvalOptions, start
 from namm_transfer.evolution.config import PRESETS, EvolutionConfig
 from namm_transfer.evolution.loop import Evolution

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter, Statistics, Stepper, kept_tokens
 
 from namm_transfer import EvictionPolicy, NammTransferError
+from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter, Statistics, Stepper, kept_tokens
 from namm_transfer.evaluation import EvalOptions, Outcome, Sample, parse, run, start
 from namm_transfer.files import asset
 from namm_transfer.report.schema import Report

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from namm_transfer.adapters.causal_lm import CausalLMAdapter, TextAnswer
 
 from namm_transfer import EvictionPolicy, NammTransferError
+from namm_transfer.adapters.causal_lm import CausalLMAdapter, TextAnswer
 from namm_transfer.evaluation import EvalOptions, Outcome, Sample, parse, run, start
 from namm_transfer.evolution import text
 from namm_transfer.evolution.tasks import FAMILIES, HELD_OUT, TRAINED, make_prompt

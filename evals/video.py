@@ -21,9 +21,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample
 
 from namm_transfer import EvictionPolicy, NammTransferError
+from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample
 from namm_transfer.evaluation import EvalOptions, Outcome, Sample, parse, run, start
 from namm_transfer.files import asset
 from namm_transfer.report.schema import Report

@@ -5,11 +5,11 @@ from importlib import util
 import numpy as np
 import pytest
 import torch
-from namm_transfer.adapters.causal_lm import SMOLLM2, CausalLMAdapter, locate
 from tiny_text import save_tiny_llama
 from transformers import AutoModelForCausalLM
 
 from namm_transfer import NammTransferError, policies
+from namm_transfer.adapters.causal_lm import SMOLLM2, CausalLMAdapter, locate
 from namm_transfer.conformance import check_adapter
 from namm_transfer.evolution.tasks import make_prompt
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter, Recorded, Statistics, kept_tokens
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from namm_transfer import NammTransferError, policies
+from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter, Recorded, Statistics, kept_tokens
 from namm_transfer.conformance import check_adapter
 
 STATES, ACTIONS, STEPS = 5, 2, 60

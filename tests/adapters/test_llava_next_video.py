@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample, parse_choice
 from transformers import (
     AutoProcessor,
     CLIPVisionConfig,
@@ -17,6 +16,7 @@ from transformers import (
 )
 
 from namm_transfer import NammTransferError, check_adapter, policies
+from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample, parse_choice
 from namm_transfer.video import small
 from namm_transfer.video.draw import draw
 from namm_transfer.video.frames import VideoError

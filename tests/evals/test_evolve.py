@@ -1,9 +1,9 @@
 """The command line of the evolution."""
 
 import pytest
-from namm_transfer.evals.evolve import Options, configuration
 
 from namm_transfer import NammTransferError
+from namm_transfer.evals.evolve import Options, configuration
 from namm_transfer.evolution.config import PRESETS
 
 

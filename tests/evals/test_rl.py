@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from namm_transfer.adapters.decision_transformer import Statistics
-from namm_transfer.evals import rl
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from namm_transfer import NammTransferError
+from namm_transfer.adapters.decision_transformer import Statistics
+from namm_transfer.evals import rl
 from namm_transfer.report import ledger
 from namm_transfer.rl import datasets
 from namm_transfer.rl.environments import Environments, random_policy, rollout

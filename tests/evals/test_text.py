@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from namm_transfer.evals import text
 from tiny_text import save_tiny_llama
 
 from namm_transfer import NammTransferError
+from namm_transfer.evals import text
 
 FLAGS = ["--tokens", "300", "--samples", "2", "--update-interval", "64", "--dtype", "float32"]
 

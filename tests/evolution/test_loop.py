@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from namm_transfer.evals import evolve
 from tiny_text import evolution_config
 
 from namm_transfer import NAMM, NammTransferError
+from namm_transfer.evals import evolve
 from namm_transfer.evolution.state import FIELDS, State
 
 ROOT = Path(__file__).parent.parent.parent

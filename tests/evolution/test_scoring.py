@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from tiny_text import save_tiny_llama
 
 from namm_transfer import NAMM, NammTransferError
+from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.evolution.config import PRESETS, EvolutionConfig
 from namm_transfer.evolution.loop import start_vector
 from namm_transfer.evolution.population import population

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter
 
 from namm_transfer import policies
+from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter
 from namm_transfer.files import asset
 from namm_transfer.rl import card, datasets, train
 from namm_transfer.rl.environments import Environments, random_policy, rollout
