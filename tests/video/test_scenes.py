@@ -51,6 +51,11 @@ def test_every_question_has_one_right_option(seconds):
                 assert set(question.options) <= set(where)
 
 
+def test_right_answers_stand_at_all_positions_equally_often():
+    asked = [question.answer for seed in range(40) for question in scenes.questions(scenes.make_film("test", seed))]
+    assert set(Counter(asked).values()) == {len(asked) // 4}
+
+
 def test_benchmark_has_every_type_once_a_film_and_balanced_answer_positions():
     entries = [entry for seed in range(40) for entry in manifest_entries(scenes.make_film("test", seed), "x.mp4")]
     places = Counter((entry["question_type"], entry["candidates"].index(entry["answer"])) for entry in entries)
