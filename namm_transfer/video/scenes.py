@@ -163,7 +163,7 @@ def questions(film: Film, every: bool = False) -> list[Question]:
     found = []
     for index, (kind, text, right, wrong) in enumerate(asked):
         options = [str(option) for option in rng.permutation(wrong)[:3]]
-        answer = 0
+        answer = (film.seed + index) % 4
         options.insert(answer, right)
         found.append(Question(kind, text, tuple(options), answer))
     return found
