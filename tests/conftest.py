@@ -1,19 +1,16 @@
 """Fixtures shared by all tests: offline, single-threaded, and nothing left behind."""
 
 import os
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import pytest
 import torch
+from places import ROOT
 
 from namm_transfer import NAMM
 from namm_transfer.spectrogram import BINS
-
-ROOT = Path(__file__).parent.parent
-PARITY = Path(__file__).parent / "data" / "parity"
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])

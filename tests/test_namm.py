@@ -149,6 +149,12 @@ def test_features_are_age_then_normalised_spectrum():
     assert torch.equal(x[0, 0, 2, :8], torch.tensor([0.0] * 4 + [1.0] * 4))
 
 
+def test_a_feature_that_never_varied_is_divided_by_1e_minus_7():
+    namm = NAMM.from_vector(torch.zeros(4172), mean=torch.zeros(17), var=torch.tensor([0.0] * 8 + [1e-6] * 9))
+    x = namm.features(torch.full((1, 1, BINS, 1), 1e-3), torch.zeros(1, 1, 1, dtype=torch.long))
+    torch.testing.assert_close(x[0, 0, 0, 8:], torch.tensor([1e4] * 8 + [1.0] * 9))
+
+
 def test_a_score_depends_on_newer_tokens_only(random_namm):
     namm = random_namm()
     x = torch.randn(1, 1, 20, 25)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import PARITY
+from places import PARITY
 
 from namm_transfer import NammTransferError
 from namm_transfer.parity import main, replay

@@ -8,7 +8,7 @@ import sysconfig
 import venv
 
 import pytest
-from conftest import PARITY, ROOT
+from places import PARITY, ROOT
 
 SOURCES = ("namm_transfer", "adapters", "evals", "assets", "pyproject.toml", "README.md", "LICENSE")
 

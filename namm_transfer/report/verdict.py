@@ -35,6 +35,8 @@ def judge(row: SummaryRow, full: SummaryRow | None, draws: int) -> Verdict:
     low, high = row.diff_ci
     if low > 0 or high < 0:
         return "helps" if low > 0 else "hurts"
+    if full.score == 0:
+        return "cannot tell"  # where the full cache gets nothing right there is nothing to hold
     return "holds" if low >= -HOLD_MARGIN * abs(full.score) else "unsettled"
 
 
@@ -68,9 +70,9 @@ def _sentence(row: SummaryRow, word: Verdict, full: SummaryRow | None, counted: 
         )
     held = f"holding {percent(row.kept_share)} of the cache"
     if word == "cannot tell" or row.diff_ci is None or full is None:
-        return (
-            f"Nothing to conclude from {counted} with the full cache, fewer than {MIN_DRAWS} to go by: {score}, {held}."
-        )
+        nothing_right = full is not None and full.score == 0
+        reason = "which scores 0 itself" if nothing_right else f"fewer than {MIN_DRAWS} to go by"
+        return f"Nothing to conclude from {counted} with the full cache, {reason}: {score}, {held}."
     low, high = row.diff_ci
     facts = (
         f"{number(row.score)} against {number(full.score)} with the full cache ({unit}), {signed(row.diff_full)} "

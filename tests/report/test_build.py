@@ -75,6 +75,12 @@ def test_a_policy_that_hardly_acted_gets_no_verdict(scores, updates, write_folde
     assert not any(word in answer.text for word in ("helps", "holds", "hurts"))
 
 
+def test_nothing_is_held_where_the_full_cache_gets_nothing_right(write_folder, tmp_path):
+    answer = build(write_folder(tmp_path, {"full": WRONG, "namm": WRONG})).answers[1]
+    assert answer.verdict == "cannot tell"
+    assert "scores 0 itself" in answer.text
+
+
 def test_few_pairs_are_called_few(write_folder, tmp_path):
     few = build(write_folder(tmp_path / "few", {"full": WRONG[:5], "namm": RIGHT[:5]})).answers[1]
     assert few.verdict == "helps"
