@@ -109,9 +109,9 @@ def test_snapkv_counts_its_window_only_and_starts_anew_each_interval():
     policy = policies.make("snapkv:window=2,kernel=1,budget=3", update_interval=4)
     state = policy.state(1, 1, 20, torch.device("cpu"))
     rows = torch.zeros(1, 1, 4, 20)
-    rows[0, 0, 3, 11] = 1.0
+    rows[0, 0, 3, 5] = 1.0
     policy.observe(state, rows, [12], [4])
-    assert state["votes"][0, 0, 11] == 1
+    assert state["votes"][0, 0, 5] == 1
     rows = torch.zeros(1, 1, 4, 20)
     rows[0, 0, 1, 3], rows[0, 0, 2, 6] = 1.0, 1.0  # the second of four queries lies before the window
     policy.observe(state, rows[:, :, :3], [16], [3])
