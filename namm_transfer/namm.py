@@ -14,13 +14,13 @@ from typing import Any, Self
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from namm_transfer import spectrogram
 from namm_transfer.errors import NammTransferError
-from namm_transfer.files import asset
+from namm_transfer.files import asset, write_atomic
 from namm_transfer.policy import CacheSize, EvictionPolicy, LayerView, check_interval, top
 from namm_transfer.spectrogram import BINS, HOP
 
@@ -230,13 +230,13 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         """A NAMM from a folder, a hub id, or the name of one that is shipped (``"namm-text"``).
 
         Options of the constructor override the stored configuration; ``keep``, ``budget`` and ``match`` replace each
-        other.
+        other, and a ``selection`` asked for without one of them replaces a stored one: it is the threshold that selects.
         """
         source = str(pretrained_model_name_or_path)
         if not Path(source).is_dir() and "/" not in source and "\\" not in source:
             source = str(asset(source))
         sizes = ("keep", "budget", "match")
-        if any(options.get(size) is not None for size in sizes):
+        if "selection" in options or any(options.get(size) is not None for size in sizes):
             options = dict.fromkeys(sizes) | options
         return super().from_pretrained(source, **options)
 
@@ -261,6 +261,10 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         except (TypeError, NammTransferError) as error:
             raise NammTransferError(f"{model_id}: {error}") from error
         return namm
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Called by the hub mixin, which has written the configuration."""
+        write_atomic(save_directory / "model.safetensors", save(self.state_dict(), metadata={"format": "pt"}))
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
         """Take exactly the expected tensors, or refuse."""

@@ -72,6 +72,8 @@ def test_a_size_that_is_asked_for_replaces_the_stored_one(tmp_path):
     assert NAMM.from_pretrained(tmp_path).size.keep == 0.5
     assert NAMM.from_pretrained(tmp_path, budget=7).size.budget == 7
     assert policies.make(f"namm:path={tmp_path},budget=7").size.keep is None
+    assert not policies.make(f"namm:path={tmp_path},selection=head").size.asked
+    assert policies.make(f"namm:path={tmp_path},selection=head,keep=0.3").size.keep == 0.3
 
 
 @pytest.mark.parametrize("damage", ["unknown", "missing", "shape", "dtype", "nan", "garbage", "gone"])
