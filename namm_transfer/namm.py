@@ -230,7 +230,7 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         """A NAMM from a folder, a hub id, or the name of one that is shipped (``"namm-text"``).
 
         Options of the constructor override the stored configuration; ``keep``, ``budget`` and ``match`` replace each
-        other, and a ``selection`` asked for without one of them replaces a stored one: it is the threshold that selects.
+        other, and a ``selection`` asked for without one of them replaces a stored one: the threshold selects.
         """
         source = str(pretrained_model_name_or_path)
         if not Path(source).is_dir() and "/" not in source and "\\" not in source:
