@@ -128,7 +128,7 @@ def test_keeping_everything_is_the_plain_model(name, zero_namm):
             torch.testing.assert_close(torch.cat(pieces, 1)[mask.bool()], expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral, sliding window"])
+@pytest.mark.parametrize("name", SERVED)
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_is_the_plain_models(name, beams, zero_namm):
     reference, model = build(SERVED[name], "sdpa"), build(SERVED[name])

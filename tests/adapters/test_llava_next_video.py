@@ -142,6 +142,22 @@ def test_generated_words_are_those_of_plain_generate(adapter, plain, frames):
     assert answer.text == processor.tokenizer.decode(expected, skip_special_tokens=True)
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("policy", ["full", "zeros"])
+def test_transformers_own_generate_takes_the_cache(adapter, plain, frames, zero_namm, policy, beams):
+    """Without the adapter: a left-padded batch of two prompts about two videos, greedy and by beam search."""
+    model, processor = plain
+    texts = [f"USER: <video>\n{PROMPT} ASSISTANT:", "USER: <video>\nWhat color was the star? ASSISTANT:"]
+    inputs = processor(
+        text=texts, videos=[frames, frames[::-1].copy()], padding=True, padding_side="left", return_tensors="pt"
+    )
+    assert (inputs.attention_mask == 0).any(), "the case must pad"
+    options = dict(max_new_tokens=10, num_beams=beams, do_sample=False)
+    expected = model.generate(**inputs, **options)
+    cache = adapter.memory(policies.make("full") if policy == "full" else zero_namm(update_interval=16))
+    assert torch.equal(adapter.model.generate(**inputs, past_key_values=cache, **options), expected)
+
+
 @pytest.mark.parametrize(
     ("text", "choice"),
     [("B", 1), ("B)", 1), (" b) ", None), ("B) blue", 1), ("B, I think", 1), ("B is it", None), ("Because", None),
