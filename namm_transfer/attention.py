@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from namm_transfer.cache import MemoryLayer, opened_layer
 from namm_transfer.errors import NammTransferError
-from namm_transfer.masks import MemoryMask, memory_mask
+from namm_transfer.masks import MemoryMask, Tokens, memory_mask
 
 NAME = "memory"
 _HARMLESS = {"position_ids", "cache_position", "use_cache", "sliding_window", "num_items_in_batch", "past_key_values"}
@@ -59,11 +59,13 @@ def memory_attention(
         return sdpa_attention_forward(module, query, key, value, plain, dropout=dropout, scaling=scaling, **kwargs)
     try:
         layer, mask = _check(layer, module, query, key, value, attention_mask, dropout, kwargs)
-        output = _attend_and_evict(layer, mask, query, key, value, scaling or query.shape[-1] ** -0.5)
+        tokens, window = mask.tokens, mask.window
+        layer.spoiled = True  # until close(): an error in between leaves the layer half way
+        output = _attend_and_evict(layer, tokens, window, query, key, value, scaling or query.shape[-1] ** -0.5)
         layer.close(mask.padding, query.shape[2])
     except BaseException:
         if (waiting := layer or opened_layer()) is not None:
-            waiting.abandon()
+            waiting.release()
         raise
     return output.transpose(1, 2).contiguous(), None
 
@@ -135,10 +137,16 @@ def plan(clock: list[int], remaining: list[int], interval: float, hop: int) -> l
 
 
 def _attend_and_evict(
-    layer: MemoryLayer, mask: MemoryMask, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    layer: MemoryLayer,
+    tokens: Tokens,
+    window: int | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
 ) -> Tensor:
     """Attention output of a call, (batch, query_heads, new, value_dim); zero at padding."""
-    policy, tokens, window = layer.policy, mask.tokens, mask.window
+    policy = layer.policy
     interval = policy.update_interval if policy.evicts else inf
     if tokens.index is not None:
         query, key, value = (_rows(t, tokens.index) for t in (query, key, value))

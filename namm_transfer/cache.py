@@ -7,7 +7,6 @@ the older end is filled with holes, which positions mark as -1 and attention mas
 import copy
 import threading
 import weakref
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from namm_transfer.errors import NammTransferError
-from namm_transfer.memory_report import MemoryReport
+from namm_transfer.memory_report import MemoryReport, Sequence
 from namm_transfer.policy import EvictionPolicy, LayerView
 
 _SERVED_LAYERS = ("full_attention", "sliding_attention")
@@ -27,20 +26,6 @@ def opened_layer() -> "MemoryLayer | None":
     """The layer of this thread that has been given keys and still waits for its attention."""
     reference = getattr(_THREAD, "opened", None)
     return reference() if reference is not None else None
-
-
-@dataclass
-class Sequence:
-    """Bookkeeping of one sequence in one layer, on the host."""
-
-    clock: int = 0
-    """Real tokens processed."""
-    held: float = 0.0
-    """Tokens held now, mean over KV heads."""
-    peak: float = 0.0
-    """The most it ever held."""
-    history: list[float] = field(default_factory=list)
-    """Tokens held after each update, mean over KV heads."""
 
 
 class MemoryLayer(CacheLayerMixin):
@@ -66,6 +51,7 @@ class MemoryLayer(CacheLayerMixin):
         self.sequences: list[Sequence] = []
         self.state: dict[str, Tensor] = {}
         self.holes = False
+        self.spoiled = False
         self.pending: tuple[Tensor, Tensor] | None = None
         self.owner: weakref.ref[Any] | None = None
 
@@ -88,7 +74,7 @@ class MemoryLayer(CacheLayerMixin):
         """
         waiting = self if self.pending is not None else opened_layer()
         if waiting is self or (waiting is not None and waiting.index < self.index):
-            waiting.abandon()
+            waiting.release()
             raise NammTransferError(
                 f"layer {waiting.index} of a MemoryCache was given keys that no memory attention read: load the model "
                 'with attn_implementation="memory" (a model whose attention does its own thing cannot be served; a '
@@ -108,8 +94,8 @@ class MemoryLayer(CacheLayerMixin):
         _THREAD.opened = weakref.ref(self)
         return key_states, value_states
 
-    def abandon(self) -> None:
-        """Forget that the layer was opened: an error ends this forward call."""
+    def release(self) -> None:
+        """The layer no longer waits for its attention."""
         self.pending = None
         _THREAD.opened = None
 
@@ -117,7 +103,8 @@ class MemoryLayer(CacheLayerMixin):
         """The call's attention is done: count its columns."""
         self.columns += new
         self.padding = padding
-        self.abandon()
+        self.spoiled = False
+        self.release()
 
     # -- storage -----------------------------------------------------------------------------------------------------
 
@@ -309,6 +296,12 @@ class MemoryCache(Cache):
         if layer_idx >= len(self.layers):
             raise NammTransferError(
                 f"layer {layer_idx} of a cache made for {len(self.layers)} layers: one MemoryCache serves one model"
+            )
+        ahead = self.layers[0].columns - self.layers[layer_idx].columns
+        out_of_step = opened_layer() is None and ahead != (key_states.shape[2] if layer_idx else 0)
+        if self.layers[layer_idx].spoiled or out_of_step:
+            raise NammTransferError(
+                "an error ended an earlier call in mid-forward: make a new MemoryCache or reset() it"
             )
         return self.layers[layer_idx].update(key_states, value_states, *args, **kwargs)
 

@@ -1,9 +1,23 @@
 """What a `MemoryCache` says about itself: tokens kept and seen, how often the policy acted, bytes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+
+@dataclass
+class Sequence:
+    """Bookkeeping of one sequence in one layer, on the host."""
+
+    clock: int = 0
+    """Real tokens processed."""
+    held: float = 0.0
+    """Tokens held now, mean over KV heads."""
+    peak: float = 0.0
+    """The most it ever held."""
+    history: list[float] = field(default_factory=list)
+    """Tokens held after each update, mean over KV heads."""
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,28 @@ def test_a_cache_serves_one_model_and_one_batch(model):
         deeper(ids(), past_key_values=MemoryCache(model.config, policy=policies.make("full")))
 
 
+@pytest.mark.parametrize("where", ["in the policy", "in the model"])
+def test_a_cache_that_an_error_left_in_mid_forward_is_refused(model, where):
+    def fail(*_):
+        raise MemoryError
+
+    policy = policies.make("l2", update_interval=16)
+    cache = MemoryCache(model.config, policy=policy)
+    expected = model(ids(), past_key_values=cache).logits
+    cache.reset()
+    if where == "in the model":
+        hook = model.model.layers[0].mlp.register_forward_pre_hook(fail)
+    else:
+        policy.select = fail
+    with pytest.raises(MemoryError):
+        model(ids(), past_key_values=cache)
+    hook.remove() if where == "in the model" else vars(policy).pop("select")
+    with pytest.raises(NammTransferError, match="mid-forward"):
+        model(ids(), past_key_values=cache)
+    cache.reset()
+    torch.testing.assert_close(model(ids(), past_key_values=cache).logits, expected)
+
+
 def test_what_is_no_policy_is_refused(model):
     with pytest.raises(NammTransferError, match="'h2o'"):
         MemoryCache(model.config, policy="h2o")
