@@ -264,7 +264,7 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Called by the hub mixin, which has written the configuration."""
-        write_atomic(save_directory / "model.safetensors", save(self.state_dict(), metadata={"format": "pt"}))
+        write_atomic(save_directory / "model.safetensors", save(self.state_dict()))
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
         """Take exactly the expected tensors, or refuse."""
