@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from namm_transfer.errors import NammTransferError
+from namm_transfer.moments import Moments
 from namm_transfer.namm import NAMM, SIZE
 from namm_transfer.policy import top
 from namm_transfer.spectrogram import BINS, HOP, fold, magnitudes
@@ -46,24 +47,6 @@ class Carry:
     """(batch, heads, kept) int64."""
 
 
-@dataclass
-class Moments:
-    """Mean and population variance of S over everything seen, merged pairwise (spec section 4)."""
-
-    mean: Tensor
-    var: Tensor
-    count: int = 0
-
-    def merge(self, samples: Tensor) -> None:
-        """Take in samples (n, 17) float32."""
-        new, total = len(samples), self.count + len(samples)
-        mean, var = samples.mean(0), samples.var(0, correction=0)
-        delta = mean - self.mean
-        self.var = (self.count * self.var + new * var) / total + self.count * new * delta**2 / total**2
-        self.mean = (self.count * self.mean + new * mean) / total
-        self.count = total
-
-
 def published_update(
     namm: NAMM, attn: Tensor, mask: Tensor, position_ids: Tensor, carry: Carry, moments: Moments | None = None
 ) -> tuple[dict[str, Tensor], Carry]:
@@ -90,8 +73,8 @@ def published_update(
     positions = torch.cat([carry.positions, position_ids[:, None].expand(-1, heads, -1)], dim=-1)
     real = mask[:, None, -tokens:].bool().expand(-1, heads, -1)
     if moments is not None:
-        moments.merge(spectrum.transpose(-1, -2)[real])
-        namm.mean, namm.var = moments.mean, moments.var
+        moments.add(spectrum.transpose(-1, -2)[real])
+        namm.mean, namm.var = moments.mean.float(), moments.var.float()
     features = namm.features(spectrum, positions)
     scores = namm.score(features, real)
     ranked = scores.masked_fill(~real, -inf)
@@ -112,7 +95,7 @@ def published_update(
         "cache_positions_after": positions.gather(-1, kept),
     }
     if moments is not None:
-        result |= {"running_mean": moments.mean, "running_var": moments.var, "running_num": torch.tensor(moments.count)}
+        result |= {"running_mean": namm.mean, "running_var": namm.var, "running_num": torch.tensor(moments.count)}
     along = kept[:, :, None]
     return result, Carry(
         spectrum.gather(-1, along.expand(-1, -1, BINS, -1)),
@@ -135,7 +118,7 @@ def replay(folder: Path) -> dict[str, float]:
     estimating = "params" not in setup
     params = torch.zeros(SIZE) if estimating else setup["params"]
     namm = NAMM.from_vector(params, mean=setup["norm_mean"], var=setup["norm_var"], update_interval=interval)
-    moments = Moments(torch.zeros(BINS), torch.zeros(BINS)) if estimating else None
+    moments = Moments() if estimating else None
     empty = torch.zeros(batch, heads, 0, dtype=torch.long)
     carry = Carry(torch.zeros(batch, heads, BINS, 0), torch.zeros(batch, heads, HOP, 0), empty)
     worst: dict[str, float] = {}
