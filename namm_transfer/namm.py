@@ -5,6 +5,7 @@ normalises it, prepends sinusoidal features of the token's age, lets each token 
 and scores it with one linear output. Tokens that score zero or more stay. 4,172 numbers serve all layers and heads.
 """
 
+import json
 import os
 from functools import lru_cache
 from math import inf
@@ -226,40 +227,39 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         return cls.from_vector(parts["vector"], mean=parts["mean"], var=parts["var"], **options)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Self:
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> Self:
         """A NAMM from a folder, a hub id, or the name of one that is shipped (``"namm-text"``).
 
-        Options of the constructor override the stored configuration; ``keep``, ``budget`` and ``match`` replace each
-        other, and a ``selection`` asked for without one of them replaces a stored one: the threshold selects.
+        Args:
+            revision, cache_dir, token, local_files_only: for a hub id, as in huggingface_hub.
+            options: override the stored configuration. ``keep``, ``budget`` and ``match`` replace each other, and a
+                ``selection`` asked for without one of them replaces a stored one: the threshold selects.
+
+        Raises:
+            NammTransferError: nothing there, or a configuration or weights that are not exactly a NAMM's.
         """
         source = str(pretrained_model_name_or_path)
         if not Path(source).is_dir() and "/" not in source and "\\" not in source:
             source = str(asset(source))
+        hub = dict(revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
         sizes = ("keep", "budget", "match")
         if "selection" in options or any(options.get(size) is not None for size in sizes):
             options = dict.fromkeys(sizes) | options
-        return super().from_pretrained(source, **options)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any) -> Self:
-        """Called by the hub mixin once the configuration is known: reads the weights, strictly."""
-        hub = {key: options.pop(key, None) for key in ("revision", "cache_dir", "token", "local_files_only")}
-        options.pop("force_download", None)
-        if Path(model_id).is_dir():
-            file = Path(model_id) / "model.safetensors"
-        else:
-            file = Path(
-                hf_hub_download(model_id, "model.safetensors", **{k: v for k, v in hub.items() if v is not None})
-            )
         try:
-            namm = cls(**options)
-            namm._load(load_file(file, device=str(map_location)))
-        except FileNotFoundError:
-            raise NammTransferError(f"{file}: no such file; expected a NAMM's weights") from None
-        except SafetensorError as error:
-            raise NammTransferError(f"{file}: not a safetensors file: {error}") from error
-        except (TypeError, NammTransferError) as error:
-            raise NammTransferError(f"{model_id}: {error}") from error
+            config = json.loads(_locate(source, "config.json", hub).read_text())
+            namm = cls(**config | options)
+            namm._load(load_file(_locate(source, "model.safetensors", hub)))
+        except (SafetensorError, OSError, TypeError, ValueError, NammTransferError) as error:
+            raise NammTransferError(f"no NAMM can be loaded from {source!r}: {str(error).splitlines()[0]}") from error
         return namm
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -282,6 +282,11 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         if (tensors["var"] < 0).any():
             raise NammTransferError(f"var has a negative entry: {tensors['var'].min():g}; expected variances")
         self.load_state_dict(tensors)
+
+
+def _locate(source: str, name: str, hub: dict[str, Any]) -> Path:
+    """A file of a folder or of a hub repository."""
+    return Path(source) / name if Path(source).is_dir() else Path(hf_hub_download(source, name, **hub))
 
 
 @lru_cache(maxsize=32)

@@ -105,9 +105,24 @@ def test_damaged_weights_are_refused(tmp_path, zero_namm, damage):
 
 def test_an_unknown_key_in_the_configuration_is_refused(tmp_path, zero_namm):
     zero_namm().save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"update_interval": 64, "selection": "nobody"}')
-    with pytest.raises(NammTransferError, match="nobody"):
+    for config, says in (
+        ('{"update_interval": 64, "selection": "nobody"}', "nobody"),
+        ('{"update_interval": 64, "temperature": 2}', "temperature"),
+        ("[1]", "list"),
+        ("{", "Expecting"),
+    ):
+        (tmp_path / "config.json").write_text(config)
+        with pytest.raises(NammTransferError, match=says):
+            NAMM.from_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(NammTransferError, match=r"config\.json"):
         NAMM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["assets/nowhere", "/nowhere/at/all", "nowhere"])
+def test_what_is_not_there_is_named(source):
+    with pytest.raises(NammTransferError, match=source):
+        NAMM.from_pretrained(source)
 
 
 def test_the_published_checkpoint_is_imported_without_unpickling(tmp_path):
