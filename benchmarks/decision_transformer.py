@@ -19,7 +19,6 @@ from transformers import DecisionTransformerConfig, DecisionTransformerModel, Dy
 
 from namm_transfer import NAMM, policies
 from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter, Statistics
-from namm_transfer.spectrogram import BINS
 
 INTERVAL = 128
 
@@ -65,9 +64,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     adapter, plain = loaded(arguments.model, arguments.steps)
     recompute = recomputing(adapter, plain)
-    namm = NAMM.from_vector(
-        torch.zeros(4172), mean=torch.zeros(BINS), var=torch.ones(BINS), keep=0.25, update_interval=INTERVAL
-    )
+    namm = NAMM(keep=0.25, update_interval=INTERVAL)
     h2o = policies.make("h2o:keep=0.25", update_interval=INTERVAL)
     caches = {
         "DynamicCache": DynamicCache(config=plain.config),

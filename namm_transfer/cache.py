@@ -148,8 +148,11 @@ class MemoryLayer(CacheLayerMixin):
     def evict(self) -> None:
         """Let the policy act on the sequences whose clock stands at an update."""
         interval = self.policy.update_interval
-        due = [b for b, sequence in enumerate(self.sequences) if sequence.clock and sequence.clock % interval == 0]
-        due = [b for b in due if len(self.sequences[b].history) < self.sequences[b].clock // interval]
+        due = [
+            b
+            for b, sequence in enumerate(self.sequences)
+            if sequence.clock % interval == 0 and len(sequence.history) < sequence.clock // interval
+        ]
         if not due:
             return
         keep = self.positions >= 0

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter, EncodedPrompt
-from namm_transfer.cache import MemoryCache, MemoryLayer
+from namm_transfer.cache import MemoryCache
 from namm_transfer.evolution.config import EvolutionConfig
 from namm_transfer.evolution.population import population
 from namm_transfer.evolution.statistics import Moments, Recorder
@@ -76,8 +76,7 @@ def fork(prefix: MemoryCache, policy: EvictionPolicy, rows: int) -> MemoryCache:
     if rows > 1:
         cache.batch_repeat_interleave(rows)
     cache.policy = policy
-    layers: list[MemoryLayer] = cache.layers  # type: ignore[assignment]
-    for layer in layers:
+    for layer in cache.layers:
         layer.policy = policy
         if policy.evicts:
             layer.evict()
