@@ -127,11 +127,14 @@ def _cost(task: Task, spec: str) -> Cost:
 
 
 def _categories(task: Task) -> list[Category]:
-    names = sorted({record.category for records in task.records.values() for record in records})
+    """Rows by category, then by the further groups that samples name in `details["groups"]`, as the samples come."""
+    every = [record for records in task.records.values() for record in records]
+    names = dict.fromkeys(sorted({record.category for record in every}))
+    names |= dict.fromkeys(name for record in every for name in _groups(record))
     rows = []
     for name in names if len(names) > 1 else []:
         for spec, records in task.records.items():
-            chosen = [record for record in records if record.category == name]
+            chosen = [record for record in records if name == record.category or name in _groups(record)]
             scores = [record.score for record in chosen if record.score is not None]
             rows.append(
                 Category(
@@ -144,6 +147,11 @@ def _categories(task: Task) -> list[Category]:
                 )
             )
     return rows
+
+
+def _groups(record: Record) -> list[str]:
+    """Further groups a sample counts in beside its category: "64 frames", "duration group 600"."""
+    return list(record.details.get("groups", []))
 
 
 def _heatmap(task: Task, spec: str) -> list[HeatMap]:

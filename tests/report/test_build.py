@@ -131,6 +131,16 @@ def test_categories_appear_where_there_are_several(write_folder, make_record, tm
     ]
 
 
+def test_groups_beside_the_category_have_rows_of_their_own(write_folder, make_record, tmp_path):
+    folder = write_folder(tmp_path, {"full": [1.0, 0.0]})
+    with open(ledger.find(folder)[0], "a") as file:
+        for index, groups in ((2, ["64 frames", "film"]), (3, ["8 frames"])):
+            record = make_record(index, "full", 1.0, category="plot", details={"groups": groups})
+            file.write(record.model_dump_json() + "\n")
+    rows = [(row.category, row.n, row.score) for row in build(folder).categories]
+    assert rows == [("plot", 4, 0.75), ("64 frames", 1, 1.0), ("film", 1, 1.0), ("8 frames", 1, 1.0)]
+
+
 def test_a_folder_without_records_is_refused(tmp_path):
     with pytest.raises(NammTransferError, match="no records in"):
         build(tmp_path)
