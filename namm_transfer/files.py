@@ -42,10 +42,15 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> Path:
 
 
 def safe_join(root: str | os.PathLike[str], relative: str | os.PathLike[str]) -> Path:
-    """`root / relative`, refused with `NammTransferError` if it lies outside `root` (`..`, absolute, or by a link)."""
+    """`root / relative`, refused with `NammTransferError` if it lies outside `root` (`..`, absolute, or by a link).
+
+    A snapshot folder of the Hugging Face hub consists of links into the `blobs` folder of its own cache; those pass.
+    """
     inside = Path(root).resolve()
-    path = (inside / relative).resolve()
-    if path != inside and inside not in path.parents:
+    path = Path(os.path.normpath(inside / relative))
+    real = path.resolve()
+    blobs = [parent.parent / "blobs" for parent in inside.parents if parent.name == "snapshots"]
+    if not path.is_relative_to(inside) or not any(real.is_relative_to(place) for place in (inside, *blobs)):
         raise NammTransferError(f"path {str(relative)!r} leaves its folder {str(root)!r}; expected a path inside it")
     return path
 

@@ -40,6 +40,23 @@ def test_safe_join_refuses_to_leave_the_folder(name, tmp_path):
     assert files.safe_join(root, "a/./b/../c") == root / "a" / "c"
 
 
+def test_safe_join_follows_the_links_of_a_hub_snapshot_and_no_others(tmp_path):
+    """The layout that huggingface_hub.snapshot_download leaves in its cache."""
+    repository = tmp_path / "datasets--somebody--films"
+    root = repository / "snapshots" / "0123abcd"
+    (root / "video").mkdir(parents=True)
+    for folder in (repository / "blobs", tmp_path / "blobs"):
+        folder.mkdir()
+        (folder / "f00d").write_text("film")
+    (root / "video/good.mp4").symlink_to("../../../blobs/f00d")
+    (root / "video/bad.mp4").symlink_to("../../../../blobs/f00d")
+    assert files.safe_join(root, "video/good.mp4") == root / "video/good.mp4"
+    assert files.safe_join(root / "video", "good.mp4").read_text() == "film"
+    for name in ("video/bad.mp4", "../../blobs/f00d"):
+        with pytest.raises(NammTransferError, match="leaves its folder"):
+            files.safe_join(root, name)
+
+
 def test_assets_are_found_by_name_and_in_groups(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("one", "group/two"):
