@@ -49,3 +49,54 @@ def test_fewer_than_two_independent_draws_have_no_interval():
 def test_labels_must_fit():
     with pytest.raises(ValueError, match="2 cluster labels for 3 values"):
         statistics.interval([1.0, 2.0, 3.0], ["a", "b"])
+
+
+# --- several tasks: the numbers below were printed by rliable 1.2.0 for the same scores
+
+TASKS = np.random.default_rng(3)
+MINE, THEIRS = TASKS.normal(60, 20, (20, 6)).T, TASKS.normal(55, 20, (20, 6)).T
+
+
+def test_interquartile_mean_by_hand():
+    assert statistics.interquartile_mean([[0.0, 1.0], [2.0, 99.0]]) == 1.5
+    assert statistics.interquartile_mean([[0.0, 2.0, 4.0], [-50.0, 9.0]]) == 2.0, "of 5, one is cut off at each end"
+
+
+def test_interquartile_mean_and_its_interval_are_those_of_rliable():
+    assert statistics.interquartile_mean(MINE) == pytest.approx(60.15459311)
+    assert statistics.interquartile_interval(MINE) == pytest.approx((56.160, 63.949), abs=0.15)
+
+
+def test_probability_of_improvement_is_that_of_rliable():
+    value, bounds = statistics.improvement(MINE, THEIRS)
+    assert value == pytest.approx(0.56583333)
+    assert bounds == pytest.approx((0.494, 0.638), abs=0.01)
+
+
+def test_ties_are_half_an_improvement_and_numbers_of_episodes_may_differ():
+    assert statistics.improvement([[1.0]], [[1.0]])[0] == 0.5
+    assert statistics.improvement([[2.0, 3.0], [0.0]], [[1.0], [1.0, 2.0]]) == (0.5, (0.5, 0.5))
+
+
+def test_strata_are_not_mixed():
+    """Tasks far apart, each without spread: drawing within a task always gives the same episodes."""
+    assert statistics.interquartile_interval([[10.0] * 5, [90.0] * 5]) == (50.0, 50.0)
+
+
+def test_a_paired_difference_is_narrower_than_its_parts():
+    shifted = MINE + 1.0
+    low, high = statistics.interquartile_interval(shifted, MINE)
+    assert low == pytest.approx(1.0)
+    assert high == pytest.approx(1.0)
+
+
+def test_one_episode_a_task_has_no_interval():
+    assert statistics.interquartile_interval([[1.0], [2.0]]) is None
+
+
+def test_unpaired_interval_agrees_with_the_normal_one():
+    a, b = np.random.default_rng(0).normal(0, 1, 400), np.random.default_rng(1).normal(2, 1, 300)
+    half = 1.96 * np.sqrt(a.var() / 400 + b.var() / 300)
+    middle = b.mean() - a.mean()
+    assert statistics.unpaired_interval(a, b) == pytest.approx((middle - half, middle + half), abs=0.15 * half)
+    assert statistics.unpaired_interval([1.0], [1.0, 2.0]) is None
