@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from importlib import resources
 from pathlib import Path
@@ -53,6 +54,15 @@ def safe_join(root: str | os.PathLike[str], relative: str | os.PathLike[str]) ->
     if not path.is_relative_to(inside) or not any(real.is_relative_to(place) for place in (inside, *blobs)):
         raise NammTransferError(f"path {str(relative)!r} leaves its folder {str(root)!r}; expected a path inside it")
     return path
+
+
+def safe_name(text: str) -> str:
+    """`text` as the name of a file or folder: runs of anything but letters, digits, dot and underscore become a dash.
+
+    >>> safe_name("rl/hopper medium")
+    'rl-hopper-medium'
+    """
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).lstrip(".") or "-"
 
 
 def asset(name: str) -> Path:

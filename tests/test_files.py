@@ -109,3 +109,11 @@ def test_sha256_of_files_and_folders(tmp_path):
     assert files.sha256(tmp_path) != before
     with pytest.raises(NammTransferError, match="no such file or folder"):
         files.sha256(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("a/b c:d", "a-b-c-d"), ("../..", "-.."), ("..", "-"), ("film_1.mp4", "film_1.mp4")]
+)
+def test_a_safe_name_is_one_part_of_a_path(text, name):
+    assert files.safe_name(text) == name
+    assert files.safe_name(text) not in ("", ".", "..")

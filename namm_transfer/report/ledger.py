@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import NammTransferError
+from ..files import safe_name
 from .schema import SCHEMA_VERSION, Record, Run
 
 
@@ -73,7 +74,7 @@ def find(folder: Path) -> list[Path]:
 
 def path_of(folder: Path, task: str, process: int) -> Path:
     """Where process number `process` keeps its records of `task`."""
-    return folder / f"records-{re.sub(r'[^A-Za-z0-9._]+', '-', task)}-{process}.jsonl"
+    return folder / f"records-{safe_name(task)}-{process}.jsonl"
 
 
 def read_task(folder: Path, task: str) -> list[Contents]:
