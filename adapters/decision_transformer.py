@@ -229,6 +229,11 @@ class Stepper:
         self._seen: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=window or 2)
         self._taken: deque[np.ndarray] = deque(maxlen=window or 2)
 
+    @property
+    def looked_at(self) -> int:
+        """Time steps that the last action was read from, its own included."""
+        return min(self.steps, self.window or self.steps)
+
     @torch.inference_mode()
     def act(self, states: np.ndarray, rewards: np.ndarray) -> np.ndarray:
         """Actions (rows, action_size) float32 for states (rows, state_size) and the last step's rewards (rows,).

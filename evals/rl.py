@@ -1,6 +1,7 @@
 """Does a memory that forgets still act well? A Decision Transformer in MuJoCo, policy against policy.
 
     python evals/rl.py --env hopper
+    python evals/rl.py --config evals/configs/suite-rl.toml
     accelerate launch evals/rl.py --env walker2d --episodes 20 --policy full,namm,h2o:match=namm,random:match=namm
 
 Every policy plays the same episodes (environment seeds), so that differences are paired. The score is the normalised
@@ -16,29 +17,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from namm_transfer import EvictionPolicy, NammTransferError
-from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter, Statistics, Stepper, kept_tokens
+from namm_transfer import EvictionPolicy, NammTransferError, policies
+from namm_transfer.adapters.decision_transformer import (
+    STATISTICS_FILE,
+    DecisionTransformerAdapter,
+    Statistics,
+)
 from namm_transfer.evaluation import EvalOptions, Outcome, Sample, parse, run, start
 from namm_transfer.files import asset
+from namm_transfer.options import split_policies
 from namm_transfer.report.schema import Report
 from namm_transfer.rl import datasets
 from namm_transfer.rl.environments import Environments, rollout
-from namm_transfer.rl.scores import normalised_score, task
+from namm_transfer.rl.observer import Observer
+from namm_transfer.rl.scores import task
+
+TIERS = ("medium", "medium-replay")
+"""Data sets of the shipped models."""
 
 
 @dataclass
 class Options(EvalOptions):
     """Play episodes with a Decision Transformer under each policy."""
 
-    env: Literal["hopper", "halfcheetah", "walker2d"] = "hopper"
-    """Hopper-v5, HalfCheetah-v5 or Walker2d-v5."""
+    env: str = "hopper"
+    """hopper, halfcheetah or walker2d (Hopper-v5, HalfCheetah-v5, Walker2d-v5), or several, separated by commas."""
     model: str | None = None
-    """Folder or hub id of a Decision Transformer; the shipped one of the environment by default."""
+    """Folder or hub id of a Decision Transformer; the shipped ones by default."""
     dataset: str | None = None
-    """Minari id of its data: state statistics for a model whose folder has none (the published ones), and the data's
-    mean return for the report."""
+    """Of shipped models, what they were trained on: medium (the default) or medium-replay, or both, separated by a
+    comma. With --model, a Minari id: state statistics for a model whose folder has none, and the data's mean return for
+    the report."""
     context: Literal["episode", "window"] = "episode"
     """What the model looks at: everything since the episode began (three tokens a step), or the last --window steps,
     computed anew for every action as in Hugging Face's example."""
@@ -49,7 +58,8 @@ class Options(EvalOptions):
     seeds: int = 1
     """Groups the episodes are split into, numbered from --seed; the report has a line for each."""
     target_return: float | None = None
-    """Return to ask the model for; by default the one stored with the model."""
+    """Return to ask the model for; by default the one stored with the model, or else the higher of the two that the
+    Decision Transformer's authors ask for."""
     batch_envs: int = 10
     """Episodes played side by side. Part of the configuration: another number may change the last bit of an action."""
     update_interval: int = 128
@@ -77,21 +87,51 @@ def episodes(options: Options) -> list[Sample]:
     ]
 
 
-def shipped(env: str) -> str:
-    """The folder of the shipped model, as seen from here where it lies below."""
-    folder = asset(f"decision-transformer/{env}-medium")
-    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+def worlds(options: Options) -> list[Options]:
+    """The options of each environment and data set named in `options`, an evaluation each."""
+    if options.model is not None:
+        if "," in options.env:
+            raise NammTransferError(f"--env {options.env}: a --model acts in one environment, expected one name")
+        return [options]
+    tiers = (options.dataset or TIERS[0]).split(",")
+    for tier in tiers:
+        if tier not in TIERS:
+            raise NammTransferError(
+                f"--dataset {tier!r}: the shipped models were trained on {' and '.join(TIERS)}; "
+                "name another data set together with its --model"
+            )
+    return [replace(options, env=env, dataset=tier) for env in options.env.split(",") for tier in tiers]
 
 
-def load(options: Options, device: Any) -> tuple[DecisionTransformerAdapter, str, dict[str, float] | None]:
-    """The model, where it came from, and the summary of its data set if one was named."""
-    source = options.model or shipped(options.env)
-    dataset = datasets.load(options.dataset, options.env) if options.dataset else None
+@dataclass
+class World:
+    """One environment with one model."""
+
+    options: Options
+    """Of this environment and data set alone."""
+    adapter: DecisionTransformerAdapter
+    """The model."""
+    source: str
+    """Where it came from."""
+    data: datasets.Dataset | None
+    """What it was trained on, if that was named and lies here."""
+
+
+def load(options: Options, device: Any) -> World:
+    """The model and its data, which have to fit the environment."""
+    reference, shipped, data = task(options.env), options.model is None, None
+    if options.model is None:
+        folder = asset(f"decision-transformer/{options.env}-{options.dataset}")
+        source = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+    else:
+        source = options.model
+    if options.dataset and not shipped:
+        data = datasets.load(options.dataset, options.env)
     statistics = None
-    if dataset is not None and not (Path(source) / "statistics.json").is_file():
-        statistics = Statistics(*dataset.state_statistics, target_return=task(options.env).target_return)
+    if data is not None and not (Path(source) / STATISTICS_FILE).is_file():
+        statistics = Statistics(*data.state_statistics)
     adapter = DecisionTransformerAdapter.load(source, device=device, statistics=statistics)
-    config, reference = adapter.model.config, task(options.env)
+    config = adapter.model.config
     if (config.state_dim, config.act_dim) != (reference.observation_size, reference.action_size):
         raise NammTransferError(
             f"{source!r} takes states of {config.state_dim} numbers and gives actions of {config.act_dim}; "
@@ -99,66 +139,14 @@ def load(options: Options, device: Any) -> tuple[DecisionTransformerAdapter, str
         )
     if adapter.statistics.env not in (None, options.env):
         raise NammTransferError(f"{source!r} was trained for {adapter.statistics.env!r}, not for {options.env!r}")
-    if options.target_return is not None:
-        adapter.statistics.target_return = options.target_return
-    if adapter.statistics.target_return is None:
-        raise NammTransferError(f"{source!r} names no target return; say --target-return")
-    return adapter, source, dataset.summary() if dataset is not None else None
+    targets = (options.target_return, adapter.statistics.target_return, reference.target_return)
+    adapter.statistics.target_return = next(target for target in targets if target is not None)
+    return World(options, adapter, source, data)
 
 
-class Observer:
-    """Plays a batch through a stepper and notes, for each episode, what its memory held while it ran."""
-
-    def __init__(self, stepper: Stepper, environments: Environments) -> None:
-        self.stepper, self.environments = stepper, environments
-        rows = len(environments.envs)
-        self.shares, self.lengths = np.zeros(rows), np.zeros(rows, dtype=int)
-        self.last: list[Any] = [None] * rows
-        self.kept = [np.zeros(0)] * rows
-
-    def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
-        """The model's actions; finished rows are computed too, so that the batch keeps its shape."""
-        before = self.environments.alive.copy()
-        self._note_finished()
-        actions = self.stepper.act(observations, rewards)
-        self.shares += before * np.array(self.stepper.cache.kept_share())
-        self.lengths += before
-        return actions
-
-    def _note_finished(self) -> None:
-        """Read the memory of the rows whose episode has ended, before the next step changes it."""
-        running = self.environments.alive
-        over = [row for row, seen in enumerate(self.lengths) if seen and not running[row] and self.last[row] is None]
-        if not over:
-            return
-        report = self.stepper.cache.report()
-        for row in over:
-            self.last[row] = report.row(row)
-            steps = min(int(self.lengths[row]), self.stepper.window or self.stepper.steps)
-            self.kept[row] = kept_tokens(self.stepper.cache, steps, row)
-
-    def outcome(self, row: int, env: str, episode_return: float, terminated: bool, seed: int) -> Outcome:
-        """The outcome of a finished episode: cache size averaged over its steps."""
-        self._note_finished()
-        share = float(self.shares[row] / self.lengths[row])
-        return Outcome(
-            score=normalised_score(env, episode_return),
-            memory=replace(self.last[row], kept_share=share),
-            details={
-                "return": episode_return,
-                "length": int(self.lengths[row]),
-                "fell": terminated,
-                "env_seed": seed,
-                "kept_share_at_end": self.last[row].kept_share,
-            },
-            arrays={"kept": self.kept[row]},
-        )
-
-
-def evaluator(
-    options: Options, adapter: DecisionTransformerAdapter
-) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
+def evaluator(world: World) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
     """Plays up to `batch_envs` episodes under a policy, always in a batch of that many rows."""
+    options, adapter = world.options, world.adapter
     environments = Environments(options.env, options.batch_envs)
     targets = [adapter.statistics.target_return] * options.batch_envs
 
@@ -167,16 +155,54 @@ def evaluator(
         memory = policy if windowed else adapter.memory(policy)
         observer = Observer(adapter.play(memory, targets, options.window if windowed else None), environments)
         played = rollout(environments, [sample.payload for sample in samples], observer.act)
-        return [
-            observer.outcome(row, options.env, episode.episode_return, episode.terminated, episode.seed)
-            for row, episode in enumerate(played)
-        ]
+        return [observer.outcome(row, options.env, episode) for row, episode in enumerate(played)]
 
     return evaluate
 
 
+def evolved_intervals(options: Options) -> dict[str, int]:
+    """The interval each NAMM was evolved with: zero-shot, --update-interval may be another."""
+    specs = [spec for spec in split_policies(options.policy) if spec.partition(":")[0] == "namm"]
+    return {spec: policies.make(spec).update_interval for spec in specs}
+
+
+def describe(world: World) -> dict[str, Any]:
+    """What the report says of an evaluation."""
+    options, adapter = world.options, world.adapter
+    return {
+        "model": world.source,
+        "data": options.dataset,
+        "data_summary": world.data.summary() if world.data is not None else None,
+        "dtype": str(adapter.dtype).removeprefix("torch."),
+        "score": "normalised return (0 random, 100 D4RL's expert)",
+        "chance": 0.0,
+        "world": f"Gymnasium {task(options.env).gym_id}, normalised by D4RL's references (measured on v2)",
+        "target_return": adapter.statistics.target_return,
+        "context": "whole episode" if options.context == "episode" else f"last {options.window} steps",
+        "cache_size": "tokens held over tokens seen, averaged over the steps of an episode",
+        "evolved_interval": evolved_intervals(options),
+    }
+
+
+def play(world: World, samples: list[Sample]) -> Report:
+    """One environment and data set under every policy."""
+    options = world.options
+    return run(
+        replace(options, limit=len(samples)),
+        task=f"rl/{options.env}" + (f"-{options.dataset}" if options.model is None else ""),
+        samples=samples,
+        evaluate=evaluator(world),
+        description=describe(world),
+        batch=options.batch_envs,
+    )
+
+
 def warn(options: Options, report: Report) -> None:
-    """Say where a policy had no chance to act."""
+    """Say where a policy had no chance to act.
+
+    Raises:
+        NammTransferError: episodes failed. The others are in the report.
+    """
     played = [record for record in report.records if record.policy != "full" and record.error is None]
     idle = [record for record in played if record.updates == 0]
     if idle:
@@ -185,14 +211,20 @@ def warn(options: Options, report: Report) -> None:
             f"(--update-interval {options.update_interval} tokens): there the policy did nothing",
             file=sys.stderr,
         )
+    failed = [record for record in report.records if record.error is not None]
+    if failed:
+        raise NammTransferError(
+            f"{len(failed)} of {len(report.records)} episodes failed, the first ({failed[0].id} under "
+            f"{failed[0].policy}) with {failed[0].error}; what was played is in {options.out}"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> Report:
     """Parse, play, report."""
     options = parse(Options, arguments)
-    samples = episodes(options)
     accelerator = start(options)
-    adapter, source, data = load(options, accelerator.device)
+    found = [load(one, accelerator.device) for one in worlds(options)]
+    games = [(world, episodes(world.options)) for world in found]
     seen = 3 * options.window - 1
     if options.context == "window" and seen < options.update_interval and accelerator.is_main_process:
         print(
@@ -200,27 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> Report:
             f"{options.update_interval}: no policy will ever act",
             file=sys.stderr,
         )
-    description = {
-        "model": source,
-        "data": options.dataset,
-        "data_summary": data,
-        "dtype": str(adapter.dtype).removeprefix("torch."),
-        "score": "normalised return (0 random, 100 D4RL's expert)",
-        "chance": 0.0,
-        "world": f"Gymnasium {task(options.env).gym_id}, normalised by D4RL's references (measured on v2)",
-        "target_return": adapter.statistics.target_return,
-        "context": "whole episode" if options.context == "episode" else f"last {options.window} steps",
-        "cache_size": "tokens held over tokens seen, averaged over the steps of an episode",
-    }
-    options = replace(options, limit=len(samples))
-    report = run(
-        options,
-        task=f"rl/{options.env}",
-        samples=samples,
-        evaluate=evaluator(options, adapter),
-        description=description,
-        batch=options.batch_envs,
-    )
+    for world, samples in games:
+        report = play(world, samples)
     if accelerator.is_main_process:
         warn(options, report)
     return report

@@ -2,14 +2,15 @@
 
     python -m namm_transfer.rl.behaviour --env halfcheetah --out assets/behaviour/halfcheetah-medium
 
-Writes `OUT/actor.safetensors`, the first snapshot that is medium with sampled actions, as the data will have. Kill it
-at any time: the same command goes on from the state it keeps. Needs the extra `[train]`.
+Writes `OUT/actor.safetensors`, the first snapshot that is medium with sampled actions, as the data will have, and with
+`--replay ID` the `medium-replay` data: what the training lived through on the way there. Kill it at any time: the same
+command goes on from the state it keeps. Needs the extra `[train]`.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.files import write_atomic
+from namm_transfer.rl import card, datasets, experience
 from namm_transfer.rl.actor import BehaviourActor, save_actor
 from namm_transfer.rl.environments import Environments, rollout
 from namm_transfer.rl.learners import LEARNERS, Learner
@@ -35,7 +37,7 @@ The actor of {algorithm} after {steps:,} steps in {gym_id} (seed {seed}): `actor
 Sampled actions, {episodes} episodes: mean return {return:.0f} (v5; normalised by D4RL's references {score:.1f}), mean
 length {length:.0f}, mean distance {distance:.0f} m. Made with stable-baselines3 by
 
-    python -m namm_transfer.rl.behaviour {command}
+    {command}
 
 The same command elsewhere gives another policy of the tier, not the same numbers.
 """
@@ -51,6 +53,8 @@ class Options:
     """Folder of the policy."""
     state: Path | None = None
     """Folder of the training state; `runs/behaviour/ENV` by default."""
+    replay: str | None = None
+    """Minari id, e.g. `namm-transfer/ENV/medium-replay-v0`: every whole episode of the training, up to medium."""
     algorithm: Literal["sac", "ppo"] = "sac"
     """Soft actor-critic or proximal policy optimisation: more steps, but a fraction of the time where it gets there."""
     steps: int = 250_000
@@ -103,6 +107,7 @@ class Medium(BaseCallback):
         if self.num_timesteps % self.options.evaluate_every:
             return True
         done = self.evaluate()
+        experience.keep(state_folder(self.options), self.num_timesteps, self.learner.episodes)
         self.learner.save(state_folder(self.options))
         return not done
 
@@ -117,7 +122,7 @@ class Medium(BaseCallback):
         facts = {"env": options.env, "gym_id": task(options.env).gym_id, "tier": "medium", "steps": self.num_timesteps}
         facts |= {"seed": options.seed, "algorithm": options.algorithm, "measured": result}
         save_actor(actor, options.out, facts)
-        write_atomic(options.out / "README.md", card(facts, options))
+        write_atomic(options.out / "README.md", readme(facts, options))
         return True
 
 
@@ -126,17 +131,25 @@ def state_folder(options: Options) -> Path:
     return options.state or Path("runs/behaviour") / options.env
 
 
-def card(facts: dict[str, Any], options: Options) -> str:
-    """The README.md of a behaviour policy; the command names every option that is not the default."""
-    usual = Options(env=options.env, out=Path())
-    said = {
-        field.name: getattr(options, field.name)
-        for field in fields(options)
-        if field.name not in ("env", "out", "state")
-    }
-    changed = [f"--{name.replace('_', '-')} {value}" for name, value in said.items() if value != getattr(usual, name)]
-    command = " ".join([f"--env {options.env}", *changed, f"--out assets/behaviour/{options.env}-medium"])
-    return CARD.format(**{**facts, **facts["measured"]}, command=command)
+def command(options: Options) -> str:
+    """The command line of these options, without where files lie."""
+    return card.command("namm_transfer.rl.behaviour", options, ("out", "state", "replay"))
+
+
+def readme(facts: dict[str, Any], options: Options) -> str:
+    """The README.md of a behaviour policy."""
+    made_by = f"{command(options)} --out assets/behaviour/{options.env}-medium"
+    return CARD.format(**{**facts, **facts["measured"]}, command=made_by)
+
+
+def write_replay(dataset_id: str, options: Options, steps: int) -> None:
+    """The medium-replay tier as a Minari data set: what the training lived through in `steps` steps, all of it."""
+    description = (
+        f"{task(options.env).gym_id}, medium-replay: every whole episode of the {options.algorithm} training (seed "
+        f"{options.seed}) that reached the medium tier after {steps:,} steps. Made by "
+        f"`{command(options)} --replay {dataset_id} --out runs/behaviour/{options.env}-medium`."
+    )
+    datasets.write(dataset_id, options.env, experience.recall(state_folder(options)), options.algorithm, description)
 
 
 def train(options: Options) -> dict[str, Any]:
@@ -145,11 +158,14 @@ def train(options: Options) -> dict[str, Any]:
         options.env, options.width, options.learning_rate, options.batch_size, options.steps, options.seed
     )
     resumed = learner.load(state_folder(options))
+    experience.forget_after(state_folder(options), learner.model.num_timesteps)
     steps, medium = learner.model.num_timesteps, options.out / "actor.safetensors"
     if not medium.is_file() and steps < options.steps:
         with tqdm(total=options.steps, initial=steps, desc=f"{options.algorithm} {options.env}", mininterval=10) as bar:
             callback = Medium(options, learner, bar)
             learner.model.learn(options.steps - steps, callback=callback, reset_num_timesteps=not resumed)
+    if options.replay is not None and medium.is_file():
+        write_replay(options.replay, options, learner.model.num_timesteps)
     return {"steps": learner.model.num_timesteps, "medium": medium.is_file()}
 
 

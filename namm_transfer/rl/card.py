@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -19,16 +21,16 @@ library_name: transformers
 tags: [reinforcement-learning, decision-transformer, {gym_id}]
 ---
 
-# Decision Transformer, {env} medium
+# Decision Transformer, {env} {tier}
 
 `DecisionTransformerModel` in Hugging Face's format; `statistics.json` holds the state mean and standard deviation, the
 return scale and the target return. {width} wide, {layers} layers, {heads} head.
 
 - Data: `{dataset}`, {data_episodes} episodes, {data_steps:,} steps, mean return {data_return:.0f} (standard deviation
-  {data_std:.0f}, normalised {data_score:.1f}); made by `python -m namm_transfer.rl.collect --env {env}`.
+  {data_std:.0f}, best {data_best:.0f}, mean normalised {data_score:.1f}). {data_description}
 - Training: {updates} updates of at least {tokens:,} tokens in windows of {windows} steps, peak learning rate
   {learning_rate}, seed {seed}; made by
-  `python -m namm_transfer.rl.train --env {env} --updates {updates} --out assets/decision-transformer/{env}-medium`.
+  `{command}`.
 - Target return {target:.0f}, the best of three candidates on ten other episodes.
 
 Measured in {gym_id}, {episodes} episodes from seeds that neither the data nor the choice of the target used,
@@ -69,11 +71,24 @@ def interval(returns: np.ndarray) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+def command(module: str, options: Any, leave_out: Collection[str] = ()) -> str:
+    """`python -m MODULE --NAME VALUE ...` with every option (a dataclass) that is not at its default.
+
+    Options named in `leave_out` say where files lie or are said elsewhere.
+    """
+    given = [
+        f"--{field.name.replace('_', '-')} {getattr(options, field.name)}"
+        for field in fields(options)
+        if field.name not in leave_out and getattr(options, field.name) != field.default
+    ]
+    return " ".join([f"python -m {module}", *given])
+
+
 def card(dataset: Dataset, training: dict[str, Any], rows: dict[str, np.ndarray]) -> str:
     """The model's README.md: data, training, measured returns, and the commands.
 
-    `training` holds the options of the training, the target return and the window lengths; `rows` the returns of each
-    way to act, `whole episode` among them.
+    `training` holds the options of the training, its command, the target return and the window lengths; `rows` the
+    returns of each way to act, `whole episode` among them.
     """
     data = dataset.summary()
     lines = [
@@ -92,7 +107,9 @@ def card(dataset: Dataset, training: dict[str, Any], rows: dict[str, np.ndarray]
         "data_steps": data["steps"],
         "data_return": data["return_mean"],
         "data_std": data["return_std"],
+        "data_best": data["return_best"],
         "data_score": data["score"],
+        "data_description": dataset.description,
     }
     gym_id = task(dataset.env).gym_id
     return CARD.format(**{**training, **about_data}, gym_id=gym_id, table="\n".join(lines), verdict=verdict)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.files import asset
-from namm_transfer.rl import datasets
+from namm_transfer.rl import card, datasets
 from namm_transfer.rl.actor import BehaviourActor, load_actor
 from namm_transfer.rl.environments import Environments, Trajectory, rollout
 from namm_transfer.rl.scores import task
@@ -72,7 +72,8 @@ def main(options: Options) -> datasets.Dataset:
     dataset_id = options.id or f"namm-transfer/{options.env}/medium-v0"
     description = (
         f"{gym_id}, medium: sampled actions of a {facts['algorithm']} policy stopped after {facts['steps']:,} steps; "
-        f"collected with seed {options.seed}."
+        f"collected with seed {options.seed}. Made by "
+        f"`{card.command('namm_transfer.rl.collect', options, ('actor',))}`."
     )
     datasets.write(
         dataset_id,

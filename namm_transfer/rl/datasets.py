@@ -31,6 +31,8 @@ class Dataset:
     """hopper, halfcheetah or walker2d."""
     trajectories: list[Trajectory]
     """All episodes, in the order of the data set."""
+    description: str = ""
+    """What the data set's makers say of it."""
 
     @cached_property
     def state_statistics(self) -> tuple[np.ndarray, np.ndarray]:
@@ -95,6 +97,7 @@ def load(dataset_id: str, env: str) -> Dataset:
     try:
         source = _minari().load_dataset(dataset_id)
         episodes = list(source.iterate_episodes())
+        description = str(source.storage.metadata.get("description", ""))
     except FileNotFoundError as problem:
         raise NammTransferError(
             f"no data set {dataset_id!r}; make it with `python -m namm_transfer.rl.collect --env {env}` "
@@ -104,7 +107,7 @@ def load(dataset_id: str, env: str) -> Dataset:
         raise NammTransferError(f"data set {dataset_id!r} cannot be read: {problem}") from problem
     if not episodes:
         raise NammTransferError(f"data set {dataset_id!r} holds no episode")
-    return Dataset(dataset_id, env, [_checked(episode, dataset_id, env) for episode in episodes])
+    return Dataset(dataset_id, env, [_checked(episode, dataset_id, env) for episode in episodes], description)
 
 
 def _minari() -> Any:

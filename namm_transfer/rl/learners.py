@@ -19,7 +19,8 @@ from torch import nn
 
 from namm_transfer.files import write_atomic
 from namm_transfer.rl.actor import BehaviourActor
-from namm_transfer.rl.environments import make
+from namm_transfer.rl.environments import Trajectory, make
+from namm_transfer.rl.experience import Recorder
 
 REPLAY_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
@@ -28,6 +29,8 @@ class Learner(Protocol):
     """A model of stable-baselines3 with what the training command needs of it."""
 
     model: Any
+    episodes: list[Trajectory]
+    """Whole episodes of the training since somebody last emptied the list, in the order in which they ended."""
 
     def actor(self) -> BehaviourActor:
         """The policy as it is now."""
@@ -40,13 +43,14 @@ class Learner(Protocol):
 
 
 class SoftActorCritic:
-    """SAC; its replay buffer, every transition so far in order, is the data of a medium-replay tier."""
+    """SAC; its replay buffer holds every transition so far, in order."""
 
     def __init__(self, env: str, width: int, learning_rate: float, batch_size: int, steps: int, seed: int) -> None:
         self.width = width
+        self.episodes: list[Trajectory] = []
         self.model: Any = SAC(
             "MlpPolicy",
-            make(env),
+            Recorder(make(env), self.episodes),
             learning_rate=learning_rate,
             batch_size=batch_size,
             buffer_size=steps,
@@ -92,7 +96,9 @@ class ProximalPolicyOptimisation:
 
     def __init__(self, env: str, width: int, learning_rate: float, batch_size: int, steps: int, seed: int) -> None:
         self.width = width
-        self.environments = VecNormalize(DummyVecEnv([lambda: make(env)] * 8), clip_obs=np.inf)
+        self.episodes: list[Trajectory] = []
+        environments = DummyVecEnv([lambda: Recorder(make(env), self.episodes)] * 8)
+        self.environments = VecNormalize(environments, clip_obs=np.inf)
         self.seen: dict[str, Any] = {"observations": self.environments.obs_rms, "returns": self.environments.ret_rms}
         self.model: Any = PPO(
             "MlpPolicy",

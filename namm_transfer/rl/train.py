@@ -28,7 +28,7 @@ from namm_transfer.adapters.decision_transformer import STATISTICS_FILE, Decisio
 from namm_transfer.errors import NammTransferError
 from namm_transfer.files import write_atomic
 from namm_transfer.rl import datasets
-from namm_transfer.rl.card import card, measure
+from namm_transfer.rl.card import card, command, measure
 from namm_transfer.rl.environments import Environments, random_policy, rollout
 from namm_transfer.rl.scores import task
 
@@ -46,8 +46,10 @@ class Options:
     """hopper, halfcheetah or walker2d."""
     out: Path
     """Folder of the model."""
+    tier: str = "medium"
+    """medium or medium-replay: which of the environment's data sets."""
     dataset: str | None = None
-    """Minari id; `namm-transfer/ENV/medium-v0` by default."""
+    """Minari id; `namm-transfer/ENV/TIER-v0` by default."""
     updates: int = 2000
     """Gradient steps."""
     tokens: int = 3000
@@ -180,7 +182,7 @@ def action_loss(model: DecisionTransformerModel, batch: dict[str, Tensor]) -> Te
 def main(options: Options) -> dict[str, Any]:
     """Train, choose the target return, measure, and write the model folder."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = datasets.load(options.dataset or f"namm-transfer/{options.env}/medium-v0", options.env)
+    dataset = datasets.load(options.dataset or f"namm-transfer/{options.env}/{options.tier}-v0", options.env)
     model = fit(options, dataset, device)
     mean, std = dataset.state_statistics
     adapter = DecisionTransformerAdapter(model, Statistics(mean, std, RETURN_SCALE, env=options.env))
@@ -199,7 +201,9 @@ def main(options: Options) -> dict[str, Any]:
     }
     model.save_pretrained(options.out)
     write_atomic(options.out / STATISTICS_FILE, adapter.statistics.to_json())
-    training = {**vars(options), "target": target, "windows": ", ".join(map(str, WINDOWS))}
+    made_by = command("namm_transfer.rl.train", options, ("out", "episodes"))
+    made_by += f" --out assets/decision-transformer/{options.env}-{options.tier}"
+    training = {**vars(options), "target": target, "windows": ", ".join(map(str, WINDOWS)), "command": made_by}
     write_atomic(options.out / "README.md", card(dataset, training, rows))
     (options.out / "checkpoint.pt").unlink(missing_ok=True)
     return {"target_return": target, **{name: float(returns.mean()) for name, returns in rows.items()}}

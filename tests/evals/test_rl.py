@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
-from namm_transfer import NammTransferError
+from namm_transfer import NAMM, NammTransferError
 from namm_transfer.adapters.decision_transformer import Statistics
 from namm_transfer.evals import rl
 from namm_transfer.report import ledger
@@ -105,7 +105,17 @@ def test_cache_size_is_averaged_over_the_steps(model, tmp_path):
             if seen % 3 == 2:  # the state: an action is read
                 shares.append(held / seen)
         assert record.kept_share == pytest.approx(np.mean(shares), rel=1e-5)
+        held_on_average = np.mean([share * seen for share, seen in zip(shares, range(2, 10_000, 3), strict=False)])
+        assert record.details["tokens_held"] == pytest.approx(held_on_average, rel=1e-5)
         assert record.updates == updates
+
+
+def test_bytes_are_those_of_one_episode(model, tmp_path):
+    rl.main(flags(model, tmp_path / "out"))
+    for record in played(tmp_path / "out")["full"][:3]:
+        numbers = 2 * 2 * 32 + 1  # two layers of keys and values 32 wide, and a position for each head
+        assert record.details["bytes"] >= record.seen * numbers * 4
+        assert record.details["bytes"] < 2 * (record.seen + 128) * (numbers + 8) * 4
 
 
 def test_what_was_kept_is_in_the_report(model, tmp_path):
@@ -116,8 +126,12 @@ def test_what_was_kept_is_in_the_report(model, tmp_path):
                 kept = arrays[record.arrays["kept"]]
                 assert kept.shape == (2, record.details["length"], 3)
                 assert kept.sum() / 2 == pytest.approx(np.mean(record.kept), rel=1e-4)
+                by_kind = record.details["kept_by_kind"]
+                np.testing.assert_allclose(by_kind["state"], kept[:, :, 1].mean(1), atol=1e-5)
+                np.testing.assert_allclose(by_kind["action"], kept[:, :-1, 2].mean(1), atol=1e-5)
                 if policy == "full":
                     assert kept.reshape(2, -1)[:, :-1].all()
+                    assert by_kind == {"return": [1.0] * 2, "state": [1.0] * 2, "action": [1.0] * 2}
 
 
 def test_same_seed_same_report_and_resume(model, tmp_path):
@@ -172,6 +186,8 @@ def test_statistics_from_a_data_set(tmp_path):
         (["--policy", "oracle"], "oracle"),
         (["--dataset", "namm-transfer/hopper/none-v0"], "no data set"),
         (["--env", "walker2d"], "Walker2d-v5 has 17"),
+        (["--env", "ant"], "unknown environment 'ant'"),
+        (["--env", "hopper,walker2d"], "--env hopper,walker2d"),
         (["--seeds", "9"], "--seeds 9"),
         (["--batch-envs", "0"], "--batch-envs 0"),
         (["--model", "nowhere"], "'nowhere'"),
@@ -187,9 +203,31 @@ def test_a_model_that_gives_nan_fails_its_episodes(model, tmp_path):
     with torch.no_grad():
         broken.predict_action[0].bias.fill_(float("nan"))
     broken.save_pretrained(model)
-    report = rl.main(flags(model, tmp_path / "out"))
-    assert all(row.failed == 4 for row in report.summary)
+    with pytest.raises(NammTransferError, match=r"12 of 12 episodes failed.*not finite"):
+        rl.main(flags(model, tmp_path / "out"))
     assert all("not finite" in record.error for found in played(tmp_path / "out").values() for record in found)
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_several_environments_are_one_report(model, tmp_path, monkeypatch):
+    for env, states, actions in (("hopper", 11, 3), ("walker2d", 17, 6)):
+        make_model(tmp_path / f"decision-transformer/{env}-medium", states, actions)
+    monkeypatch.setattr(rl, "asset", lambda name: tmp_path / name)
+    common = ["--policy", "full", "--episodes", "2", "--batch-envs", "2", "--out", str(tmp_path / "out")]
+    report = rl.main(["--env", "hopper,walker2d", *common])
+    assert [row.task for row in report.summary] == ["rl/hopper-medium", "rl/walker2d-medium"]
+    again = rl.main(["--env", "hopper,walker2d", *common, "--resume"])
+    assert again.records == report.records, "nothing was played twice"
+    with pytest.raises(NammTransferError, match=r"--dataset 'large'.* medium and medium-replay"):
+        rl.main(["--dataset", "medium,large", *common])
+
+
+def test_report_says_with_which_interval_a_namm_was_evolved(model, tmp_path):
+    NAMM(update_interval=64).save_pretrained(tmp_path / "namm")
+    spec = f"namm:path={tmp_path / 'namm'}"
+    report = rl.main([*flags(model, tmp_path / "out"), "--policy", spec])
+    assert report.runs[0].description["evolved_interval"] == {spec: 64}
+    assert report.runs[0].options["update_interval"] == 16
 
 
 def test_the_script_ends_with_the_message_and_a_status(tmp_path, monkeypatch):
