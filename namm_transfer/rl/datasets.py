@@ -53,10 +53,17 @@ class Dataset:
         }
 
 
-def write(dataset_id: str, env: str, trajectories: Iterable[Trajectory], algorithm: str, description: str) -> None:
+def write(
+    dataset_id: str,
+    env: str,
+    trajectories: Iterable[Trajectory],
+    algorithm: str,
+    description: str,
+    metadata: dict[str, str] | None = None,
+) -> None:
     """Make the Minari data set `dataset_id`; its metadata carries D4RL's reference scores, each episode its seed.
 
-    Raises `NammTransferError` if the id is not well formed or exists already.
+    `metadata` is added to it. Raises `NammTransferError` if the id is not well formed or exists already.
     """
     reference, minari = task(env), _minari()
     buffers = [
@@ -74,7 +81,7 @@ def write(dataset_id: str, env: str, trajectories: Iterable[Trajectory], algorit
     try:
         with quiet_mujoco(), warnings.catch_warnings():  # Minari recommends an author's mail address
             warnings.simplefilter("ignore", UserWarning)
-            minari.create_dataset_from_buffers(
+            made = minari.create_dataset_from_buffers(
                 dataset_id,
                 buffers,
                 env=environment,
@@ -86,6 +93,7 @@ def write(dataset_id: str, env: str, trajectories: Iterable[Trajectory], algorit
                 ref_max_score=reference.expert_return,
                 requirements=[f"gymnasium>={version('gymnasium')}", f"mujoco>={version('mujoco')}"],
             )
+        made.storage.update_metadata(metadata or {})
     except ValueError as problem:
         raise NammTransferError(f"data set {dataset_id!r} cannot be written: {problem}") from problem
     finally:

@@ -22,7 +22,7 @@ class Observer:
         self.shares, self.held, self.lengths = np.zeros(rows), np.zeros(rows), np.zeros(rows, dtype=int)
         self.last: list[Any] = [None] * rows
         self.bytes = [0] * rows
-        self.kept = [np.zeros(0)] * rows
+        self.kept: list[np.ndarray] = [np.zeros((0, 0, 3))] * rows
 
     def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
         """The model's actions; finished rows are computed too, so that the batch keeps its shape."""
