@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ from transformers.cache_utils import Cache
 from namm_transfer import MemoryCache, NammTransferError
 from namm_transfer.files import write_atomic
 from namm_transfer.video import prompts
-from namm_transfer.video.frames import in_batches, open_video, uniform_indices
+from namm_transfer.video.frames import SAMPLING, ArrayReader, FrameReader, in_batches, open_video
+from namm_transfer.video.subtitles import Subtitle, interleave
 
 from .base import ModalityAdapter, default_device
 
@@ -39,7 +41,7 @@ class VideoSample:
     """A question about a video, with the continuations among which the answer is looked for."""
 
     video: str | Path | np.ndarray
-    """A file, or frames that are decoded already: (count, height, width, 3) uint8 RGB"""
+    """A file, or frames that are decoded already, one a second: (count, height, width, 3) uint8 RGB"""
     prompt: str
     """What the user says after the video"""
     lead: str = prompts.LEAD
@@ -48,6 +50,10 @@ class VideoSample:
     """Continuations of `lead`; the most probable one is the answer"""
     frames: int = 64
     """Frames sampled uniformly from the video"""
+    sampling: Literal["middles", "starts"] = "middles"
+    """Which frame of each of so many equal parts"""
+    subtitles: tuple[Subtitle, ...] = ()
+    """What is said; the model reads it between the frames"""
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,8 @@ class LlavaNextVideoAdapter(ModalityAdapter):
         """Reader of video files, see `namm_transfer.video.frames`"""
         self.feature_folder = feature_folder
         """Where the tokens of videos are kept between calls of `encode`; None keeps none"""
+        text = model.config.get_text_config()
+        self._trained = text.max_position_embeddings, dict(text.rope_parameters)
 
     @classmethod
     def load(
@@ -140,25 +148,21 @@ class LlavaNextVideoAdapter(ModalityAdapter):
         vision: Any = self.model.config.vision_config
         return (vision.image_size // vision.patch_size // self.model.config.spatial_pool_stride) ** 2
 
-    def prompt_length(self, sample: VideoSample) -> int:
-        """Tokens of a sample's prompt, its video included, without reading the video."""
-        return len(self._tokens(self._text(sample))) - 1 + sample.frames * self.tokens_per_frame
-
     def extend_positions(self, length: int) -> None:
-        """Make room for prompts of `length` tokens: beyond the text model's limit its rotary positions are compressed
-        linearly, as LLaVA-NeXT-Video's authors do it (rope type "linear" of transformers). Shorter ones change nothing.
+        """Make room for a prompt of `length` tokens, whatever came before: beyond the positions the text model was
+        trained for they are compressed, by YaRN (arXiv 2309.00071) where the checkpoint's `rope_type` says so and else
+        linearly, as LLaVA-NeXT-Video's authors do it. A shorter prompt finds the positions it was trained with.
         """
-        config = self.model.config.get_text_config()
-        limit = config.max_position_embeddings
-        if length <= limit:
-            return
-        rope = dict(config.rope_parameters)
-        if rope.get("rope_type", "default") not in ("default", "linear"):
+        limit, rope = self._trained
+        kind = {"default": "linear"}.get(known := rope.get("rope_type", "default"), known)
+        if length > limit and kind not in ("linear", "yarn"):
             raise NammTransferError(
-                f"cannot extend {limit} positions to {length}: the model scales them already ({rope['rope_type']!r})"
+                f"cannot extend {limit} positions to {length}: the model scales them already ({kind!r})"
             )
-        config.rope_parameters = {**rope, "rope_type": "linear", "factor": rope.get("factor", 1.0) * length / limit}
-        config.max_position_embeddings = self.processor.tokenizer.model_max_length = length
+        stretched = {**rope, "rope_type": kind, "factor": rope.get("factor", 1.0) * length / limit}
+        config = self.model.config.get_text_config()
+        config.rope_parameters = stretched if length > limit else dict(rope)
+        config.max_position_embeddings = self.processor.tokenizer.model_max_length = max(length, limit)
         text = self.model.model.language_model
         text.rotary_emb = type(text.rotary_emb)(config).to(text.rotary_emb.inv_freq.device)
 
@@ -168,50 +172,68 @@ class LlavaNextVideoAdapter(ModalityAdapter):
 
         Raises:
             VideoError: the file cannot be read.
-            NammTransferError: more tokens than the text model has positions, or choices that are no continuations.
+            NammTransferError: choices that are no continuations of the prompt.
         """
-        features = self.video_tokens(sample)
+        features, times = self.video_tokens(sample)
         token = self.processor.video_token
         text = self._text(sample)
-        expanded = text.replace(token, token * (features.shape[0] * features.shape[1]), 1)
-        ids = self._tokens(expanded)
-        limit = self.model.config.get_text_config().max_position_embeddings
-        if len(ids) > limit:
-            raise NammTransferError(
-                f"a prompt of {len(ids)} tokens passes the text model's {limit} positions: call "
-                f"extend_positions({len(ids)}) first, or sample fewer than {sample.frames} frames"
-            )
+        pictures = [token * features.shape[1]] * features.shape[0]
+        said = [replace(line, text=self._harmless(line.text)) for line in sample.subtitles]
+        ids = self._tokens(text.replace(token, interleave(pictures, times.tolist(), said), 1))
         input_ids = torch.tensor([ids], device=self.device)
         is_video = input_ids == self.processor.video_token_id
         embeds = self.model.get_input_embeddings()(input_ids)
         embeds = embeds.masked_scatter(is_video[..., None], features.to(embeds.device, embeds.dtype))
         frame_of = np.full(len(ids), -1, dtype=np.int64)
         frame_of[is_video[0].cpu().numpy()] = np.repeat(np.arange(features.shape[0]), features.shape[1])
-        return EncodedVideo(embeds, frame_of, self._choices(sample, text), sample.frames)
+        return EncodedVideo(embeds, frame_of, self._choices(sample, text), features.shape[0])
 
     @torch.inference_mode()
-    def video_tokens(self, sample: VideoSample) -> Tensor:
-        """(frames, tokens a frame, width): the video's projected tokens, from `feature_folder` if they are there."""
+    def video_tokens(self, sample: VideoSample) -> tuple[Tensor, Tensor]:
+        """The video's projected tokens, (frames, tokens a frame, width), and its frames' times, (frames,) seconds.
+
+        From `feature_folder` if they are there.
+        """
         file = None
         if self.feature_folder is not None and not isinstance(sample.video, np.ndarray):
             file = self.feature_folder / f"{self._fingerprint(sample)}.safetensors"
             try:
-                return load_tensors(file.read_bytes())["tokens"]
+                found = load_tensors(file.read_bytes())
+                return found["tokens"], found["times"]
             except (FileNotFoundError, SafetensorError, KeyError):
                 pass
+        reader = self._reader(sample)
+        indices = SAMPLING[sample.sampling](reader.count, sample.frames)
         parts = []
-        for frames in self._frames(sample):
+        for frames in in_batches(reader, indices, FRAMES_AT_ONCE):
             pixels = self.processor.video_processor(videos=[frames], return_tensors="pt")["pixel_values_videos"]
-            found = self.model.get_video_features(pixels.to(self.device, self.dtype)).pooler_output
-            parts.append(found[0].unflatten(0, (len(frames), -1)))
+            features = self.model.get_video_features(pixels.to(self.device, self.dtype)).pooler_output
+            parts.append(features[0].unflatten(0, (len(frames), -1)))
         tokens = torch.cat(parts).cpu().contiguous()
+        times = torch.from_numpy(indices * (reader.seconds / reader.count))
         if file is not None:
-            write_atomic(file, save_tensors({"tokens": tokens}))
-        return tokens
+            write_atomic(file, save_tensors({"tokens": tokens, "times": times}))
+        return tokens, times
+
+    def pictures(self, sample: VideoSample, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+        """Some of the sampled frames, (height, width, 3) uint8 each, by their ascending numbers among those sampled."""
+        reader = self._reader(sample)
+        indices = SAMPLING[sample.sampling](reader.count, sample.frames)[list(numbers)]
+        return itertools.chain.from_iterable(in_batches(reader, indices, FRAMES_AT_ONCE))
 
     @torch.inference_mode()
     def prefill(self, encoded: EncodedVideo, cache: Cache) -> Tensor:
-        """Read the whole prompt into an empty `cache`: (vocabulary,) float32 logits of the first answer token."""
+        """Read the whole prompt into an empty `cache`: (vocabulary,) float32 logits of the first answer token.
+
+        Raises:
+            NammTransferError: more tokens than the text model has positions.
+        """
+        length, limit = encoded.embeds.shape[1], self.model.config.get_text_config().max_position_embeddings
+        if length > limit:
+            raise NammTransferError(
+                f"a prompt of {length} tokens passes the text model's {limit} positions: call "
+                f"extend_positions({length}) first, or sample fewer than {encoded.frames} frames"
+            )
         output = self.model(inputs_embeds=encoded.embeds, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return output.logits[0, -1].float()
 
@@ -271,9 +293,16 @@ class LlavaNextVideoAdapter(ModalityAdapter):
         return {"frames": np.array(layers, dtype=np.float32)}
 
     def _text(self, sample: VideoSample) -> str:
-        content: Any = [{"type": "video"}, {"type": "text", "text": sample.prompt}]
+        content: Any = [{"type": "video"}, {"type": "text", "text": self._harmless(sample.prompt)}]
         text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         return f"{text} {sample.lead}" if sample.lead else text
+
+    def _harmless(self, text: str) -> str:
+        """Words of an annotation without what the tokenizer would read as control tokens (`<video>`, `</s>`)."""
+        control = [token for token in self.processor.tokenizer.all_special_tokens if token.startswith("<")]
+        while found := next((token for token in control if token in text), None):
+            text = text.replace(found, "")
+        return text
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.processor.tokenizer(text).input_ids)
@@ -290,12 +319,10 @@ class LlavaNextVideoAdapter(ModalityAdapter):
             found.append((choice, tuple(whole[len(before) :])))
         return tuple(found)
 
-    def _frames(self, sample: VideoSample) -> Iterator[np.ndarray]:
+    def _reader(self, sample: VideoSample) -> FrameReader:
         if isinstance(sample.video, np.ndarray):
-            chosen = sample.video[uniform_indices(len(sample.video), sample.frames)]
-            return iter(np.split(chosen, range(FRAMES_AT_ONCE, len(chosen), FRAMES_AT_ONCE)))
-        reader = open_video(sample.video, self.backend)
-        return in_batches(reader, uniform_indices(reader.count, sample.frames), FRAMES_AT_ONCE)
+            return ArrayReader(sample.video)
+        return open_video(sample.video, self.backend)
 
     def _fingerprint(self, sample: VideoSample) -> str:
         """Of everything a video's tokens depend on."""
@@ -303,7 +330,10 @@ class LlavaNextVideoAdapter(ModalityAdapter):
         if not path.is_file():
             return "missing"
         stat = path.stat()
-        parts = (path, stat.st_size, stat.st_mtime_ns, sample.frames, self.backend, self.model.name_or_path, self.dtype)
+        parts = (
+            path, stat.st_size, stat.st_mtime_ns, sample.frames, sample.sampling,
+            self.backend, self.model.name_or_path, self.dtype,
+        )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 

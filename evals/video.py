@@ -1,6 +1,7 @@
 """Does a memory that forgets still understand a video? LLaVA-NeXT-Video answering questions, policy against policy.
 
     accelerate launch evals/video.py
+    accelerate launch evals/video.py --frames 16 64 256 --films 12
     accelerate launch evals/video.py --model llava-hf/LLaVA-NeXT-Video-7B-hf --benchmark mlvu --data-root MLVU \\
         --frames 32 --update-interval 512 --dtype bfloat16
 
@@ -14,23 +15,29 @@ from __future__ import annotations
 import itertools
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from namm_transfer import EvictionPolicy, NammTransferError
+from namm_transfer import NAMM, EvictionPolicy, NammTransferError
 from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample
 from namm_transfer.evaluation import EvalOptions, Outcome, Sample, parse, run, start
-from namm_transfer.files import asset
+from namm_transfer.files import asset, safe_name
+from namm_transfer.report.render import SAMPLES
 from namm_transfer.report.schema import Report
 from namm_transfer.video.benchmarks import VideoQuestion, load_generated, load_json, load_mlvu
+from namm_transfer.video.longvideobench import load_longvideobench
+from namm_transfer.video.thumbnails import most_and_least, write_thumbnails
 
 ANSWER_TOKENS = 8
 """Most tokens of an answer that is generated as a letter: room to be misunderstood in. Words get what they need."""
+ANNOTATIONS = {"mlvu": "json", "longvideobench": "lvb_val.json"}
+"""Benchmarks in a folder of their own -> where in it the questions are."""
+BLACK = np.zeros((1, 64, 64, 3), dtype=np.uint8)
 
 
 @dataclass
@@ -40,14 +47,19 @@ class Options(EvalOptions):
     model: str | None = None
     """Folder or hub id of a LLaVA-NeXT-Video; the shipped small one by default."""
     benchmark: str = "generated"
-    """"generated", "mlvu", or a JSON file of your own (a list of objects with video, question, candidates, answer)."""
+    """"generated", "mlvu", "longvideobench", or a JSON file of your own (a list of objects with video, question,
+    candidates, answer)."""
     data_root: Path | None = None
-    """MLVU's folder, with json/ and video/ in it; for a JSON file, the folder of its videos (by default the
-    file's own); for generated films, where to write them (by default a cache folder)."""
-    films: int = 24
-    """Generated films, each asked one question of every type."""
-    frames: int = 64
-    """Frames sampled uniformly from a video. A generated film lasts as many seconds."""
+    """The folder of MLVU (json/ and video/ in it) or LongVideoBench (lvb_val.json, videos and subtitles as folders or
+    as the tar files they come in); for a JSON file, the folder of its videos (by default the file's own); for generated
+    films, where to write them (by default a cache folder)."""
+    films: tuple[int, ...] = (24,)
+    """Generated films of every length, each asked one question of every type; or so many for each of --frames."""
+    frames: tuple[int, ...] = (64,)
+    """Frames sampled uniformly from a video; with several numbers everything is asked at each. A generated film lasts
+    as many seconds."""
+    blind: bool = False
+    """Show black frames instead of the videos: what the questions give away on their own."""
     answer: Literal["loglik", "generate"] = "loglik"
     """Take the most probable option, or read the option from generated words."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -63,27 +75,66 @@ class Options(EvalOptions):
 
 
 def questions(options: Options) -> list[VideoQuestion]:
-    """The benchmark's questions; several tasks take turns, so that --limit cuts all of them alike."""
+    """The benchmark's questions at each number of frames; these take turns, so that --limit cuts all of them alike."""
+    films = options.films * len(options.frames) if len(options.films) == 1 else options.films
+    if len(films) != len(options.frames):
+        raise NammTransferError(
+            f"--films {options.films} for --frames {options.frames}: expected one number, or as many"
+        )
+    several = len(options.frames) > 1
+    by_frames = []
+    for count, frames in zip(films, options.frames, strict=True):
+        by_frames.append(
+            [
+                replace(
+                    question,
+                    id=f"{question.id}@{frames}" if several else question.id,
+                    frames=min(frames, question.frames or frames),
+                    groups=(*question.groups, *([f"{frames} frames"] if several else [])),
+                )
+                for question in load_questions(options, count, frames)
+            ]
+        )
+    return in_turns(by_frames)
+
+
+def load_questions(options: Options, films: int, frames: int) -> list[VideoQuestion]:
+    """The benchmark's questions; where it has several tasks, these take turns."""
     if options.benchmark == "generated":
-        return load_generated(options.films, options.frames, folder=options.data_root)
-    if options.benchmark != "mlvu":
+        return load_generated(films, frames, folder=options.data_root)
+    if options.benchmark not in ANNOTATIONS:
         return load_json(Path(options.benchmark), options.data_root)
     if options.data_root is None:
-        raise NammTransferError("--benchmark mlvu needs --data-root: MLVU's folder, with json/ and video/ in it")
+        needed = f"its folder, with {ANNOTATIONS[options.benchmark]} in it"
+        raise NammTransferError(f"--benchmark {options.benchmark} needs --data-root: {needed}")
+    load = load_mlvu if options.benchmark == "mlvu" else load_longvideobench
     tasks: dict[str, list[VideoQuestion]] = {}
-    for question in load_mlvu(options.data_root):
+    for question in load(options.data_root):
         tasks.setdefault(question.kind, []).append(question)
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*tasks.values()))
+    return in_turns(tasks.values())
+
+
+def in_turns(lists: Iterable[Sequence[VideoQuestion]]) -> list[VideoQuestion]:
+    """The first of each list, the second of each, and so on."""
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*lists))
     return [question for question in turns if question is not None]
 
 
 def as_sample(options: Options, question: VideoQuestion) -> VideoSample:
-    """A question as the adapter takes it."""
-    return VideoSample(question.video, question.prompt, question.lead, question.choices, options.frames)
+    """A question as the adapter takes it; `NammTransferError` if it names files outside its folder."""
+    return VideoSample(
+        BLACK if options.blind else question.video,
+        question.prompt,
+        question.lead,
+        question.choices,
+        question.frames or options.frames[0],
+        question.sampling,
+        question.subtitles.read() if question.subtitles else (),
+    )
 
 
-def load(options: Options, asked: Sequence[VideoQuestion], device: torch.device) -> tuple[LlavaNextVideoAdapter, str]:
-    """The model, with positions enough for the longest prompt, and where it came from."""
+def load(options: Options, device: torch.device) -> tuple[LlavaNextVideoAdapter, str]:
+    """The model, and where it came from."""
     source = options.model or str(asset("llava-next-video-small"))
     adapter = LlavaNextVideoAdapter.load(
         source,
@@ -93,25 +144,30 @@ def load(options: Options, asked: Sequence[VideoQuestion], device: torch.device)
         backend=options.backend,
         feature_folder=options.out / "features",
     )
-    longest = max(adapter.prompt_length(as_sample(options, question)) for question in asked)
-    adapter.extend_positions(longest + ANSWER_TOKENS)
     return adapter, source
 
 
 def evaluator(
-    options: Options, adapter: LlavaNextVideoAdapter
+    options: Options, adapter: LlavaNextVideoAdapter, shown: Set[str]
 ) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
-    """Answers one question under a policy."""
+    """Answers one question under a policy; of samples with an id in `shown`, draws what NAMM kept most and least of."""
 
     def evaluate(samples: list[Sample], policy: EvictionPolicy) -> list[Outcome]:
         (sample,) = samples
         question: VideoQuestion = sample.payload
-        encoded = adapter.encode(as_sample(options, question))
+        asked = as_sample(options, question)
+        encoded = adapter.encode(asked)
+        # Each prompt gets the positions it needs alone, so that no other sample has a say in its answer.
+        adapter.extend_positions(encoded.embeds.shape[1] + ANSWER_TOKENS)
         cache = adapter.memory(policy)
         logits = adapter.prefill(encoded, cache)
         memory, kept = cache.report(), adapter.kept(cache, encoded)
+        if isinstance(policy, NAMM) and sample.id in shown:
+            numbers = most_and_least(kept["frames"])
+            folder = options.out / "thumbnails" / safe_name(sample.id)
+            write_thumbnails(folder, numbers, adapter.pictures(asked, numbers))
         if options.answer == "generate":
-            answer = adapter.generate(encoded, cache, logits, ANSWER_TOKENS if question.lead else None)
+            answer = adapter.generate(encoded, cache, logits, ANSWER_TOKENS if question.by_letter else None)
         else:
             answer = adapter.choose(encoded, cache, logits)
         return [
@@ -121,7 +177,9 @@ def evaluator(
                 answer=answer.text if answer.choice is None else question.options[answer.choice],
                 unparsed=answer.choice is None,
                 details={
-                    "video": question.video.name,
+                    "video": question.name,
+                    "frames": encoded.frames,
+                    "groups": list(question.groups),
                     "options": list(question.options),
                     "chosen": answer.choice,
                     "right": question.answer,
@@ -136,17 +194,26 @@ def evaluator(
     return evaluate
 
 
-def averages(report: Report) -> str:
-    """Accuracy of each policy as MLVU reports it: M-Avg (mean over the question types) and micro, failures as wrong."""
+def averages(report: Report, asked: Sequence[VideoQuestion]) -> str:
+    """Accuracy of each policy in the benchmarks' official forms, failures as wrong.
+
+    MLVU's M-Avg is the mean over the question types, micro the mean over the questions; LongVideoBench reports the
+    latter, overall and by duration group.
+    """
+    by_id = {question.id: question for question in asked}
     lines = []
     for policy in dict.fromkeys(record.policy for record in report.records):
         kinds: dict[str, list[float]] = {}
+        groups: dict[str, list[float]] = {}
         for record in report.records:
             if record.policy == policy:
                 kinds.setdefault(record.category, []).append(record.score or 0.0)
+                for group in by_id[record.id].groups:
+                    groups.setdefault(group, []).append(record.score or 0.0)
         macro = np.mean([np.mean(scores) for scores in kinds.values()])
         micro = np.mean(list(itertools.chain.from_iterable(kinds.values())))
         lines.append(f"{policy:40} M-Avg {macro:5.1f}   micro {micro:5.1f}")
+        lines += [f"    {group:36} {np.mean(scores):11.1f}   of {len(scores)}" for group, scores in groups.items()]
     return "\n".join(lines)
 
 
@@ -158,26 +225,30 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         asked = questions(options)[: options.limit]
     if not asked:
         raise NammTransferError(f"benchmark {options.benchmark!r} holds no questions, or --limit leaves none")
-    samples = [Sample(q.id, q.kind, q, cluster=f"{q.video.parent.name}/{q.video.name}") for q in asked]
-    adapter, source = load(options, asked, accelerator.device)
+    samples = [Sample(q.id, q.kind, q, cluster=f"{q.root.name}/{q.name}") for q in asked]
+    adapter, source = load(options, accelerator.device)
+    annotations = ANNOTATIONS.get(options.benchmark)
+    text = adapter.model.config.get_text_config()
     description: dict[str, Any] = {
         "model": source,
-        "data": f"{options.data_root}/json" if options.benchmark == "mlvu" else options.benchmark,
+        "data": f"{options.data_root}/{annotations}" if annotations else options.benchmark,
         "dtype": str(adapter.dtype).removeprefix("torch."),
         "score": "accuracy, %",
         "chance": float(np.mean([100 / len(question.options) for question in asked])),
         "world": "films drawn by this package, test split" if options.benchmark == "generated" else None,
         "tokens_per_frame": adapter.tokens_per_frame,
-        "rope": adapter.model.config.get_text_config().rope_parameters,
+        "positions": text.max_position_embeddings,
+        "rope": dict(text.rope_parameters),
         "cache_size": "tokens held over tokens seen when the first answer token is produced",
         "prompt": asked[0].prompt,
     }
     report = run(
-        options, task="video", samples=samples, evaluate=evaluator(options, adapter), description=description
+        options, task="video", samples=samples, description=description,
+        evaluate=evaluator(options, adapter, shown={sample.id for sample in samples[:SAMPLES]}),
     )  # fmt: skip
     if accelerator.is_main_process:
         shutil.rmtree(options.out / "features", ignore_errors=True)
-        print(averages(report))
+        print(averages(report, asked))
     return report
 
 

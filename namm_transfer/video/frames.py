@@ -1,23 +1,30 @@
 """Reading frames of any video file: decord first, PyAV with key-frame seeks second, behind one small protocol.
 
-Both readers number frames in display order, seek to the key frame before a wanted frame, and hold no more pictures than
-they are asked for at once, so an hour-long film costs no more memory than a short one.
+Both readers number frames in display order, turn them upright, seek to the key frame before a wanted frame, and hold no
+more pictures than they are asked for at once, so an hour-long film costs no more memory than a short one.
 """
 
 from __future__ import annotations
 
 import bisect
+import importlib
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from namm_transfer.errors import NammTransferError
 
 BACKENDS = ("decord", "pyav")
+CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,gif"
+"""FFmpeg's names of the formats that are read; playlists, which make it open other files and hosts, are not."""
+MAX_PIXELS = 8192 * 4320
+"""Largest frame that is decoded; a few bytes of header can promise any size."""
+BATCH_PIXELS = 2**25
+"""Pixels in memory at once: 16 frames of full HD, fewer of larger ones."""
 
 
 class VideoError(NammTransferError):
@@ -31,6 +38,8 @@ class FrameReader(Protocol):
     """Frames in the file, at least 1."""
     seconds: float
     """Length of the film."""
+    pixels: int
+    """Width times height of a frame."""
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n, height, width, 3) uint8 RGB frames at ascending `indices`; `VideoError` if one cannot be decoded."""
@@ -50,7 +59,33 @@ def open_video(path: str | os.PathLike[str], backend: str = "decord") -> FrameRe
         raise VideoError(f"video file {str(path)!r} does not exist")
     if path.stat().st_size == 0:
         raise VideoError(f"video file {str(path)!r} is empty")
-    return DecordReader(path) if backend == "decord" else PyAVReader(path)
+    pixels = _probe(path)
+    return DecordReader(path, pixels) if backend == "decord" else PyAVReader(path, pixels)
+
+
+def _probe(path: Path) -> int:
+    """Pixels of a frame by the file's header, before a backend that cannot be limited opens it."""
+    av = _import("av")
+    try:
+        with av.open(str(path), container_options={"format_whitelist": CONTAINERS}) as container:
+            if not container.streams.video:
+                raise VideoError(f"video file {str(path)!r} has no video stream")
+            context = container.streams.video[0].codec_context
+            width, height = context.width, context.height
+    except av.FFmpegError as error:
+        raise _unreadable(path, error) from error
+    if not 0 < width * height <= MAX_PIXELS:
+        raise VideoError(
+            f"video file {str(path)!r} has {width} x {height} pixels; expected 1 to {MAX_PIXELS:,} of them"
+        )
+    return width * height
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise NammTransferError(f"reading video by {name} needs: pip install 'namm-transfer[video]'") from error
 
 
 def uniform_indices(count: int, frames: int) -> np.ndarray:
@@ -63,22 +98,45 @@ def uniform_indices(count: int, frames: int) -> np.ndarray:
     return np.floor((np.arange(frames) + 0.5) * count / frames).astype(np.int64)
 
 
+def starts_of_parts(count: int, frames: int) -> np.ndarray:
+    """Beginnings of `frames` equal parts of a film of `count` frames: (frames,) int64, ascending.
+
+    This is the sampling of LongVideoBench's own loader.
+    """
+    return np.arange(frames) * max(1, count // frames) % count
+
+
+SAMPLING = {"middles": uniform_indices, "starts": starts_of_parts}
+"""Rules by which frames are chosen."""
+
+
 def in_batches(reader: FrameReader, indices: np.ndarray, size: int = 16) -> Iterator[np.ndarray]:
-    """The frames at `indices`, at most `size` in memory at a time."""
+    """The frames at `indices`, at most `size` and at most `BATCH_PIXELS` in memory at a time."""
+    size = max(1, min(size, BATCH_PIXELS // reader.pixels))
     for start in range(0, len(indices), size):
         yield reader.frames(indices[start : start + size])
+
+
+class ArrayReader:
+    """Frames that are decoded already, one a second."""
+
+    def __init__(self, frames: np.ndarray) -> None:
+        self._frames = frames
+        self.count, self.seconds = len(frames), float(len(frames))
+        self.pixels = frames.shape[1] * frames.shape[2]
+
+    def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """See `FrameReader.frames`."""
+        return self._frames[indices]
 
 
 class DecordReader:
     """Frames by decord (`pip install decord2`, the maintained line)."""
 
-    def __init__(self, path: Path) -> None:
-        try:
-            import decord
-        except ImportError as error:
-            raise NammTransferError("reading video by decord needs: pip install 'namm-transfer[video]'") from error
+    def __init__(self, path: Path, pixels: int) -> None:
+        decord = _import("decord")
         decord.logging.set_level(decord.logging.QUIET)
-        self.path = path
+        self.path, self.pixels = path, pixels
         try:
             self._reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
             self.count = len(self._reader)
@@ -100,22 +158,17 @@ class DecordReader:
 class PyAVReader:
     """Frames by PyAV: one pass over the packets' time stamps, then key-frame seeks."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pixels: int) -> None:
+        self._av: Any = _import("av")
+        self.path, self.pixels = path, pixels
         try:
-            import av
-        except ImportError as error:
-            raise NammTransferError("reading video by PyAV needs: pip install 'namm-transfer[video]'") from error
-        self._av, self.path = av, path
-        try:
-            with av.open(str(path)) as container:
-                if not container.streams.video:
-                    raise VideoError(f"video file {str(path)!r} has no video stream")
+            with self._av.open(str(path)) as container:
                 stream = container.streams.video[0]
                 base = float(stream.time_base or 0)
                 packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.pts is not None]
                 self._stamps = sorted(stamp for stamp, _ in packets)
                 self._keys = sorted(stamp for stamp, is_key in packets if is_key)
-        except av.FFmpegError as error:
+        except self._av.FFmpegError as error:
             raise _unreadable(path, error) from error
         self.count = len(self._stamps)
         if self.count < 1:
@@ -135,7 +188,7 @@ class PyAVReader:
                     container.seek(group[0], stream=stream, backward=True)
                     for frame in container.decode(stream):
                         if frame.pts in group:
-                            found[frame.pts] = frame.to_ndarray(format="rgb24")
+                            found[frame.pts] = _upright(frame, stream.codec_context)
                         if frame.pts is not None and frame.pts >= group[-1]:
                             break
         except self._av.FFmpegError as error:
@@ -151,6 +204,12 @@ class PyAVReader:
         for stamp in stamps:
             groups.setdefault(bisect.bisect_right(self._keys, stamp), []).append(stamp)
         return list(groups.values())
+
+
+def _upright(frame: Any, context: Any) -> np.ndarray:
+    """(height, width, 3) uint8 of a PyAV frame in the size of its stream, turned as its display matrix says."""
+    picture = frame.reformat(width=context.width, height=context.height, format="rgb24").to_ndarray()
+    return np.rot90(picture, round(frame.rotation / 90))
 
 
 def _unreadable(path: Path, error: Exception) -> VideoError:

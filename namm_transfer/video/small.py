@@ -73,6 +73,10 @@ def config() -> LlavaNextVideoConfig:
     text = LlamaConfig(
         vocab_size=len(words), hidden_size=256, intermediate_size=640, num_hidden_layers=4, num_attention_heads=8,
         num_key_value_heads=4, max_position_embeddings=512, initializer_range=0.04, tie_word_embeddings=False,
+        # Of factor 1, YaRN changes nothing; it says how longer prompts are to be read.
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 1.0, "original_max_position_embeddings": 512,
+        },
         bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
     )  # fmt: skip
     return LlavaNextVideoConfig(

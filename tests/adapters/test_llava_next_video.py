@@ -1,6 +1,7 @@
 """The LLaVA-NeXT-Video adapter against plain transformers: same logits, same choices, same words."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from namm_transfer.video.draw import draw
 from namm_transfer.video.frames import VideoError
 from namm_transfer.video.generate import write_film
 from namm_transfer.video.scenes import make_film
+from namm_transfer.video.subtitles import Subtitle
 
 PROMPT = "What color was the star?\n(A) red\n(B) blue\n(C) green\n(D) white"
 
@@ -90,7 +92,7 @@ def test_full_cache_gives_the_logits_of_plain_transformers(adapter, plain, frame
     inputs = plain_inputs(plain, frames, sample)
     expected = plain[0](**inputs).logits[0, -1]
     encoded = adapter.encode(sample)
-    assert encoded.embeds.shape[1] == inputs.input_ids.shape[1] == adapter.prompt_length(sample)
+    assert encoded.embeds.shape[1] == inputs.input_ids.shape[1]
     logits = adapter.prefill(encoded, adapter.memory(policies.make("full", update_interval=32)))
     assert torch.allclose(logits, expected, atol=1e-5)
     letters = plain[1].tokenizer.convert_tokens_to_ids(list("ABCD"))
@@ -105,7 +107,8 @@ def test_frames_in_batches_are_encoded_as_in_one_pass(adapter, plain, frames):
     model, processor = plain
     pixels = processor.video_processor(videos=[frames], return_tensors="pt")["pixel_values_videos"]
     expected = model.get_video_features(pixels).pooler_output[0]
-    tokens = adapter.video_tokens(sample)
+    tokens, times = adapter.video_tokens(sample)
+    assert times.tolist() == list(range(20))
     assert tokens.shape == (20, adapter.tokens_per_frame, expected.shape[-1])
     assert torch.allclose(tokens.flatten(0, 1), expected, atol=1e-5)
 
@@ -173,7 +176,6 @@ def test_only_the_text_model_has_the_memory(adapter):
 
 
 def test_adapter_holds_to_the_invariants(adapter):
-    adapter.extend_positions(adapter.prompt_length(adapter.example()))
     check_adapter(adapter)
 
 
@@ -196,30 +198,76 @@ def test_kept_is_in_frames(adapter, frames):
 
 
 @torch.no_grad()
-def test_longer_prompts_need_and_get_more_positions(folder, frames):
-    adapter = LlavaNextVideoAdapter.load(folder, device="cpu")
-    config = adapter.model.config.get_text_config()
-    config.max_position_embeddings = 96
-    sample = VideoSample(frames, PROMPT, frames=20)
-    length = adapter.prompt_length(sample)
-    short = VideoSample(frames, PROMPT, frames=2)
-    if adapter.prompt_length(short) <= 96:
-        kept = adapter.encode(short)
-        before = adapter.prefill(kept, DynamicCache())
-        adapter.extend_positions(96)
-        assert torch.equal(adapter.prefill(kept, DynamicCache()), before)
-    with pytest.raises(NammTransferError, match=rf"{length} tokens passes .* 96 positions"):
-        adapter.encode(sample)
+@pytest.mark.parametrize("kind", ["default", "linear", "yarn"])
+def test_longer_prompts_need_and_get_more_positions(folder, frames, kind):
+    """As transformers reads a configuration with that scaling; and a short prompt afterwards finds what it had."""
+    limit = 96
+    rope = {"rope_theta": 10000.0, "rope_type": kind, "factor": 1.0, "original_max_position_embeddings": limit}
+    config = LlavaNextVideoConfig.from_pretrained(folder)
+    config.text_config.max_position_embeddings = limit
+    config.text_config.rope_parameters = rope
+    plain = LlavaNextVideoForConditionalGeneration.from_pretrained(folder, config=config).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    adapter = LlavaNextVideoAdapter(copy.deepcopy(plain), processor)
+    short, sample = VideoSample(frames, PROMPT, frames=2), VideoSample(frames, PROMPT, frames=20)
+    encoded = adapter.encode(short)
+    before = adapter.prefill(encoded, DynamicCache()) if encoded.embeds.shape[1] <= limit else None
+    inputs = plain_inputs((plain, processor), frames, sample)
+    length = inputs.input_ids.shape[1]
+    with pytest.raises(NammTransferError, match=rf"{length} tokens passes .* {limit} positions"):
+        adapter.prefill(adapter.encode(sample), DynamicCache())
+    adapter.extend_positions(2 * length)
     adapter.extend_positions(length)
     logits = adapter.prefill(adapter.encode(sample), DynamicCache())
 
-    scaled = LlavaNextVideoForConditionalGeneration.from_pretrained(folder).config
-    scaled.text_config.rope_parameters = {
-        **scaled.text_config.rope_parameters, "rope_type": "linear", "factor": length / 96
-    }  # fmt: skip
-    model = LlavaNextVideoForConditionalGeneration.from_pretrained(folder, config=scaled).eval()
-    inputs = plain_inputs((model, AutoProcessor.from_pretrained(folder)), frames, sample)
-    assert torch.allclose(logits, model(**inputs).logits[0, -1], atol=1e-5)
+    scaling = {"rope_type": "yarn" if kind == "yarn" else "linear", "factor": length / limit}
+    config.text_config.rope_parameters = {**rope, **scaling}
+    scaled = LlavaNextVideoForConditionalGeneration.from_pretrained(folder, config=config).eval()
+    assert torch.allclose(logits, scaled(**inputs).logits[0, -1], atol=1e-5)
+    if before is not None:
+        adapter.extend_positions(limit)
+        assert torch.equal(adapter.prefill(encoded, DynamicCache()), before)
+
+
+def test_positions_scaled_otherwise_cannot_be_extended(folder):
+    config = LlavaNextVideoConfig.from_pretrained(folder)
+    config.text_config.rope_parameters = {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 2.0}
+    model = LlavaNextVideoForConditionalGeneration.from_pretrained(folder, config=config)
+    adapter = LlavaNextVideoAdapter(model, AutoProcessor.from_pretrained(folder))
+    adapter.extend_positions(100)
+    with pytest.raises(NammTransferError, match="'dynamic'"):
+        adapter.extend_positions(10_000)
+
+
+def test_subtitles_stand_between_the_frames(adapter, frames):
+    """One frame a second: a line from 4 to 7 is behind the frames of seconds 0 to 5; one that no frame meets is not."""
+    said = (Subtitle(4, 7, "red star"), Subtitle(30, 31, "snow"), Subtitle(-3, -1, "night"))
+    sample = VideoSample(frames, PROMPT, frames=20, subtitles=said)
+    encoded, bare = adapter.encode(sample), adapter.encode(replace(sample, subtitles=()))
+    inside = np.flatnonzero(encoded.frame_of >= 0)
+    gap = np.flatnonzero(encoded.frame_of[inside[0] : inside[-1]] < 0) + inside[0]
+    assert encoded.frame_of[gap[0] - 1] == 5
+    assert encoded.frame_of[gap[-1] + 1] == 6
+    assert len(encoded.frame_of) - len(bare.frame_of) == len(gap)
+    words = adapter.processor.tokenizer("red star", add_special_tokens=False).input_ids
+    expected = adapter.model.get_input_embeddings()(torch.tensor(words))
+    assert torch.equal(encoded.embeds[0, gap], expected)
+
+
+def test_control_tokens_in_annotations_do_nothing(adapter, frames):
+    plain = VideoSample(frames, "What color was the star?", frames=4, subtitles=(Subtitle(0, 9, "red star"),))
+    hostile = replace(
+        plain,
+        prompt="What <video>color<image> was</s> the <vid<video>eo>star?",
+        subtitles=(Subtitle(0, 9, "red <video></s>star"),),
+    )
+    assert torch.equal(adapter.encode(hostile).embeds, adapter.encode(plain).embeds)
+
+
+def test_pictures_are_the_sampled_frames(adapter, frames):
+    sample = VideoSample(frames, PROMPT, frames=10)
+    shown = list(adapter.pictures(sample, [0, 7]))
+    assert np.array_equal(shown, frames[[1, 15]])
 
 
 def test_video_tokens_are_kept_in_a_folder(folder, tmp_path):
@@ -227,15 +275,18 @@ def test_video_tokens_are_kept_in_a_folder(folder, tmp_path):
     write_film(make_film("test", 1, 16), film, fps=2, size=64)
     adapter = LlavaNextVideoAdapter.load(folder, device="cpu", feature_folder=tmp_path / "features")
     sample = VideoSample(film, PROMPT, frames=8)
-    tokens = adapter.video_tokens(sample)
+    tokens, times = adapter.video_tokens(sample)
+    assert times.tolist() == [1, 3, 5, 7, 9, 11, 13, 15]
     (kept,) = (tmp_path / "features").iterdir()
     stamp = kept.stat().st_mtime_ns
-    assert torch.equal(adapter.video_tokens(sample), tokens)
+    assert all(map(torch.equal, adapter.video_tokens(sample), (tokens, times)))
     assert kept.stat().st_mtime_ns == stamp
     kept.write_bytes(b"damaged")
-    assert torch.equal(adapter.video_tokens(sample), tokens)
+    assert torch.equal(adapter.video_tokens(sample)[0], tokens)
+    starts = adapter.video_tokens(replace(sample, sampling="starts"))
+    assert starts[1].tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
     write_film(make_film("test", 2, 16), film, fps=2, size=64)
-    assert not torch.equal(adapter.video_tokens(sample), tokens)
+    assert not torch.equal(adapter.video_tokens(sample)[0], tokens)
     film.unlink()
     with pytest.raises(VideoError, match="does not exist"):
         adapter.video_tokens(sample)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,7 +92,8 @@ def test_mlvu_layout_with_missing_and_damaged_videos(films, tmp_path):
     entries = [
         {"video": name, "duration": 64, "question": "What is it?", "candidates": ["red", "blue", "sand", "star"],
          "answer": "sand", "question_type": kind}
-        for name, kind in (("good.mp4", "plotQA"), ("damaged.mp4", "plotQA"), ("missing.mp4", "plotQA"))
+        for name, kind in (("good.mp4", "plotQA"), ("damaged.mp4", "plotQA"), ("missing.mp4", "plotQA"),
+                           ("../../json/1_plotQA.json", "plotQA"))
     ]  # fmt: skip
     (tmp_path / "json").mkdir()
     (tmp_path / "video/1_plotQA").mkdir(parents=True)
@@ -105,19 +107,96 @@ def test_mlvu_layout_with_missing_and_damaged_videos(films, tmp_path):
     assert errors["1_plotQA/0"] is None
     assert "cannot be read" in errors["1_plotQA/1"]
     assert "does not exist" in errors["1_plotQA/2"]
+    assert errors["1_plotQA/3"].startswith("VideoError")
+    assert "leaves its folder" in errors["1_plotQA/3"]
 
 
-def test_longer_films_than_the_model_was_trained_on(tmp_path):
-    """160 frames are 640 tokens, more than the shipped model's 512 positions."""
+def test_longvideobench_layout_with_subtitles(films, tmp_path, capsys):
+    """Stand-ins under LongVideoBench's names; scores by duration group, and a lost subtitle file fails alone."""
+    entries = [
+        {"id": f"q{number}", "question": "Where was the star?", "candidates": ["sand", "snow"], "correct_choice": 0,
+         "topic_category": "KH", "question_category": kind, "video_path": f"{number}.mp4",
+         "subtitle_path": f"{number}.json", "starting_timestamp_for_subtitles": 0, "duration": 64,
+         "duration_group": group}
+        for number, (kind, group) in enumerate((("T2E", 15), ("SSS", 15), ("T2E", 60)))
+    ]  # fmt: skip
+    for folder in ("videos", "subtitles"):
+        (tmp_path / folder).mkdir()
+    for number, source in zip(range(3), sorted(films.glob("*.mp4")), strict=False):
+        (tmp_path / f"videos/{number}.mp4").write_bytes(source.read_bytes())
+    for number in range(2):
+        (tmp_path / f"subtitles/{number}.json").write_text('[{"timestamp": [7, 9], "text": "red star"}]')
+    (tmp_path / "lvb_val.json").write_text(json.dumps(entries))
     report = evaluate(
-        tmp_path / "run", "--films", 1, "--data-root", tmp_path / "films", "--policy", "full", "--frames", 160
+        tmp_path / "run", "--benchmark", "longvideobench", "--data-root", tmp_path, "--policy", "full", "--frames", 16
     )  # fmt: skip
+    records = {record.id: record for record in report.records}
+    assert [record.id for record in report.records] == ["q0", "q1", "q2"]
+    assert records["q0"].details["frames"] == 16
+    assert records["q0"].details["groups"] == ["duration group 15", "topic KH"]
+    assert "subtitle file" in records["q2"].error
+    assert {row.category for row in report.categories} == {"T2E", "SSS", "duration group 15", "topic KH"}
+    printed = capsys.readouterr().out
+    assert re.search(r"duration group 15 .*of 2", printed)
+    assert re.search(r"duration group 60 +0\.0 +of 1", printed)
+
+
+def test_several_lengths_take_turns_and_change_nothing_for_each_other(films, tmp_path):
+    """160 frames are 640 tokens, more than the shipped model's 512 positions; its neighbours of 64 do not notice."""
+    flags = ("--data-root", films, "--policy", "full,h2o:keep=0.5", "--films", 1)
+    both = evaluate(tmp_path / "both", *flags, "--frames", 64, 160)
+    alone = outcomes(evaluate(tmp_path / "alone", *flags, "--frames", 64))
+    assert all(record.error is None for record in both.records)
+    frames = [record.details["frames"] for record in both.records if record.policy == "full"]
+    assert frames == [64, 160] * 5
+    assert {(policy, name.removesuffix("@64")): found for (policy, name), found in outcomes(both).items()
+            if name.endswith("@64")} == alone  # fmt: skip
+    rows = {(row.category, row.policy): row.n for row in both.categories}
+    assert rows["64 frames", "full"] == rows["160 frames", "full"] == 5
+
+
+def test_six_policies_decode_a_film_once(films, tmp_path, monkeypatch):
+    opened = []
+    module = sys.modules[video.LlavaNextVideoAdapter.__module__]
+    read = module.open_video
+    monkeypatch.setattr(module, "open_video", lambda path, backend: (opened.append(path.name), read(path, backend))[1])
+    policies = "full,h2o:keep=0.5,l2:keep=0.5,streaming:sinks=4,window=60,snapkv:keep=0.5,random:keep=0.5"
+    report = evaluate(tmp_path / "run", "--films", 2, "--data-root", films, "--policy", policies, "--limit", 7)
+    assert len(report.records) == 6 * 7
+    assert len(opened) == len(set(opened)) == 2
+
+
+def test_thumbnails_are_the_frames_that_namm_kept_most_and_least_of(films, tmp_path):
+    flags = ("--films", 3, "--data-root", films, "--limit", 13)
+    evaluate(tmp_path / "run", *flags, "--policy", "full,namm")
+    folders = sorted((tmp_path / "run/thumbnails").iterdir())
+    assert len(folders) == 12
+    for folder in folders:
+        names = sorted(path.name for path in folder.iterdir())
+        assert 4 <= len(names) <= 8
+        assert all(re.fullmatch(r"00[0-6]\d\.jpg", name) for name in names)
+        assert all(path.stat().st_size <= 3000 for path in folder.iterdir())
+    evaluate(tmp_path / "none", *flags, "--policy", "full,h2o:keep=0.5")
+    assert not (tmp_path / "none/thumbnails").exists()
+
+
+def test_questions_alone_give_nothing_away(films, tmp_path):
+    """20 answers about black frames: guessing among four gets 10 or more right once in 70 times. No film is opened."""
+    lost = tmp_path / "films"
+    lost.mkdir()
+    for film in films.glob("*.mp4"):
+        (lost / film.name).touch()
+    report = evaluate(tmp_path / "run", "--films", 4, "--data-root", lost, "--policy", "full", "--blind")
     assert all(record.error is None for record in report.records)
+    assert sum(record.score for record in report.records) < 10 * 100
 
 
 def test_wrong_benchmarks_are_named(tmp_path):
-    with pytest.raises(NammTransferError, match="--data-root"):
-        evaluate(tmp_path / "run", "--benchmark", "mlvu")
+    for name in ("mlvu", "longvideobench"):
+        with pytest.raises(NammTransferError, match="--data-root"):
+            evaluate(tmp_path / "run", "--benchmark", name)
+    with pytest.raises(NammTransferError, match="expected one number, or as many"):
+        evaluate(tmp_path / "run", "--films", 1, 2, "--frames", 16, 32, 64)
     with pytest.raises(NammTransferError, match=r"nothing\.json"):
         evaluate(tmp_path / "run", "--benchmark", tmp_path / "nothing.json")
 

@@ -9,6 +9,7 @@ import pytest
 
 from namm_transfer import NammTransferError
 from namm_transfer.video.benchmarks import MLVU_FILES, load_generated, load_json, load_mlvu
+from namm_transfer.video.frames import VideoError
 from namm_transfer.video.generate import generate
 from namm_transfer.video.scenes import TYPES
 
@@ -67,19 +68,41 @@ def test_own_file_is_answered_by_letter(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"video": "../../etc/passwd"}, "leaves its folder"),
-        ({"video": "/etc/passwd"}, "leaves its folder"),
         ({"video": None}, "'video' is None; expected a str"),
         ({"candidates": ["one"]}, "expected 2 to 26 texts"),
         ({"candidates": [1, 2]}, "expected 2 to 26 texts"),
         ({"answer": "Hail"}, "none of"),
-        ({"duration": "long"}, "'duration' as a number"),
+        ({"duration": "long"}, "'duration' is 'long'; expected a float"),
     ],
 )
 def test_entries_that_do_not_fit_are_named(change, message, tmp_path):
     file = write(tmp_path, "mine.json", [ENTRY, {**ENTRY, **change}])
     with pytest.raises(NammTransferError, match=message):
         load_json(file)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "link/clip.mp4"])
+def test_a_video_outside_its_folder_fails_when_it_is_asked_for(name, tmp_path):
+    """And not before: the other questions can still be asked."""
+    root = tmp_path / "videos"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path)
+    first, second = load_json(write(tmp_path, "mine.json", [{**ENTRY, "video": name}, ENTRY]), root)
+    with pytest.raises(VideoError, match="leaves its folder"):
+        _ = first.video
+    assert second.video == root / "a/clip.mp4"
+
+
+def test_videos_of_a_hub_download_are_links_into_its_cache(tmp_path):
+    repository = tmp_path / "datasets--MLVU--MVLU"
+    root = repository / "snapshots/0123"
+    write(root, "json/1_plotQA.json", [ENTRY])
+    (root / "video/1_plotQA/a").mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "blobs/f00d").write_text("film")
+    (root / "video/1_plotQA/a/clip.mp4").symlink_to("../../../../../blobs/f00d")
+    (question,) = load_mlvu(root)
+    assert question.video.read_text() == "film"
 
 
 def test_files_that_do_not_fit_are_named(tmp_path):

@@ -1,6 +1,9 @@
 """Frames of real files by both readers, and a typed error for everything that is no readable video."""
 
 import os
+import struct
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 
 from namm_transfer import NammTransferError
 from namm_transfer.video.draw import draw
-from namm_transfer.video.frames import BACKENDS, VideoError, in_batches, open_video, uniform_indices
+from namm_transfer.video.frames import BACKENDS, VideoError, in_batches, open_video, starts_of_parts, uniform_indices
 from namm_transfer.video.scenes import make_film
 
 
@@ -30,6 +33,12 @@ def test_uniform_indices_are_the_middles_of_equal_parts():
     assert uniform_indices(3, 6).tolist() == [0, 0, 1, 1, 2, 2]
     with pytest.raises(NammTransferError, match="0 frames"):
         uniform_indices(10, 0)
+
+
+def test_starts_of_parts_are_longvideobenchs():
+    assert starts_of_parts(256, 4).tolist() == [0, 64, 128, 192]
+    assert starts_of_parts(10, 4).tolist() == [0, 2, 4, 6]
+    assert starts_of_parts(2, 5).tolist() == [0, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -97,6 +106,96 @@ def hostile(kind: str, film_file: Path, folder: Path) -> Path:
             stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
             container.start_encoding()
     return path
+
+
+def encode(path: Path, pictures: list[np.ndarray], **settings) -> None:
+    """An H.264 file of pictures, one a second, of which the first gives the size."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=1, options={"preset": "ultrafast", **settings})
+        (stream.height, stream.width), stream.pix_fmt = pictures[0].shape[:2], "yuv420p"
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rotated_films_are_turned_upright(backend, tmp_path):
+    """A phone held upright writes a lying picture and a display matrix that turns it by 90 degrees."""
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:16] = 255
+    path = tmp_path / "phone.mp4"
+    encode(path, [picture])
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40  # version 0: 40 bytes come before it
+    assert struct.unpack_from(">9i", data, matrix)[0] == 1 << 16
+    struct.pack_into(">9i", data, matrix, 0, 1 << 16, 0, -(1 << 16), 0, 0, 64 << 16, 0, 1 << 30)
+    path.write_bytes(data)
+    (frame,) = open_video(path, backend).frames([0])
+    assert frame.shape == (96, 64, 3)
+    assert frame[:, -12:].mean() > 240, "what was above lies to the right"
+    assert frame[:, :40].mean() < 15
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_frame_too_large_to_decode_is_refused_by_its_header(backend, tmp_path):
+    """11,904 x 3,008 pixels, which H.264 packs into 107 kB."""
+    path = tmp_path / "huge.mp4"
+    encode(path, [np.zeros((3008, 11904, 3), np.uint8)])
+    assert path.stat().st_size < 200_000
+    with pytest.raises(VideoError, match="11904 x 3008 pixels"):
+        open_video(path, backend)
+
+
+def test_large_frames_come_in_smaller_batches(monkeypatch, film_file):
+    reader = open_video(film_file, "pyav")
+    monkeypatch.setattr("namm_transfer.video.frames.BATCH_PIXELS", 3 * 64 * 64 + 5)
+    assert [len(frames) for frames in in_batches(reader, uniform_indices(reader.count, 8))] == [3, 3, 2]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "text",
+    ["#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{film}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile {film}\n"],
+)
+def test_playlists_open_no_other_files(text, backend, film_file, tmp_path):
+    path = tmp_path / "list.mp4"
+    path.write_text(text.format(film=film_file))
+    with pytest.raises(VideoError, match=r"list\.mp4"):
+        open_video(path, backend)
+
+
+MEMORY = """
+import resource, sys
+from namm_transfer.video.frames import BACKENDS, in_batches, open_video, uniform_indices
+for path in sys.argv[1:]:
+    for backend in BACKENDS:
+        reader = open_video(path, backend)
+        count = sum(len(frames) for frames in in_batches(reader, uniform_indices(reader.count, 32)))
+        print(reader.count, count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_an_hour_needs_no_more_memory_than_a_minute(tmp_path):
+    """32 frames of 3,600; all of them in memory would be 130 MB."""
+    rng = np.random.default_rng(0)
+    pictures = [np.kron(rng.integers(0, 256, (12, 16, 3), np.uint8), np.ones((8, 8, 1), np.uint8)) for _ in range(60)]
+    minute, hour = tmp_path / "minute.mp4", tmp_path / "hour.mp4"
+    encode(minute, pictures, g="20")
+    with av.open(str(minute)) as old, av.open(str(hour), "w") as new:
+        stream = old.streams.video[0]
+        packets = [(bytes(p), p.pts, p.dts, p.is_keyframe) for p in old.demux(stream) if p.dts is not None]
+        copy = new.add_stream_from_template(stream)
+        for repeat in range(60):
+            for data, pts, dts, is_key in packets:
+                packet = av.Packet(data)
+                packet.stream, packet.time_base, packet.is_keyframe = copy, stream.time_base, is_key
+                packet.pts, packet.dts = (round(stamp + 60 * repeat / stream.time_base) for stamp in (pts, dts))
+                new.mux(packet)
+    command = [sys.executable, "-c", MEMORY, str(minute), str(hour)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    lines = [tuple(map(int, line.split())) for line in printed.splitlines()]
+    assert [line[:2] for line in lines] == [(60, 32), (60, 32), (3600, 32), (3600, 32)]
+    assert lines[-1][2] - lines[1][2] < 20_000, "kB more for the hour"
 
 
 def read(path: Path, backend: str) -> np.ndarray:

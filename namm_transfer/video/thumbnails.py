@@ -1,0 +1,54 @@
+"""Small pictures of the frames that a memory kept most and least of, beside a report that shows them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from namm_transfer.files import write_atomic
+
+SIDE = 64
+"""Longest side in pixels."""
+LIMIT = 3000
+"""Bytes of a picture."""
+EVERY = 16
+"""A film of so few frames is shown whole."""
+ENDS = 4
+"""Frames most kept and frames least kept of a longer one."""
+
+
+def most_and_least(kept: np.ndarray) -> list[int]:
+    """The frames to show, ascending: all of a few, else the four most and the four least kept, earlier ones first.
+
+    Args:
+        kept: (layers, heads, frames) shares of the frames' tokens that are held.
+    """
+    shares = kept.mean((0, 1), dtype=np.float64)
+    if len(shares) <= EVERY:
+        return list(range(len(shares)))
+    order = np.argsort(-shares, kind="stable")
+    least = np.argsort(shares, kind="stable")[:ENDS]
+    return sorted({*order[:ENDS].tolist(), *least.tolist()})
+
+
+def write_thumbnails(folder: Path, numbers: Sequence[int], pictures: Iterable[np.ndarray]) -> None:
+    """Write pictures, (height, width, 3) uint8 each, as `folder/NUMBER.jpg` of at most 3 kB."""
+    for number, picture in zip(numbers, pictures, strict=True):
+        write_atomic(folder / f"{number:04d}.jpg", _jpeg(picture))
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    image.thumbnail((SIDE, SIDE))
+    data = b""
+    for quality in range(80, 0, -10):
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality)
+        data = buffer.getvalue()
+        if len(data) <= LIMIT:
+            break
+    return data
