@@ -8,6 +8,8 @@ token. So a step feeds a(t-1), R(t), s(t) and reads a(t), and the kept keys and 
 from __future__ import annotations
 
 import json
+import pickle
+import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,18 +67,39 @@ class Statistics:
 
     @classmethod
     def read(cls, source: str) -> Statistics:
-        """From a model folder or a hub id; raises `NammTransferError` if there is no valid `statistics.json`."""
-        path = Path(source) / STATISTICS_FILE
+        """From a model folder or a hub id: its `statistics.json` or, for the published models, its model card.
+
+        Raises `NammTransferError` if neither holds them.
+        """
         try:
-            if not Path(source).is_dir():
-                path = Path(hf_hub_download(source, STATISTICS_FILE))
-            return cls(**json.loads(path.read_text()))
-        except (FileNotFoundError, EntryNotFoundError, LocalEntryNotFoundError) as problem:
-            raise NammTransferError(
-                f"{source!r} has no {STATISTICS_FILE}; name the data set it was trained on to take its statistics"
-            ) from problem
+            path = _file_of(source, STATISTICS_FILE)
+            if path is not None:
+                return cls(**json.loads(path.read_text()))
+            card = _file_of(source, "README.md")
+            found = {name: _vector(name, card.read_text() if card else "") for name in ("mean", "std")}
         except (HfHubHTTPError, HFValidationError, OSError, ValueError, TypeError) as problem:
             raise NammTransferError(f"{STATISTICS_FILE} of {source!r} cannot be read: {problem}") from problem
+        if found["mean"] is None or found["std"] is None:
+            raise NammTransferError(
+                f"{source!r} has no {STATISTICS_FILE}, and no `mean = [...]` and `std = [...]` in its card; name the "
+                "data set it was trained on to take its statistics"
+            )
+        return cls(found["mean"], found["std"])
+
+
+def _file_of(source: str, name: str) -> Path | None:
+    """A file of a model folder or a hub repository; None if there is none."""
+    try:
+        path = Path(source) / name if Path(source).is_dir() else Path(hf_hub_download(source, name))
+    except (EntryNotFoundError, LocalEntryNotFoundError):
+        return None
+    return path if path.is_file() else None
+
+
+def _vector(name: str, card: str) -> np.ndarray | None:
+    """The numbers of `NAME = [1.0, -2.0e-1, ...]` in a model card, as the published models give theirs."""
+    found = re.search(rf"\b{name}\s*=\s*\[([-+.,eE\d\s]+)\]", card)
+    return None if found is None else np.array(found[1].replace(",", " ").split(), dtype=np.float32)
 
 
 @dataclass
@@ -132,13 +155,23 @@ class DecisionTransformerAdapter(ModalityAdapter):
         device_map: Any = None,
         statistics: Statistics | None = None,
     ) -> DecisionTransformerAdapter:
-        """From a folder or a hub id. `statistics` are for models whose folder holds none (the published ones)."""
+        """From a folder or a hub id, safetensors or PyTorch's own format without pickled objects.
+
+        `statistics` are for models whose folder names none.
+        """
         options = {"dtype": dtype or "auto", "device_map": device_map, "attn_implementation": "memory"}
+        options |= {"weights_only": True, "output_loading_info": True}
         try:
-            model = DecisionTransformerModel.from_pretrained(str(source), **options)
+            model, loading = DecisionTransformerModel.from_pretrained(str(source), **options)
+        except pickle.UnpicklingError as problem:
+            raise NammTransferError(
+                f"{str(source)!r}: its weights hold more than tensors, which is refused"
+            ) from problem
         except (OSError, ValueError, RuntimeError) as problem:
             reason = str(problem).splitlines()[0]
             raise NammTransferError(f"{str(source)!r}: no Decision Transformer to load there ({reason})") from problem
+        if loading["missing_keys"]:
+            raise NammTransferError(f"{str(source)!r} lacks the weights {sorted(loading['missing_keys'])}")
         if device_map is None:
             model = model.to(device or default_device())
         return cls(model, statistics or Statistics.read(str(source)))

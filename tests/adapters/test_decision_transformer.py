@@ -169,11 +169,76 @@ def test_keeps_what_every_adapter_promises(adapter):
 def test_statistics_come_from_the_folder_or_are_given(folder, adapter):
     np.testing.assert_array_equal(adapter.statistics.state_std, STATISTICS.state_std)
     assert adapter.statistics.target_return == 300.0
-    (folder / "statistics.json").unlink()  # as the published models are
-    with pytest.raises(NammTransferError, match="statistics"):
+    (folder / "statistics.json").unlink()
+    with pytest.raises(NammTransferError, match=r"no statistics\.json"):
         DecisionTransformerAdapter.load(folder, device="cpu")
     given = DecisionTransformerAdapter.load(folder, device="cpu", statistics=STATISTICS)
     assert given.statistics is STATISTICS
+
+
+@pytest.fixture
+def published(folder):
+    """Laid out as the models on the hub are: PyTorch's own format, buffers of old versions, statistics in the card."""
+    weights = dict(DecisionTransformerModel.from_pretrained(folder).state_dict())
+    for layer in range(2):
+        weights[f"encoder.h.{layer}.attn.bias"] = torch.ones(1, 1, 8, 8).tril().bool()
+        weights[f"encoder.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    (folder / "statistics.json").unlink()
+    (folder / "README.md").write_text(
+        "# A model\n\nCoefficients to normalise with:\n\nmean = [-1.0, -0.5,  0.,\n 5.0e-1, 1]\n\n"
+        "std = [0.5, 0.875, 1.25, 1.625, 2.0 ]\n\nSee elsewhere for usage.\n"
+    )
+    return folder
+
+
+def test_a_published_model_loads_with_the_statistics_of_its_card(published, adapter):
+    found = DecisionTransformerAdapter.load(published, device="cpu")
+    np.testing.assert_array_equal(found.statistics.state_mean, STATISTICS.state_mean)
+    np.testing.assert_array_equal(found.statistics.state_std, STATISTICS.state_std)
+    assert (found.statistics.return_scale, found.statistics.target_return) == (1000.0, None)
+    for name, value in adapter.model.state_dict().items():
+        assert torch.equal(value, found.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("card", "complaint"),
+    [
+        ("mean = [1, 2, 3, 4, 5]", r"std = \[\.\.\.\]"),
+        ("mean = [1, 2, 3, 4, 1-1]\nstd = [1, 1, 1, 1, 1]", "cannot be read"),
+        ("mean = [1, 2, 3]\nstd = [1, 1, 1]", "states of 5 numbers"),
+    ],
+)
+def test_a_card_without_usable_statistics(published, card, complaint):
+    (published / "README.md").write_text(card)
+    with pytest.raises(NammTransferError, match=complaint):
+        DecisionTransformerAdapter.load(published, device="cpu")
+
+
+class Trap:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_pickled_objects_are_refused(published, tmp_path):
+    torch.save({"weights": Trap(tmp_path / "sprung")}, published / "pytorch_model.bin")
+    with pytest.raises(NammTransferError, match="more than tensors"):
+        DecisionTransformerAdapter.load(published, device="cpu")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_missing_weights_are_named(published):
+    weights = torch.load(published / "pytorch_model.bin", weights_only=True)
+    del weights["predict_action.0.weight"]
+    torch.save(weights, published / "pytorch_model.bin")
+    with pytest.raises(NammTransferError, match=r"lacks the weights.*predict_action\.0\.weight"):
+        DecisionTransformerAdapter.load(published, device="cpu")
 
 
 @pytest.mark.parametrize(
