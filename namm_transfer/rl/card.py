@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import fields
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ tags: [reinforcement-learning, decision-transformer, {gym_id}]
 return scale and the target return. {width} wide, {layers} layers, {heads} head.
 
 - Data: `{dataset}`, {data_episodes} episodes, {data_steps:,} steps, mean return {data_return:.0f} (standard deviation
-  {data_std:.0f}, best {data_best:.0f}, mean normalised {data_score:.1f}). {data_description}
+  {data_std:.0f}, best {data_best:.0f}, mean normalised {data_score:.1f}).
+{data_description}
 - Training: {updates} updates of at least {tokens:,} tokens in windows of {windows} steps, peak learning rate
   {learning_rate}, seed {seed}; made by
   `{command}`.
@@ -44,6 +46,9 @@ nothing evicted:
 Normalised: v5 returns against D4RL's reference returns, which were measured on v2; these are not D4RL numbers.
 The training is short: a small base model to measure memories on, not a state-of-the-art agent.
 """
+
+
+WHOLE_WORDS: dict[str, bool] = {"break_long_words": False, "break_on_hyphens": False}
 
 
 def measure(
@@ -109,7 +114,7 @@ def card(dataset: Dataset, training: dict[str, Any], rows: dict[str, np.ndarray]
         "data_std": data["return_std"],
         "data_best": data["return_best"],
         "data_score": data["score"],
-        "data_description": dataset.description,
+        "data_description": fill(dataset.description, 118, initial_indent="  ", subsequent_indent="  ", **WHOLE_WORDS),
     }
     gym_id = task(dataset.env).gym_id
     return CARD.format(**{**training, **about_data}, gym_id=gym_id, table="\n".join(lines), verdict=verdict)
