@@ -178,6 +178,7 @@ def evaluator(
                 unparsed=answer.choice is None,
                 details={
                     "video": question.name,
+                    "question": question.prompt,
                     "frames": encoded.frames,
                     "groups": list(question.groups),
                     "options": list(question.options),
@@ -206,7 +207,7 @@ def averages(report: Report, asked: Sequence[VideoQuestion]) -> str:
         kinds: dict[str, list[float]] = {}
         groups: dict[str, list[float]] = {}
         for record in report.records:
-            if record.policy == policy:
+            if record.policy == policy and record.task == "video":
                 kinds.setdefault(record.category, []).append(record.score or 0.0)
                 for group in by_id[record.id].groups:
                     groups.setdefault(group, []).append(record.score or 0.0)

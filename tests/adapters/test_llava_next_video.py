@@ -7,18 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoProcessor,
-    CLIPVisionConfig,
-    DynamicCache,
-    LlamaConfig,
-    LlavaNextVideoConfig,
-    LlavaNextVideoForConditionalGeneration,
-)
+from tiny_llava import save_tiny_llava
+from transformers import AutoProcessor, DynamicCache, LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
 
 from namm_transfer import NammTransferError, check_adapter, policies
 from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample, parse_choice
-from namm_transfer.video import small
 from namm_transfer.video.draw import draw
 from namm_transfer.video.frames import VideoError
 from namm_transfer.video.generate import write_film
@@ -28,37 +21,10 @@ from namm_transfer.video.subtitles import Subtitle
 PROMPT = "What color was the star?\n(A) red\n(B) blue\n(C) green\n(D) white"
 
 
-def published_layout() -> LlavaNextVideoConfig:
-    """The published checkpoint's layout in miniature: patches of 14, second-last vision layer, no grouped KV heads."""
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=112, patch_size=14
-    )
-    text = LlamaConfig(
-        vocab_size=len(small.tokenizer()), hidden_size=48, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=4096, initializer_range=0.2,
-    )  # fmt: skip
-    return LlavaNextVideoConfig(
-        vision_config=vision.to_dict(), text_config=text.to_dict(), image_token_index=4, video_token_index=5
-    )
-
-
 @pytest.fixture(scope="module", params=["shipped", "published"])
 def folder(request, tmp_path_factory) -> Path:
     """A random checkpoint with processor files, in the layout of the shipped and of the published model."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp(request.param)
-    processor = small.processor()
-    if request.param == "shipped":
-        config = small.config()
-        config.text_config.initializer_range = 0.2
-    else:
-        config = published_layout()
-        processor.video_processor.size = {"shortest_edge": 112}
-        processor.video_processor.crop_size = {"height": 112, "width": 112}
-        processor.patch_size = 14
-    LlavaNextVideoForConditionalGeneration(config).save_pretrained(path)
-    processor.save_pretrained(path)
-    return path
+    return save_tiny_llava(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(scope="module")

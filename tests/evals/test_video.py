@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_llava import save_tiny_llava
 
 from namm_transfer import NammTransferError
 from namm_transfer.video.generate import generate
@@ -139,6 +140,27 @@ def test_longvideobench_layout_with_subtitles(films, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert re.search(r"duration group 15 .*of 2", printed)
     assert re.search(r"duration group 60 +0\.0 +of 1", printed)
+
+
+def test_a_checkpoint_of_the_published_layout_answers_by_letter(films, tmp_path):
+    """The 7B model's path: MLVU's prompt, half precision, a device map, generated letters."""
+    entry = {"video": "clip.mp4", "duration": 64, "question": "What is it?", "candidates": ["red", "sand"],
+             "answer": "sand", "question_type": "plotQA"}  # fmt: skip
+    (tmp_path / "json").mkdir()
+    (tmp_path / "video/1_plotQA").mkdir(parents=True)
+    (tmp_path / "json/1_plotQA.json").write_text(json.dumps([entry]))
+    (tmp_path / "video/1_plotQA/clip.mp4").write_bytes(sorted(films.glob("*.mp4"))[0].read_bytes())
+    model = save_tiny_llava(tmp_path / "model", "published")
+    flags = ("--model", model, "--benchmark", "mlvu", "--data-root", tmp_path, "--frames", 12, "--dtype", "bfloat16")
+    for answer, extra in (("loglik", ("--device-map", "auto")), ("generate", ())):
+        report = evaluate(tmp_path / answer, *flags, *extra, "--policy", "full,h2o:keep=0.5", "--answer", answer)
+        assert [record.error for record in report.records] == [None, None]
+        assert report.runs[0].description["tokens_per_frame"] == 16
+        assert report.runs[0].description["dtype"] == "bfloat16"
+        full, evicted = report.records
+        assert full.updates == 0
+        assert evicted.updates >= 6
+        assert evicted.kept_share < 0.7
 
 
 def test_several_lengths_take_turns_and_change_nothing_for_each_other(films, tmp_path):
