@@ -1,12 +1,13 @@
 """Behaviour policies: trained, interrupted, saved, shipped, and what they collect."""
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
 from namm_transfer import NammTransferError
 from namm_transfer.files import asset
-from namm_transfer.rl import collect, datasets
+from namm_transfer.rl import collect, datasets, experience
 from namm_transfer.rl.actor import BehaviourActor, load_actor, save_actor
 from namm_transfer.rl.scores import TASKS, normalised_score
 
@@ -97,6 +98,61 @@ def test_the_actor_does_what_the_learner_would(tmp_path, algorithm):
     normalised = learner.environments.normalize_obs(states) if algorithm == "ppo" else states
     expected, _ = learner.model.predict(normalised, deterministic=True)
     np.testing.assert_allclose(learner.actor().act(torch.from_numpy(states)).numpy(), expected, atol=1e-5)
+
+
+class Short(gymnasium.Env):
+    """Episodes of three steps; every second one ends by itself. Observation and reward count the steps."""
+
+    def __init__(self):
+        self.steps = self.episodes = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.steps, self.episodes = 0, self.episodes + 1
+        return np.zeros(2), {}
+
+    def step(self, action):
+        self.steps += 1
+        over = self.steps == 3
+        terminated = over and self.episodes % 2 == 0
+        return np.full(2, self.steps), self.steps, terminated, over and not terminated, {}
+
+
+def test_whole_episodes_are_recorded_and_recalled(tmp_path):
+    episodes = []
+    recorder = experience.Recorder(Short(), episodes)
+    for number in range(5):
+        recorder.reset()
+        for step in range(2 if number == 3 else 3):  # the fourth is broken off
+            recorder.step(np.full(1, number + step / 10))
+        experience.keep(tmp_path, 10 * number, episodes)
+    assert episodes == []
+    found = list(experience.recall(tmp_path))
+    assert [episode.terminated for episode in found] == [False, True, False, False]
+    for number, episode in zip([0, 1, 2, 4], found, strict=True):
+        np.testing.assert_array_equal(episode.observations, [[0, 0], [1, 1], [2, 2], [3, 3]])
+        np.testing.assert_allclose(episode.actions[:, 0], [number, number + 0.1, number + 0.2])
+        np.testing.assert_array_equal(episode.rewards, [1, 2, 3])
+    experience.forget_after(tmp_path, 20)
+    assert len(list(experience.recall(tmp_path))) == 3
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "ppo"])
+def test_what_training_lived_through_becomes_a_data_set(tmp_path, algorithm, monkeypatch):
+    name = "namm-transfer/hopper/medium-replay-v0"
+    behaviour, given = options(tmp_path, algorithm, replay=name, evaluate_every=1024)
+    monkeypatch.setattr(behaviour, "is_medium", lambda measured: False)
+    behaviour.train(given)
+    with pytest.raises(NammTransferError, match="no data set"):
+        datasets.load(name, "hopper")
+    monkeypatch.setattr(behaviour, "is_medium", lambda measured: True)
+    given.steps = 3072
+    assert behaviour.train(given) == {"steps": 3072, "medium": True}
+    found = datasets.load(name, "hopper")
+    steps = found.summary()["steps"]
+    assert 1500 < steps <= 3072, "a restart and the end break off an episode in each environment"
+    assert np.abs(np.concatenate([episode.actions for episode in found.trajectories])).max() <= 1
+    assert f"{algorithm} training" in found.description
+    assert f"--replay {name}" in found.description
 
 
 def test_medium_is_moving():
