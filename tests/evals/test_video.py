@@ -112,6 +112,25 @@ def test_mlvu_layout_with_missing_and_damaged_videos(films, tmp_path):
     assert "leaves its folder" in errors["1_plotQA/3"]
 
 
+def test_real_mlvu_annotations_with_stand_in_videos(films, tmp_path):
+    """`NAMM_MLVU_ROOT`: MLVU's folder; the first question of every task about a generated film of the right name."""
+    root = os.environ.get("NAMM_MLVU_ROOT")
+    if not root:
+        pytest.skip("NAMM_MLVU_ROOT names no folder of MLVU")
+    (tmp_path / "json").mkdir()
+    film = sorted(films.glob("*.mp4"))[0].read_bytes()
+    tasks = sorted((Path(root) / "json").glob("*.json"))
+    for task in tasks:
+        (tmp_path / "json" / task.name).write_bytes(task.read_bytes())
+        (tmp_path / "video" / task.stem).mkdir(parents=True)
+        (tmp_path / "video" / task.stem / json.loads(task.read_text())[0]["video"]).write_bytes(film)
+    flags = ("--benchmark", "mlvu", "--data-root", tmp_path, "--frames", 16, "--limit", len(tasks))
+    report = evaluate(tmp_path / "run", *flags, "--policy", "full,namm")
+    assert len(report.records) == 2 * len(tasks)
+    assert len({record.category for record in report.records}) == len(tasks)
+    assert all(record.error is None for record in report.records)
+
+
 def test_longvideobench_layout_with_subtitles(films, tmp_path, capsys):
     """Stand-ins under LongVideoBench's names; scores by duration group, and a lost subtitle file fails alone."""
     entries = [
