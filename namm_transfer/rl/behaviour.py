@@ -54,7 +54,8 @@ class Options:
     state: Path | None = None
     """Folder of the training state; `runs/behaviour/ENV` by default."""
     replay: str | None = None
-    """Minari id, e.g. `namm-transfer/ENV/medium-replay-v0`: every whole episode of the training, up to medium."""
+    """Minari id, e.g. `namm-transfer/ENV/medium-replay-v0`: every whole episode of the training, up to medium
+    or to --steps."""
     algorithm: Literal["sac", "ppo"] = "sac"
     """Soft actor-critic or proximal policy optimisation: more steps, but a fraction of the time where it gets there."""
     steps: int = 250_000
@@ -142,11 +143,12 @@ def readme(facts: dict[str, Any], options: Options) -> str:
     return CARD.format(**{**facts, **facts["measured"]}, command=made_by)
 
 
-def write_replay(dataset_id: str, options: Options, steps: int) -> None:
+def write_replay(dataset_id: str, options: Options, steps: int, medium: bool) -> None:
     """The medium-replay tier as a Minari data set: what the training lived through in `steps` steps, all of it."""
+    reached = "reached the medium tier" if medium else "was stopped, short of the medium tier,"
     description = (
         f"{task(options.env).gym_id}, medium-replay: every whole episode of the {options.algorithm} training (seed "
-        f"{options.seed}) that reached the medium tier after {steps:,} steps. Made by "
+        f"{options.seed}) that {reached} after {steps:,} steps. Made by "
         f"`{command(options)} --replay {dataset_id} --out runs/behaviour/{options.env}-medium`."
     )
     datasets.write(dataset_id, options.env, experience.recall(state_folder(options)), options.algorithm, description)
@@ -164,8 +166,8 @@ def train(options: Options) -> dict[str, Any]:
         with tqdm(total=options.steps, initial=steps, desc=f"{options.algorithm} {options.env}", mininterval=10) as bar:
             callback = Medium(options, learner, bar)
             learner.model.learn(options.steps - steps, callback=callback, reset_num_timesteps=not resumed)
-    if options.replay is not None and medium.is_file():
-        write_replay(options.replay, options, learner.model.num_timesteps)
+    if options.replay is not None:
+        write_replay(options.replay, options, learner.model.num_timesteps, medium.is_file())
     return {"steps": learner.model.num_timesteps, "medium": medium.is_file()}
 
 
