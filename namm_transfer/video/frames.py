@@ -101,9 +101,9 @@ def uniform_indices(count: int, frames: int) -> np.ndarray:
 def starts_of_parts(count: int, frames: int) -> np.ndarray:
     """Beginnings of `frames` equal parts of a film of `count` frames: (frames,) int64, ascending.
 
-    This is the sampling of LongVideoBench's own loader.
+    This is the sampling of LongVideoBench's own loader. A film of fewer frames is its first one.
     """
-    return np.arange(frames) * max(1, count // frames) % count
+    return np.arange(frames) * (count // frames)
 
 
 SAMPLING = {"middles": uniform_indices, "starts": starts_of_parts}
