@@ -180,6 +180,15 @@ def test_statistics_from_a_data_set(tmp_path):
     assert all(row.failed == 0 for row in report.summary)
 
 
+def test_a_model_with_its_statistics_in_the_card_plays(tmp_path):
+    folder = make_model(tmp_path / "published", statistics=False)
+    vector = ", ".join(["0.5"] * 11)
+    (tmp_path / "published" / "README.md").write_text(f"mean = [{vector}]\n\nstd = [{vector}]\n")
+    report = rl.main(flags(folder, tmp_path / "out"))
+    assert all(row.failed == 0 for row in report.summary)
+    assert report.runs[0].description["target_return"] == 3600.0, "the higher of the authors' two"
+
+
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [

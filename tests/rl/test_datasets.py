@@ -6,7 +6,7 @@ import pytest
 
 from namm_transfer import NammTransferError
 from namm_transfer.rl import datasets
-from namm_transfer.rl.environments import Environments, random_policy, rollout
+from namm_transfer.rl.environments import Environments, make, quiet_mujoco, random_policy, rollout
 
 ID = "namm-transfer/hopper/test-v0"
 
@@ -40,6 +40,27 @@ def test_others_can_read_it(trajectories):
     metadata = source.storage.metadata
     assert (metadata["ref_min_score"], metadata["ref_max_score"]) == (-20.272305, 3234.3)
     assert [episode["seed"] for episode in source.storage.get_episode_metadata([0, 1, 2])] == [10, 11, 12]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Minari recommends more facts than a test has
+def test_a_published_data_set_loads_by_its_id(trajectories):
+    """`mujoco/hopper/medium-v0` has what ours have, and infos beside every step, which nobody reads here."""
+    buffers = [
+        minari.data_collector.EpisodeBuffer(
+            observations=episode.observations,
+            actions=episode.actions,
+            rewards=list(episode.rewards),
+            terminations=[False] * (len(episode) - 1) + [True],
+            truncations=[False] * len(episode),
+            infos={"x_position": np.zeros(len(episode) + 1), "qpos": np.zeros((len(episode) + 1, 6))},
+        )
+        for episode in trajectories
+    ]
+    with quiet_mujoco():
+        facts = {"author": "a", "author_email": "b", "code_permalink": "c", "algorithm_name": "SAC"}
+        minari.create_dataset_from_buffers("mujoco/hopper/medium-v0", buffers, env=make("hopper"), **facts)
+    found = datasets.load("mujoco/hopper/medium-v0", "hopper")
+    assert [e.episode_return for e in found.trajectories] == [e.episode_return for e in trajectories]
 
 
 def test_statistics_are_over_the_states_acted_in(trajectories):
