@@ -1,7 +1,7 @@
 """Does a memory that forgets still act well? A Decision Transformer in MuJoCo, policy against policy.
 
     python evals/rl.py --env hopper
-    python evals/rl.py --config evals/configs/suite-rl.toml
+    python evals/rl.py --config evals/configs/report-rl.toml
     accelerate launch evals/rl.py --env walker2d --episodes 20 --policy full,namm,h2o:match=namm,random:match=namm
 
 Every policy plays the same episodes (environment seeds), so that differences are paired. The score is the normalised
