@@ -172,6 +172,10 @@ class CausalLMAdapter(ModalityAdapter):
         )
         return self.tokenizer.decode(said[0, len(encoded.tokens) :], skip_special_tokens=True)
 
+    def pieces(self, encoded: EncodedPrompt) -> np.ndarray:
+        """The words behind each token of the prompt, (length,) strings."""
+        return np.array([self.tokenizer.decode([token]) for token in encoded.tokens.tolist()])
+
     def kept(self, cache: MemoryCache, encoded: EncodedPrompt) -> dict[str, np.ndarray]:
         """Share of layers and KV heads that still hold each token seen: `tokens`, (seen,) float32."""
         seen = cache.report().seen[0]

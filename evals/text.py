@@ -76,7 +76,7 @@ def questions(options: Options, adapter: CausalLMAdapter) -> list[Sample]:
         for number in range(options.samples)
         for family in families(options)
     ]
-    return [Sample(id=prompt.id, category=prompt.family, payload=prompt) for prompt in prompts]
+    return [Sample(prompt.id, prompt.family, prompt, prompt=prompt.text + prompt.answer) for prompt in prompts]
 
 
 def scored(answer: TextAnswer, kind: str) -> float:
@@ -107,7 +107,7 @@ def evaluator(options: Options, adapter: CausalLMAdapter) -> Callable[[list[Samp
                     "trained": sample.category in TRAINED,
                     "bytes": report.bytes,
                 },
-                arrays=kept,
+                arrays={**kept, "pieces": adapter.pieces(encoded)},
             )
         ]
 

@@ -27,7 +27,7 @@ from namm_transfer import NAMM, EvictionPolicy, NammTransferError
 from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample
 from namm_transfer.evaluation import EvalOptions, Outcome, Sample, parse, run, start
 from namm_transfer.files import asset, safe_name
-from namm_transfer.report.render import SAMPLES
+from namm_transfer.report.samples import choose
 from namm_transfer.report.schema import Report
 from namm_transfer.video.benchmarks import VideoQuestion, load_generated, load_json, load_mlvu
 from namm_transfer.video.longvideobench import load_longvideobench
@@ -226,7 +226,10 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         asked = questions(options)[: options.limit]
     if not asked:
         raise NammTransferError(f"benchmark {options.benchmark!r} holds no questions, or --limit leaves none")
-    samples = [Sample(q.id, q.kind, q, cluster=f"{q.root.name}/{q.name}") for q in asked]
+    samples = [
+        Sample(q.id, q.kind, q, cluster=f"{q.root.name}/{q.name}", prompt=f"{q.prompt} {list(q.options)}")
+        for q in asked
+    ]
     adapter, source = load(options, accelerator.device)
     annotations = ANNOTATIONS.get(options.benchmark)
     text = adapter.model.config.get_text_config()
@@ -245,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     }
     report = run(
         options, task="video", samples=samples, description=description,
-        evaluate=evaluator(options, adapter, shown={sample.id for sample in samples[:SAMPLES]}),
+        evaluate=evaluator(options, adapter, shown=set(choose((sample.id, sample.category) for sample in samples))),
     )  # fmt: skip
     if accelerator.is_main_process:
         shutil.rmtree(options.out / "features", ignore_errors=True)

@@ -32,7 +32,9 @@ COMMANDS = {
     "rl": Command("namm_transfer.evals.rl", "rl", "MuJoCo episodes, played under each policy"),
     "text": Command("namm_transfer.evals.text", "text", "questions about long texts, answered under each policy"),
     "evolve": Command("namm_transfer.evals.evolve", "evolve", "evolve a NAMM on text"),
-    "report": Command("namm_transfer.report.__main__", "report", "merge reports, or write their pages again"),
+    "report": Command(
+        "namm_transfer.report.__main__", "report", "merge, verify and compare reports, or make a gallery of them"
+    ),
     "parity": Command("namm_transfer.parity", None, "replay recorded updates and compare every number"),
 }
 
@@ -83,6 +85,7 @@ def usage() -> str:
             "",
             "  namm-transfer rl --env hopper --limit 4 --policy full,namm",
             "  namm-transfer report merge runs/video runs/rl --out runs/transfer",
+            "  namm-transfer report verify runs/video --samples 2",
             "",
             "Several processes or machines: accelerate launch -m namm_transfer.evals.rl --env hopper",
         ]

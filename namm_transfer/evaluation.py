@@ -58,6 +58,9 @@ class Sample:
     cluster: str | None = None
     """Samples that share something (several questions on one video) and so are no independent draws."""
 
+    prompt: str = ""
+    """What the model is asked in words, if in words; the run records a checksum of all prompts."""
+
 
 @dataclasses.dataclass
 class Outcome:
@@ -194,7 +197,7 @@ def _plan(
                 batch=batch,
                 policies=entries,
                 options=resolved,
-                description=_plain(provenance.with_checksums(description)),
+                description=_plain(provenance.with_checksums({**description, **_prompts(samples)})),
                 provenance=provenance.collect(accelerator.num_processes),
             )
             for note in ledger.prepare(options.out, plan, options.resume):
@@ -206,6 +209,12 @@ def _plan(
     if isinstance(shared[0], NammTransferError):
         raise shared[0]
     return shared[0]
+
+
+def _prompts(samples: list[Sample]) -> dict[str, str]:
+    """`prompts_sha256` of all that is asked, in order; nothing where nothing is asked."""
+    asked = "\0".join(sample.prompt for sample in samples)
+    return {"prompts_sha256": hashlib.sha256(asked.encode()).hexdigest()} if asked.strip("\0") else {}
 
 
 def _with_sizes(lineup: dict[str, EvictionPolicy], plan: Run, out: Path) -> dict[str, EvictionPolicy]:

@@ -1,5 +1,21 @@
 """Transfer reports: records on disk, statistics, and the pages made from them.
 
-`build.build(folder)` is the report over the records of a folder, `render.write` its three files, `merge.merge` one
-report of several.
+    report = build(Path("runs/video"))      # from the records of a folder, a pure function of them
+    write(report, Path("runs/video"))       # report.json, report.md, report.html
+    merge([Path("runs/video"), Path("runs/rl")], Path("runs/transfer"))
+    verify(Path("runs/video"), samples=2)   # evaluated again, compared
+    diff(Path("a"), Path("b"))              # what changed, and whether it is more than chance
+
+Scores have the unit that `Run.description["score"]` names, shares are fractions of 1, sizes tokens or bytes, times
+seconds; `schema` has the unit of every field.
 """
+
+from .build import build
+from .comparison import diff
+from .merge import merge
+from .reading import read
+from .render import write
+from .schema import Record, Report, Run
+from .verification import verify
+
+__all__ = ["Record", "Report", "Run", "build", "diff", "merge", "read", "verify", "write"]

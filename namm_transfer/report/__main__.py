@@ -1,4 +1,4 @@
-"""`namm-transfer report merge A B C --out DIR` and `namm-transfer report render DIR`."""
+"""`namm-transfer report`: merge, render, verify, diff, gallery."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from ..errors import NammTransferError
-from . import render
+from . import comparison, gallery, render, verification
 from .build import build
 from .merge import merge
 
@@ -40,18 +40,68 @@ def render_command(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
     print(render.terminal(report, folder))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one of the two."""
-    tyro.extras.subcommand_cli_from_dict(
-        {"merge": merge_command, "render": render_command},
+def verify_command(
+    folder: Annotated[Path, tyro.conf.Positional], /, *, samples: int = 3, seed: int = 0, tolerance: float = 0.0
+) -> int:
+    """Evaluate some samples again as recorded and compare; the exit status is 0 if all came out again, else 1.
+
+    Where NAMM, model, data or options are not those recorded it says so and ends with 2.
+
+    Args:
+        folder: Folder that an evaluation or a merge wrote.
+        samples: Samples of each task; each is evaluated under all policies.
+        seed: Of the choice of samples.
+        tolerance: Largest difference of a score that counts as equal; everything else has to be equal. On another
+            processor the last bits of a score may differ.
+    """
+    results = verification.verify(folder, samples=samples, seed=seed, tolerance=tolerance)
+    print(verification.in_words(results, tolerance))
+    return int(any(result.differences for result in results))
+
+
+def diff_command(
+    first: Annotated[Path, tyro.conf.Positional], second: Annotated[Path, tyro.conf.Positional], /
+) -> None:
+    """Say what changed from one report to another, and whether the scores differ by more than chance.
+
+    Args:
+        first: Folder of the earlier report.
+        second: Folder of the later one.
+    """
+    print(comparison.in_words(comparison.diff(first, second)))
+
+
+def gallery_command(folders: Annotated[tuple[Path, ...], tyro.conf.Positional], /, *, out: Path = Path("docs")) -> None:
+    """Write index.html, index.md and headline.svg over several reports.
+
+    Args:
+        folders: Folders that evaluations or merges wrote.
+        out: Folder of the gallery.
+    """
+    for item in gallery.write(folders, out):
+        print(f"{item.link}: {item.report.headline}")
+    print(f"gallery: {out / 'index.html'}  (also index.md and headline.svg)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one of them; returns the exit status."""
+    status = tyro.extras.subcommand_cli_from_dict(
+        {
+            "merge": merge_command,
+            "render": render_command,
+            "verify": verify_command,
+            "diff": diff_command,
+            "gallery": gallery_command,
+        },
         prog="namm-transfer report",
         description="Reports are a pure function of the records that evaluations write.",
         args=arguments,
     )
+    return status if isinstance(status, int) else 0
 
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(main())
     except NammTransferError as error:
         sys.exit(f"error: {error}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +72,7 @@ def score_against_size(report: Report, task: str, name: str) -> Drawing:
         for i, (family, members) in enumerate(families.items()):
             _points(axes, family, members, full, COLOURS[i % len(COLOURS)], "osD^vPX"[i % 7])
         axes.set_xlabel("cache held")
-        axes.set_ylabel(unit)
+        axes.set_ylabel(textwrap.fill(unit, 34))
         axes.set_xlim(0, 1.05)
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         if rows:
@@ -119,7 +120,7 @@ def kept_shares(report: Report, task: str, name: str) -> Drawing | None:
         figure.supylabel("layer", color=INK, fontsize=9)
         bar = figure.colorbar(image, ax=grid, format=PercentFormatter(1), shrink=0.9)
         bar.outline.set_visible(False)
-        svg = _inline(figure, name)
+        svg = inline(figure, name)
     words = "; ".join(
         f"{item.policy}: " + ", ".join(f"layer {i} {percent(float(np.mean(row)))}" for i, row in enumerate(item.share))
         for item in maps
@@ -128,6 +129,38 @@ def kept_shares(report: Report, task: str, name: str) -> Drawing | None:
         svg=svg,
         caption=f"{task}: share of the tokens seen that each KV head held when the answer began, mean over samples.",
         alternative=f"Heat maps by layer and KV head for {task}. Means over the heads: {words}.",
+    )
+
+
+def sizes_by_update(report: Report, task: str, name: str) -> Drawing | None:
+    """Tokens a head held after each update, a line a policy; None if no policy acted."""
+    lines = [item for item in report.sizes if item.task == task]
+    if not lines:
+        return None
+
+    def draw(axes: Axes) -> None:
+        longest = max(lines, key=lambda item: len(item.held))
+        seen = longest.interval * np.arange(len(longest.held) + 1)
+        axes.plot(seen, seen, color=INK, linestyle="--", linewidth=1, label="everything")
+        for i, item in enumerate(lines):  # thinner and thinner, since sizes that were matched lie on each other
+            tokens = item.interval * np.arange(1, len(item.held) + 1)
+            axes.plot(tokens, item.held, color=COLOURS[i % len(COLOURS)], label=item.policy,
+                      linewidth=max(1.2, 6 - 1.5 * i), linestyle=("-", "-.", ":")[i // len(COLOURS) % 3])  # fmt: skip
+        axes.set_xlabel("tokens seen")
+        axes.set_ylabel("tokens held by a head")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2)
+
+    words = "; ".join(
+        f"{item.policy}: {number(item.held[0])} after the first update, {number(item.held[-1])} after the last "
+        f"({len(item.held)}), which {item.samples[-1]} of {item.samples[0]} samples reached"
+        for item in lines
+    )
+    return Drawing(
+        svg=_svg(draw, name, (4.6, 3.4 + 0.12 * len(lines))),
+        caption=f"{task}: tokens a head held after each update, mean over layers and over the samples that got so far "
+        "(fewer and fewer where samples differ in length). Dashed: a cache that keeps everything.",
+        alternative=f"Line chart of the cache size after each update for {task}. {words}.",
     )
 
 
@@ -141,10 +174,10 @@ def _svg(draw: Callable[[Axes], None], name: str, size: tuple[float, float]) -> 
     with rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots())
-        return _inline(figure, name)
+        return inline(figure, name)
 
 
-def _inline(figure: Figure, name: str) -> str:
+def inline(figure: Figure, name: str) -> str:
     """The figure as an <svg> element that scales, takes the page's text colour, and whose names are its own."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

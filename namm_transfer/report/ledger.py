@@ -1,7 +1,8 @@
 """The records of a run on disk: append-only JSON lines, one file a process, each line durable before the next sample.
 
 The first line of a file is the `Run`, every other line a `Record`. A process that is killed leaves at most one damaged
-line at the end of its file; reading stops there and says so, and `repair` cuts it off before a run goes on.
+line at the end of its file; reading stops there and says so, and `prepare` cuts it off before a run goes on. What is
+published is compressed (`records-*.jsonl.gz`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ def read(path: Path) -> Contents:
         NammTransferError: the file is from another version of the schema.
     """
     contents = Contents(path, None, [], 0, None)
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+    for number, line in enumerate(content(path).splitlines(keepends=True), start=1):
         try:
             if not line.endswith(b"\n"):
                 raise ValueError("the line is cut off")
@@ -58,6 +60,21 @@ def read(path: Path) -> Contents:
     return contents
 
 
+def content(path: Path) -> bytes:
+    """The lines of a ledger; of a compressed one that is cut off, those before the cut.
+
+    Raises:
+        NammTransferError: it is called .gz and is no such file.
+    """
+    data = path.read_bytes()
+    if path.suffix != ".gz":
+        return data
+    try:
+        return zlib.decompressobj(wbits=31).decompress(data)  # 31: with gzip's header
+    except zlib.error as error:
+        raise NammTransferError(f"{path} is damaged: no gzip file ({error})") from None
+
+
 def _run(path: Path, line: bytes) -> Run:
     version = re.match(rb'\{"schema_version":\s*(\d+)', line)
     if version and int(version[1]) != SCHEMA_VERSION:
@@ -69,7 +86,7 @@ def _run(path: Path, line: bytes) -> Run:
 
 def find(folder: Path) -> list[Path]:
     """The ledger files of a report folder."""
-    return sorted(folder.glob("records-*.jsonl"))
+    return sorted([*folder.glob("records-*.jsonl"), *folder.glob("records-*.jsonl.gz")])
 
 
 def path_of(folder: Path, task: str, process: int) -> Path:

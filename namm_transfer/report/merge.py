@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import NammTransferError
 from ..files import write_atomic
-from . import ledger, render
+from . import ledger, render, samples
 from .arrays import ArrayStore
-from .build import build, load
+from .build import build
+from .records import load
 from .schema import Report
 
 
 def merge(folders: Sequence[Path], out: Path) -> Report:
     """Put the records of several evaluations into `out` and write the report over all of them.
+
+    With one folder it is a copy for publishing: the records, their arrays, and the thumbnails that the page shows.
 
     Raises:
         NammTransferError: a folder without records, two evaluations of the same task, or an `out` that has records of
@@ -30,17 +34,31 @@ def merge(folders: Sequence[Path], out: Path) -> Report:
                     f"task {name!r} is in {str(origin[name])!r} and in {str(folder)!r}; expected each task once"
                 )
             origin[name] = folder
-    copies = {path.name: path.read_bytes() for folder in folders for path in ledger.find(folder)}
+    copies = {
+        f"{path.name.removesuffix('.gz')}.gz": gzip.compress(ledger.content(path), mtime=0)
+        for folder in folders
+        for path in ledger.find(folder)
+    }
     for path in ledger.find(out):
         run = ledger.read(path).run
         if run is None or run.task not in origin:
             raise NammTransferError(f"{str(out)!r} has records of something else ({path.name}); expected another --out")
         if path.name not in copies:  # an earlier merge of the same tasks, run by more processes then
-            os.replace(path, path.with_suffix(".jsonl.old"))
+            os.replace(path, path.with_name(f"{path.name}.old"))
     for file, content in copies.items():
         write_atomic(out / file, content)
     report = build(out)
     names = [name for record in report.records for name in record.arrays.values()]
     ArrayStore(out).pack(names, [ArrayStore(folder) for folder in folders])
+    _copy_thumbnails(report, folders, out)
     render.write(report, out)
     return report
+
+
+def _copy_thumbnails(report: Report, folders: Sequence[Path], out: Path) -> None:
+    """Take over the pictures of the samples that the page shows."""
+    for run in report.runs:
+        for name in samples.chosen(report, run.task):
+            for folder in folders:
+                for path in samples.thumbnails(folder, name):
+                    write_atomic(out / "thumbnails" / path.parent.name / path.name, path.read_bytes())

@@ -9,6 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import sysconfig
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def collect(processes: int) -> Provenance:
 def with_checksums(description: dict[str, Any]) -> dict[str, Any]:
     """The description with `model_sha256` and `data_sha256` beside `model` and `data` where those lie on this machine.
 
-    Both may be one path or a list of them. A hub id is no path and gets no checksum.
+    Both may be one path or a list of them. A hub id is no path and gets no checksum. Paths in this checkout or among
+    the installed packages are given from there.
     """
     result = dict(description)
     for key in HASHED:
@@ -56,8 +58,19 @@ def with_checksums(description: dict[str, Any]) -> dict[str, Any]:
         paths = [Path(path) for path in (value if isinstance(value, list | tuple) else [value]) if path is not None]
         if paths and f"{key}_sha256" not in description and all(path.exists() for path in paths):
             digests = [files.sha256(path) for path in paths]
-            result[f"{key}_sha256"] = digests if isinstance(value, list | tuple) else digests[0]
+            shown = [_portable(path) for path in paths]
+            result[key], result[f"{key}_sha256"] = (
+                (shown, digests) if isinstance(value, list | tuple) else (shown[0], digests[0])
+            )
     return result
+
+
+def _portable(path: Path) -> str:
+    """A path as others can find it: from the installed packages or this checkout, where it lies in one of them."""
+    for root in (Path(sysconfig.get_path("purelib")), Path(__file__).parents[2]):
+        if path.resolve().is_relative_to(root.resolve()):
+            return path.resolve().relative_to(root.resolve()).as_posix()
+    return str(path)
 
 
 def weights_sha256(policy: EvictionPolicy) -> str | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,22 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..files import write_atomic
-from . import figures, tables
-from .schema import Brief, Report, Run
-from .verdict import HOLD_MARGIN, MIN_DRAWS, MIN_UPDATES, headline, number
+from . import figures, samples, tables
+from .schema import Report, Run
+from .verdict import HOLD_MARGIN, MIN_DRAWS, MIN_UPDATES, headline
 
 JSON_LIMIT = 2_000_000
 """Bytes of report.json; what does not fit stays in the ledgers."""
 
-SAMPLES = 12
-"""Samples the page shows, over all tasks."""
-
-TEXT_LIMIT = 500
-"""Characters of an answer that are shown."""
+HTML_LIMIT = 950_000
+"""Bytes of report.html; samples are left out until it fits."""
 
 
 def write(report: Report, folder: Path) -> None:
     """Write the three files; each appears whole or not at all."""
     write_atomic(folder / "report.json", as_json(report))
     write_atomic(folder / "report.md", as_markdown(report))
-    write_atomic(folder / "report.html", as_html(report))
+    write_atomic(folder / "report.html", as_html(report, folder))
 
 
 def as_json(report: Report) -> str:
@@ -48,7 +45,9 @@ def as_json(report: Report) -> str:
 
 def terminal(report: Report, folder: Path) -> str:
     """What a run ends with: the answer, a table a task, warnings, and where to read on."""
-    parts = [tables.as_text(tables.summary(report, run.task)) for run in report.runs]
+    parts = [report.headline]
+    parts += [tables.as_text(table) for table in _group(report)]
+    parts += [tables.as_text(tables.summary(report, run.task)) for run in report.runs]
     parts += [f"{answer.task}, {answer.policy}: {answer.text}" for answer in headline(report.answers)]
     if report.warnings:
         parts.append("\n".join(f"warning: {warning}" for warning in report.warnings))
@@ -58,25 +57,29 @@ def terminal(report: Report, folder: Path) -> str:
 
 def as_markdown(report: Report) -> str:
     """The report without figures and samples."""
-    lines = ["# Memory transfer report", ""]
+    lines = ["# Memory transfer report", "", tables.escape(report.headline), ""]
     for answer in headline(report.answers):
         lines.append(f"- **{tables.escape(f'{answer.task}, {answer.policy}')}**: {tables.escape(answer.text)}")
     if report.warnings:
         lines += ["", "Warnings:", "", *(f"- {tables.escape(warning)}" for warning in report.warnings)]
+    for table in _group(report):
+        lines += ["", f"## {tables.escape(table.title)}", "", tables.as_markdown(table)]
     for run in report.runs:
-        shown = (tables.summary(report, run.task), tables.costs(report, run.task), tables.categories(report, run.task))
-        for level, table in zip(("##", "###", "###"), shown, strict=True):
-            if table.rows:
-                lines += ["", f"{level} {tables.escape(table.title)}", "", tables.as_markdown(table)]
+        shown = [tables.summary(report, run.task), *_further(report, run.task)]
+        for place, table in enumerate(shown):
+            lines += ["", f"{'###' if place else '##'} {tables.escape(table.title)}", "", tables.as_markdown(table)]
         lines += ["", f"### {tables.escape(run.task)}: how this was made", ""]
         lines += [f"- {name}: {tables.escape(text)}" for name, text in provenance(run)]
-    meanings = {column.name: column.meaning for column in [*tables.SUMMARY, *tables.COSTS]}
-    lines += ["", "## Columns", "", *(f"- {name}: {meaning}" for name, meaning in meanings.items())]
+    lines += ["", "## Columns", "", *(f"- {column.name}: {column.meaning}" for column in _columns(report))]
     return "\n".join(lines) + "\n"
 
 
-def as_html(report: Report) -> str:
-    """The page: one file, no request to anywhere, its only script known to the browser by its checksum."""
+def as_html(report: Report, folder: Path | None = None) -> str:
+    """The page: one file, no request to anywhere, its only script known to the browser by its checksum.
+
+    Args:
+        folder: where kept.npz and thumbnails/ lie; without it the samples have no time lines.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -85,14 +88,28 @@ def as_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     tasks = [_section(report, run, place) for place, run in enumerate(report.runs)]
-    page = environment.get_template("page.html").render(
-        report=report,
-        tasks=tasks,
-        headline=headline(report.answers),
-        margin=HOLD_MARGIN,
-        least=MIN_UPDATES,
-        draws=MIN_DRAWS,
-    )
+    page = ""
+    for count in (samples.SAMPLES, 2, 1, 0):
+        cards = {run.task: samples.cards(report, run.task, folder, count) for run in report.runs}
+        page = environment.get_template("page.html").render(
+            report=report,
+            tasks=tasks,
+            group=_group(report),
+            cards=cards,
+            categories=_distinct(f"{task}: {card.category}" for task, found in cards.items() for card in found),
+            policies=list(dict.fromkeys(policy.spec for run in report.runs for policy in run.policies)),
+            outcomes=_distinct(
+                word for found in cards.values() for c in found for e in c.entries for word in e.outcomes
+            ),
+            rule=samples.RULE,
+            columns=_columns(report),
+            headline=headline(report.answers),
+            margin=HOLD_MARGIN,
+            least=MIN_UPDATES,
+            draws=MIN_DRAWS,
+        )
+        if len(page.encode()) <= HTML_LIMIT:
+            break
     script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
     digest = hashlib.sha256(script[1].encode() if script else b"").digest()
     return page.replace("SCRIPT-DIGEST", base64.b64encode(digest).decode(), 1)
@@ -102,37 +119,39 @@ def _section(report: Report, run: Run, place: int) -> dict[str, Any]:
     """What the page shows of one task."""
     drawings = [
         figures.score_against_size(report, run.task, f"size{place}"),
+        figures.sizes_by_update(report, run.task, f"updates{place}"),
         figures.kept_shares(report, run.task, f"kept{place}"),
     ]
-    every = [tables.costs(report, run.task), tables.categories(report, run.task)]
     return {
         "name": run.task,
         "summary": tables.summary(report, run.task),
-        "tables": [table for table in every if table.rows],
+        "tables": _further(report, run.task),
         "figures": [(Markup(drawing.svg), drawing) for drawing in drawings if drawing],
-        "samples": chosen(report, run.task),
         "provenance": provenance(run),
     }
 
 
-def chosen(report: Report, task: str) -> list[list[Brief]]:
-    """The samples the page shows: the first ones of each task, twelve over all tasks; a sample is its records.
-
-    Where a model says nothing, the sample's details stand for its answer.
-    """
-    by_sample: dict[str, list[Brief]] = {}
-    for record in report.records:
-        if record.task == task:
-            shown = record.model_copy(update={"answer": (record.answer or _facts(record))[:TEXT_LIMIT]})
-            by_sample.setdefault(record.id, []).append(shown)
-    return list(by_sample.values())[: max(1, SAMPLES // len(report.runs))]
+def _group(report: Report) -> list[tables.Table]:
+    """The tables over several tasks; none where no group has several."""
+    return [tables.by_task(report), tables.overall(report)] if any(row.tasks > 1 for row in report.overall) else []
 
 
-def _facts(record: Brief) -> str:
-    """What there is to say of a sample without words: an episode's return, for example."""
-    return ", ".join(
-        f"{name} {_text(value)}" for name, value in record.details.items() if not isinstance(value, list | dict)
-    )
+def _further(report: Report, task: str) -> list[tables.Table]:
+    """The tables of a task after its summary, those with something in them."""
+    every = [tables.costs(report, task), tables.categories(report, task), tables.published(report, task)]
+    if not _group(report) and any(task.startswith(f"{row.task}/") for row in report.overall):
+        every.insert(0, tables.overall(report))
+    return [table for table in every if table.rows]
+
+
+def _columns(report: Report) -> list[tables.Column]:
+    """The columns of the main tables, each name once."""
+    every = [*tables.SUMMARY, *(tables.OVERALL if report.overall else []), *tables.COSTS]
+    return list({column.name: column for column in reversed(every)}.values())[::-1]
+
+
+def _distinct(words: Iterable[str]) -> list[str]:
+    return sorted(set(words))
 
 
 def provenance(run: Run) -> list[tuple[str, str]]:
@@ -148,11 +167,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         ("processes", f"{made.processes}, {run.options.get('threads', '?')} threads each"),
         ("samples", f"{run.samples}, {run.batch} at once, ids sha256 {run.samples_sha256}"),
     ]
-    pairs += [(f"option {name}", _text(value)) for name, value in run.options.items()]
-    pairs += [(name, _text(value)) for name, value in run.description.items()]
+    pairs += [(f"option {name}", samples.value_text(value)) for name, value in run.options.items()]
+    pairs += [(name, samples.value_text(value)) for name, value in run.description.items()]
     pairs += [(f"weights of {policy.spec}", f"sha256 {policy.sha256}") for policy in run.policies if policy.sha256]
     return pairs
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else number(value) if isinstance(value, float) else json.dumps(value)

@@ -100,8 +100,11 @@ class Run(_Strict):
     provenance: Provenance
 
     def identity(self) -> dict[str, Any]:
-        """All that two runs must share for their records to belong together."""
-        return json.loads(self.model_dump_json(exclude={"provenance"}))
+        """All that two runs must share for their records to belong together; files count by content, not by place."""
+        found = json.loads(self.model_dump_json(exclude={"provenance"}))
+        placed = {key.removesuffix("_sha256") for key in self.description if key.endswith("_sha256")}
+        found["description"] = {key: value for key, value in found["description"].items() if key not in placed}
+        return found
 
 
 class SummaryRow(_Strict):
@@ -126,6 +129,33 @@ class SummaryRow(_Strict):
     unparsed: int
 
 
+class Overall(_Strict):
+    """One policy over all tasks of a group, an environment and its data being a task (RL)."""
+
+    task: str
+    """Name of the group: what stands before the first slash of its tasks' names."""
+    policy: str
+    tasks: int
+    n: int
+    """Episodes tried, over all tasks."""
+    score: float | None
+    """Interquartile mean over all episodes that did not fail."""
+    score_ci: tuple[float, float] | None
+    """95 % stratified bootstrap interval of it."""
+    diff_full: float | None
+    """Difference to the full cache's interquartile mean over the episodes that both finished."""
+    diff_ci: tuple[float, float] | None
+    """95 % paired stratified bootstrap interval of that difference."""
+    improvement: float | None
+    """Probability that an episode scores more than one under the full cache, ties half, mean over tasks."""
+    improvement_ci: tuple[float, float] | None
+    kept_share: float | None
+    updates_mean: float
+    acted_share: float
+    failed: int
+    unparsed: int
+
+
 class Cost(_Strict):
     """What one policy cost on one task, means over its samples."""
 
@@ -133,10 +163,25 @@ class Cost(_Strict):
     policy: str
     tokens_seen: float | None
     tokens_held: float | None
-    """A head holds so many when the answer begins."""
+    """A head holds so many when the answer begins; where there is none (RL), at the end."""
     bytes_held: float | None
+    """Keys, values and the policy's state."""
     peak_share: float | None
     seconds: float
+    acted_share: float
+
+
+class Sizes(_Strict):
+    """How the cache of one policy grew and shrank on one task."""
+
+    task: str
+    policy: str
+    interval: int
+    """Tokens from one update to the next."""
+    held: list[float]
+    """Tokens a head held after each update, mean over layers and the samples that got so far."""
+    samples: list[int]
+    """How many samples got so far."""
 
 
 class Category(_Strict):
@@ -147,7 +192,21 @@ class Category(_Strict):
     policy: str
     n: int
     score: float | None
+    raw: float | None
+    """Mean of the samples' `details["return"]` (RL: the undiscounted return before it is normalised)."""
     kept_share: float | None
+    acted_share: float
+
+
+class Published(_Strict):
+    """A number from a paper, shown beside a task's own with its source."""
+
+    task: str
+    name: str
+    value: float
+    world: str
+    """What it was measured on."""
+    source: str
 
 
 class Answer(_Strict):
@@ -190,11 +249,17 @@ class Report(_Strict):
     """Everything the pages show; a pure function of the records."""
 
     schema_version: Literal[1] = 1
+    headline: str
+    """The answer over all tasks in one line."""
     answers: list[Answer]
+    """A line for each policy: of a group of tasks first, then of each task."""
     summary: list[SummaryRow]
+    overall: list[Overall]
     costs: list[Cost]
+    sizes: list[Sizes]
     categories: list[Category]
     heatmaps: list[HeatMap]
+    published: list[Published]
     warnings: list[str]
     runs: list[Run]
     records: list[Brief]

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .schema import Answer, SummaryRow, Verdict
+from .schema import Answer, Overall, SummaryRow, Verdict
+
+Row = SummaryRow | Overall
 
 MIN_UPDATES = 3
 """Updates a sample, on average, below which a configuration is not judged."""
@@ -24,7 +26,19 @@ FEW_DRAWS = 10
 """Independent draws below which a bootstrap interval is somewhat too narrow; the answer says so."""
 
 
-def judge(row: SummaryRow, full: SummaryRow | None, draws: int) -> Verdict:
+PHRASES: dict[Verdict, str] = {
+    "baseline": "is the baseline",
+    "helps": "helps",
+    "holds": "holds",
+    "hurts": "hurts",
+    "unsettled": "is unsettled",
+    "hardly acted": "hardly acted",
+    "cannot tell": "cannot be judged",
+}
+"""The words in a sentence."""
+
+
+def judge(row: Row, full: Row | None, draws: int) -> Verdict:
     """The word for a row of the summary, given the full cache's row of the same task and the independent draws."""
     if row.policy == "full":
         return "baseline"
@@ -40,11 +54,11 @@ def judge(row: SummaryRow, full: SummaryRow | None, draws: int) -> Verdict:
     return "holds" if low >= -HOLD_MARGIN * abs(full.score) else "unsettled"
 
 
-def answer(row: SummaryRow, *, full: SummaryRow | None, pairs: int, draws: int, unit: str) -> Answer:
+def answer(row: Row, *, full: Row | None, pairs: int, draws: int, unit: str) -> Answer:
     """The word with its numbers.
 
     Args:
-        full: the full cache's row of the same task.
+        full: the full cache's row of the same task or group.
         pairs: samples behind the difference.
         draws: independent draws among them: clusters, where samples share a video; otherwise as many as pairs.
         unit: what the score is, from the run's description.
@@ -55,11 +69,11 @@ def answer(row: SummaryRow, *, full: SummaryRow | None, pairs: int, draws: int, 
     caution = f" Fewer than {FEW_DRAWS} independent draws: the interval is too narrow." if draws < FEW_DRAWS else ""
     text = _sentence(row, word, full, counted, unit)
     if word in ("helps", "holds", "hurts", "unsettled"):
-        text += caution
+        text += caution + _improvement(row)
     return Answer(task=row.task, policy=row.policy, verdict=word, text=text)
 
 
-def _sentence(row: SummaryRow, word: Verdict, full: SummaryRow | None, counted: str, unit: str) -> str:
+def _sentence(row: Row, word: Verdict, full: Row | None, counted: str, unit: str) -> str:
     score = f"{number(row.score)} ({unit})"
     if word == "baseline":
         return f"The full cache is what the others are compared with: {score}."
@@ -86,12 +100,51 @@ def _sentence(row: SummaryRow, word: Verdict, full: SummaryRow | None, counted: 
     return f"It {word}: {facts}"
 
 
+def _improvement(row: Row) -> str:
+    if not isinstance(row, Overall) or row.improvement is None or row.improvement_ci is None:
+        return ""
+    low, high = row.improvement_ci
+    return (
+        f" An episode scores more than one under the full cache with probability {row.improvement:.2f} "
+        f"({low:.2f} to {high:.2f})."
+    )
+
+
 def headline(answers: Sequence[Answer]) -> list[Answer]:
-    """The answers that belong at the top: of each task those about a NAMM, or all where there is none."""
-    judged = [answer for answer in answers if answer.verdict != "baseline"]
+    """The answers that belong at the top: of each task those about a NAMM, or all where there is none.
+
+    Where a group of tasks has an answer, it stands for its members.
+    """
+    every = {answer.task for answer in answers}
+    judged = [
+        answer
+        for answer in answers
+        if answer.verdict != "baseline" and not ("/" in answer.task and answer.task.partition("/")[0] in every)
+    ]
     namms = [answer for answer in judged if answer.policy.partition(":")[0] == "namm"]
     tasks = {answer.task for answer in namms}
     return [answer for answer in judged if answer in namms or answer.task not in tasks]
+
+
+def in_one_line(answers: Sequence[Answer], summary: Sequence[SummaryRow], overall: Sequence[Overall]) -> str:
+    """The first headline of each task in a few words: `Against the full cache. video: namm holds (...); ...`."""
+    rows: dict[tuple[str, str], Row] = {(row.task, row.policy): row for row in [*summary, *overall]}
+    first = {answer.task: answer for answer in reversed(headline(answers))}
+    parts = []
+    for task in dict.fromkeys(answer.task for answer in headline(answers)):
+        answer = first[task]
+        row = rows[task, answer.policy]
+        judged = answer.verdict in ("helps", "holds", "hurts", "unsettled") and row.diff_ci is not None
+        facts = [signed(row.diff_full)] if judged else [f"{row.updates_mean:.1f} updates a sample"]
+        facts += (
+            []
+            if not judged or row.diff_ci is None
+            else [f"95 % interval {signed(row.diff_ci[0])} to {signed(row.diff_ci[1])}"]
+        )
+        facts += [] if row.kept_share is None else [f"{percent(row.kept_share)} of the cache held"]
+        name = task if not isinstance(row, Overall) else f"{task} ({row.tasks} tasks)"
+        parts.append(f"{name}: {answer.policy} {PHRASES[answer.verdict]} ({', '.join(facts)})")
+    return "Against the full cache. " + "; ".join(parts) + "." if parts else "Nothing was compared with the full cache."
 
 
 def number(value: float | None) -> str:

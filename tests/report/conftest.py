@@ -5,8 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from namm_transfer.report import statistics
 from namm_transfer.report.ledger import Ledger, path_of
 from namm_transfer.report.schema import Policy, Provenance, Record, Run
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(request, monkeypatch) -> None:
+    """A few hundred draws are enough for what these tests look at; those of the statistics themselves keep all."""
+    if not request.module.__name__.endswith("test_report_statistics"):
+        monkeypatch.setattr(statistics, "RESAMPLES", 499)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Records on disk: durable, append-only, readable up to any damage."""
 
+import gzip
 import os
 
 import pytest
@@ -83,3 +84,18 @@ def test_differences_name_the_place_and_both_values():
     assert ledger.differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == ["a.b: 1 there, 3 here"]
     assert ledger.differences({"a": 1}, {"a": 1, "b": 2}) == ["b: None there, 2 here"]
     assert ledger.differences({"a": [1]}, {"a": [1]}) == []
+
+
+def test_a_compressed_ledger_is_read_up_to_its_cut(path, tmp_path):
+    whole, packed = ledger.read(path), tmp_path / "packed" / f"{path.name}.gz"
+    packed.parent.mkdir()
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert ledger.find(packed.parent) == [packed]
+    assert ledger.read(packed).records == whole.records
+    packed.write_bytes(packed.read_bytes()[:-40])
+    cut = ledger.read(packed)
+    assert 0 < len(cut.records) < len(whole.records)
+    assert "is damaged from line" in cut.damage
+    packed.write_bytes(b"something else")
+    with pytest.raises(NammTransferError, match="no gzip file"):
+        ledger.read(packed)

@@ -29,3 +29,10 @@ def test_versions_and_machine_are_recorded():
     assert made.versions["torch"] == torch.__version__.partition("+")[0] or made.versions["torch"] == torch.__version__
     assert (made.processes, bool(made.cpu), made.cores > 0) == (3, True, True)
     assert made.started.endswith("+00:00")
+
+
+def test_paths_of_this_checkout_and_its_packages_are_given_from_there(tmp_path):
+    folder = files.asset("namm-text")
+    described = provenance.with_checksums({"model": str(folder), "data": [str(tmp_path)]})
+    assert described["model"] == "assets/namm-text"
+    assert described["data"] == [str(tmp_path)]
