@@ -22,6 +22,9 @@ from .verdict import MIN_UPDATES, Row, headline, percent
 POLICIES = 5
 """Most policies a panel of the headline figure shows: the NAMM, and those that were given its cache size."""
 
+GUIDE = "reports.md"
+"""The page that explains reports, linked where it lies beside the gallery."""
+
 ADAPTING = "<style>svg { color: #1f2328 } @media (prefers-color-scheme: dark) { svg { color: #e6edf3 } }</style>"
 """A figure in a file of its own follows the reader's colour scheme by itself."""
 
@@ -55,17 +58,20 @@ def write(folders: Sequence[Path], out: Path) -> list[Item]:
         render.write(report, folder)
         items.append(Item(folder.name, Path(os.path.relpath(folder, out)).as_posix(), folder.as_posix(), report))
     write_atomic(out / "headline.svg", headline_figure([item.report for item in items]))
-    write_atomic(out / "index.md", _markdown(items))
+    write_atomic(out / "index.md", _markdown(items, (out / GUIDE).exists()))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    page = environment.get_template("gallery.html").render(items=items, headline=headline)
+    page = environment.get_template("gallery.html").render(
+        items=items, headline=headline, guide=(out / GUIDE).exists() and GUIDE
+    )
     write_atomic(out / "index.html", page + "\n")
     return items
 
 
-def _markdown(items: Sequence[Item]) -> str:
+def _markdown(items: Sequence[Item], guided: bool) -> str:
     lines = ["# Transfer reports", "", "![Score of each policy against the full cache](headline.svg)"]
+    lines += ["", f"[How to read and check a report]({GUIDE})"] if guided else []
     for item in items:
         lines += ["", f"## {tables.escape(item.name)}", "", tables.escape(item.report.headline), ""]
         for answer in headline(item.report.answers):

@@ -14,10 +14,11 @@ MIXED = [40.0, 60.0] * 10
 def test_one_command_makes_pages_and_figure(write_folder, tmp_path):
     video = write_folder(tmp_path / "docs/reports/video", {"full": MIXED, "namm": MIXED, "h2o:match=namm": [0.0] * 20})
     text = write_folder(tmp_path / "docs/reports/text", {"full": MIXED, "namm": [20.0] * 20}, task="text")
+    (tmp_path / "docs/reports.md").write_text("how to read them")
     gallery.write([text, video], tmp_path / "docs")
     page = (tmp_path / "docs/index.html").read_text()
     links = re.findall('href="([^d][^"]*)"', page)
-    assert {"reports/video/report.html", "reports/text/report.md"} <= set(links)
+    assert {"reports/video/report.html", "reports/text/report.md", "reports.md"} <= set(links)
     assert all((tmp_path / "docs" / link).is_file() for link in links)
     assert "video: namm holds" in page
     assert "script" not in page
