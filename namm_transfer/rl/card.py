@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import fields
-from textwrap import fill
+from textwrap import TextWrapper
 from typing import Any
 
 import numpy as np
@@ -47,8 +47,10 @@ Normalised: v5 returns against D4RL's reference returns, which were measured on 
 The training is short: a small base model to measure memories on, not a state-of-the-art agent.
 """
 
-
-WHOLE_WORDS: dict[str, bool] = {"break_long_words": False, "break_on_hyphens": False}
+PARAGRAPH = TextWrapper(
+    118, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+)
+"""Under an item of a list; commands stay whole words."""
 
 
 def measure(
@@ -114,7 +116,7 @@ def card(dataset: Dataset, training: dict[str, Any], rows: dict[str, np.ndarray]
         "data_std": data["return_std"],
         "data_best": data["return_best"],
         "data_score": data["score"],
-        "data_description": fill(dataset.description, 118, initial_indent="  ", subsequent_indent="  ", **WHOLE_WORDS),
+        "data_description": PARAGRAPH.fill(dataset.description),
     }
     gym_id = task(dataset.env).gym_id
     return CARD.format(**{**training, **about_data}, gym_id=gym_id, table="\n".join(lines), verdict=verdict)
