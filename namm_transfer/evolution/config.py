@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evolution.tasks import FAMILIES, TRAINED
+from namm_transfer.namm import SIZE
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ class EvolutionConfig:
     introduced: tuple[int, ...] = (0,) * len(TRAINED)
     """Generation from which each family takes part: the incremental schedule."""
 
-    prompts: int = 6
+    prompts: int = 4
     """Prompts of each family a generation, the same for all members, new ones every generation."""
 
-    tokens: tuple[int, ...] = (300,)
+    tokens: tuple[int, ...] = (170, 300)
     """Lengths of the prompts in tokens, taken in turn."""
 
-    update_interval: int = 256
+    update_interval: int = 128
     """Tokens between updates; what all members share of a prompt is its first update interval."""
 
     keep: float | None = 0.5
@@ -44,23 +45,37 @@ class EvolutionConfig:
     price: float = 0.0
     """Subtracted from the fitness for each unit of kept share."""
 
-    members: int = 16
+    members: int = 12
     """Population size."""
 
     sigma: float = 0.1
     """Initial step size."""
 
-    diagonal: bool = True
+    diagonal: bool = False
     """Only the diagonal of the covariance matrix is adapted (separable CMA-ES)."""
 
-    start: Literal["zero", "attention"] = "attention"
+    start: Literal["zero", "attention", "hindsight"] = "hindsight"
     """zero: all parameters 0, as published. attention: the output weights of the 17 spectral features are 1, so that
-    the search starts from a rule that keeps what has received the most attention."""
+    the search starts from a rule that keeps what has received the most attention. hindsight: from there, fitted by
+    gradient descent to keep what will help the answer; see `namm_transfer.evolution.hindsight`."""
+
+    hindsight_prompts: int = 16
+    """Prompts of each family that the hindsight start learns from."""
+
+    hindsight_tokens: tuple[int, ...] = (360, 500, 640)
+    """Their lengths in tokens, taken in turn."""
+
+    hindsight_steps: int = 1400
+    """Steps of gradient descent of the hindsight start."""
+
+    dimensions: int = 26
+    """How many parameters the search changes, counted from the end of the flat vector: 26 are the output layer, 76 with
+    the bias before it, 4172 all. Fewer need fewer evaluations."""
 
     generations: int = 150
     """Where to stop."""
 
-    statistics_prompts: int = 8
+    statistics_prompts: int = 4
     """Prompts of each family for the normalisation statistics."""
 
     validation_prompts: int = 6
@@ -69,13 +84,13 @@ class EvolutionConfig:
     validation_tokens: tuple[int, ...] = (560,)
     """Lengths of the validation prompts, and of those for the statistics, in tokens."""
 
-    validation_every: int = 5
+    validation_every: int = 10
     """Generations from one validation of the mean to the next."""
 
     attention_dtype: str = "float32"
     """What attention rows are rounded to; the published runs used bfloat16."""
 
-    batch: int = 8
+    batch: int = 12
     """Members that go through the model together. Another number may change the last bits of a score."""
 
     def __post_init__(self) -> None:
@@ -90,6 +105,8 @@ class EvolutionConfig:
         for name in ("prompts", "members", "generations", "statistics_prompts", "validation_prompts", "batch"):
             if getattr(self, name) < 1:
                 raise NammTransferError(f"{name}={getattr(self, name)}: expected 1 or more")
+        if not 1 <= self.dimensions <= SIZE:
+            raise NammTransferError(f"dimensions={self.dimensions}: expected 1 to {SIZE}")
         if min(*self.tokens, *self.validation_tokens) <= self.update_interval:
             raise NammTransferError(
                 f"tokens {self.tokens} and {self.validation_tokens}: prompts have to be longer than update_interval="
@@ -128,7 +145,7 @@ PRESETS: dict[str, EvolutionConfig] = {
         fitness="exact",
         members=32,
         sigma=0.065,
-        diagonal=False,
+        dimensions=SIZE,
         start="zero",
         generations=1000,
         statistics_prompts=200,

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.errors import NammTransferError
-from namm_transfer.evolution import plot, scoring, text
+from namm_transfer.evolution import hindsight, plot, scoring, text
 from namm_transfer.evolution.config import EvolutionConfig
 from namm_transfer.evolution.scoring import Scores
 from namm_transfer.evolution.state import State
@@ -41,7 +41,7 @@ _SPECTRAL = 8  # the first spectral feature among the 25 inputs
 
 
 def start_vector(kind: str) -> np.ndarray:
-    """(4172,) float64 the search starts from; see `EvolutionConfig.start`."""
+    """(4172,) float64 that needs no learning; see `EvolutionConfig.start`."""
     vector = np.zeros(SIZE)
     if kind == "attention":
         first = SIZE - 1 - SHAPES["output.weight"][0]
@@ -73,9 +73,6 @@ class Evolution:
         accelerator: Accelerator,
     ) -> None:
         self.adapter, self.config, self.seed, self.out, self.accelerator = adapter, config, seed, out, accelerator
-        self.search = Search(
-            start_vector(config.start), SearchOptions(config.members, config.sigma, config.diagonal), seed
-        )
         path = self._state_path
         if path.exists() and not resume:
             raise NammTransferError(f"{path} exists: go on from it with --resume, or give another --out")
@@ -90,6 +87,11 @@ class Evolution:
         """The frozen normalisation statistics."""
         row = self.state.statistics
         return Moments(float(row[0]), torch.tensor(row[1:18]), torch.tensor(row[18:]))
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The solution so far, (4172,) float64."""
+        return self._whole(self.search.mean[None])[0]
 
     def run(self) -> NAMM:
         """Evolve up to the last generation; the NAMM with the best validation."""
@@ -106,7 +108,7 @@ class Evolution:
                 fitness, kept = self._generation()
                 search.tell(fitness)
                 due = search.generation % config.validation_every == 0 or search.generation == config.generations
-                self._record(float(fitness.mean()), float(kept), self.validate(search.mean) if due else None)
+                self._record(float(fitness.mean()), float(kept), self.validate(self.mean) if due else None)
                 bar.set_postfix(fitness=f"{fitness.mean():.3f}", validation=f"{np.nanmax(self.state.log[:, 2]):.3f}")
                 bar.update()
         self._publish()
@@ -134,7 +136,13 @@ class Evolution:
         bar = self._bar(len(prompts) * -(-config.members // config.batch), f"generation {number + 1}")
         with bar:
             scores = scoring.evaluate(
-                self.adapter, prompts, self.search.ask(), self.statistics, config, self.accelerator, bar.update
+                self.adapter,
+                prompts,
+                self._whole(self.search.ask()),
+                self.statistics,
+                config,
+                self.accelerator,
+                bar.update,
             )
         return scores.fitness(config.fitness, config.price), scores.kept.mean()
 
@@ -164,10 +172,12 @@ class Evolution:
         bar = self._bar(len(prompts), "statistics")
         with bar:
             moments = scoring.estimate_statistics(self.adapter, prompts, config, self.accelerator, bar.update)
-        start = self.search.mean
+        start = self._learned(moments) if config.start == "hindsight" else start_vector(config.start)
+        self.start, self.search = start, self._search(start)
         self.state = State(
             settings=self._settings(),
             statistics=moments.to_row().numpy(),
+            start=start,
             history=self.search.history,
             mean=start,
             log=np.zeros((0, 5)),
@@ -178,17 +188,53 @@ class Evolution:
         self._record(float("nan"), float(scores.kept.mean()), scores)
         return self.state
 
+    def _search(self, start: np.ndarray) -> Search:
+        config = self.config
+        return Search(
+            start[-config.dimensions :], SearchOptions(config.members, config.sigma, config.diagonal), self.seed
+        )
+
+    def _whole(self, found: np.ndarray) -> np.ndarray:
+        """Flat vectors from what is searched for: (n, dimensions) -> (n, 4172)."""
+        rest = self.start[: SIZE - self.config.dimensions]
+        return np.concatenate([np.broadcast_to(rest, (len(found), len(rest))), found], axis=1)
+
+    def _learned(self, statistics: Moments) -> np.ndarray:
+        """The hindsight start, (4172,) float64: made by the first process, given to all."""
+        config = self.config
+        vector = torch.zeros(SIZE)
+        if self.accelerator.is_main_process:
+            prompts = self._prompts(
+                "train", config.families, config.hindsight_prompts, 250_000, config.hindsight_tokens
+            )
+            made = hindsight.gather(
+                self.adapter, prompts, config.update_interval, self.out / "hindsight", self._settings()
+            )
+            examples = [e for some in tqdm(made, "hindsight", len(prompts), leave=False) for e in some]
+            with tqdm(total=config.hindsight_steps, desc="start", leave=False) as bar:
+                vector = hindsight.learn(
+                    examples,
+                    statistics,
+                    torch.tensor(start_vector("attention")),
+                    steps=config.hindsight_steps,
+                    seed=self.seed,
+                    tick=lambda loss: bar.update(),
+                )
+        vector = self.accelerator.reduce(vector.to(self.accelerator.device), "sum")
+        return vector.double().cpu().numpy()
+
     def _resume(self) -> State:
         state = State.read(self._state_path)
         if state.settings != self._settings():
             raise NammTransferError(
                 f"{self._state_path} was made with other settings: {state.settings}; these are {self._settings()}"
             )
+        self.start, self.search = state.start, self._search(state.start)
         self.search.replay(state.history)
-        if not np.allclose(self.search.mean, state.mean, rtol=1e-9, atol=1e-12):
+        if not np.allclose(self.mean, state.mean, rtol=1e-9, atol=1e-12):
             raise NammTransferError(
                 f"{self._state_path}: the search cannot be replayed here (another pycma or numpy?); largest difference "
-                f"{np.abs(self.search.mean - state.mean).max():g}"
+                f"{np.abs(self.mean - state.mean).max():g}"
             )
         return state
 
@@ -198,8 +244,8 @@ class Evolution:
         validation = float("nan") if validated is None else float(validated.fitness(self.config.fitness)[0])
         improved = validated is not None and not (state.log[:, 2] >= validation).any()
         if improved:
-            state.best, state.best_generation = search.mean, np.array([search.generation])
-        state.history, state.mean = search.history, search.mean
+            state.best, state.best_generation = self.mean, np.array([search.generation])
+        state.history, state.mean = search.history, self.mean
         state.log = np.vstack([state.log, [search.generation, fitness, validation, kept, search.sigma]])
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)

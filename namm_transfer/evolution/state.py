@@ -25,6 +25,8 @@ class State:
     """JSON of configuration, seed and text fingerprint; another run's state is refused by it."""
     statistics: np.ndarray
     """(35,) float64: count, 17 means, 17 variances"""
+    start: np.ndarray
+    """(4172,) float64: where the search began"""
     history: np.ndarray
     """(generations, members) float64: the fitness of every member ever, from which the search is replayed"""
     mean: np.ndarray
