@@ -135,7 +135,8 @@ def _heatmap(task: Task, spec: str) -> list[HeatMap]:
 def _answers(tasks: list[Task], summary: list[SummaryRow], grouped: list[Overall]) -> list[Answer]:
     """Of a group of several tasks first, then of each task."""
     by_task = {task.run.task: task for task in tasks}
-    baselines = {row.task: row for row in [*summary, *grouped] if row.policy == "full"}
+    every: list[verdict.Row] = [*summary, *grouped]
+    baselines = {row.task: row for row in every if row.policy == "full"}
     answers = []
     for row in grouped if grouped and grouped[0].tasks > 1 else []:
         pairs = sum(len(task.paired(row.policy)) for task in overall.members(tasks))

@@ -81,7 +81,7 @@ def _configuration(old: Task, new: Task) -> list[str]:
     shared = sides[0]["weights"].keys() & sides[1]["weights"].keys()
     for side in sides:
         side["weights"] = {spec: digest for spec, digest in side["weights"].items() if spec in shared}
-    return ledger.differences(*sides)
+    return ledger.differences(sides[0], sides[1])
 
 
 def _change(task: str, policy: str, old: list[Record], new: list[Record]) -> Change:
@@ -96,7 +96,7 @@ def _change(task: str, policy: str, old: list[Record], new: list[Record]) -> Cha
     else:
         known = all(values)
         difference = (statistics.mean(values[1]) or 0.0) - (statistics.mean(values[0]) or 0.0) if known else None
-        draws, interval = min(map(len, values)), statistics.unpaired_interval(*values)
+        draws, interval = min(map(len, values)), statistics.unpaired_interval(values[0], values[1])
     shares = [[r.kept_share for r in records if r.kept_share is not None] for records in (old, new)]
     return Change(
         task=task,
@@ -124,9 +124,9 @@ def in_words(result: Difference) -> str:
     lines += [f"  {_sentence(change)}" for change in result.changes] or ["  nothing in common"]
     expected = 0.05 * len(result.changes)
     if len(result.changes) > 1:
-        found = sum(change.significant for change in result.changes)
+        many = sum(change.significant for change in result.changes)
         lines.append(
-            f"of {len(result.changes)} comparisons {found} are significant at 5 %; "
+            f"of {len(result.changes)} comparisons {many} are significant at 5 %; "
             f"about {expected:.1f} would be by chance alone"
         )
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+from typing import Any
 
 import numpy as np
 from matplotlib.image import imsave
@@ -19,6 +20,9 @@ COLOUR = (0.0, 0.45, 0.78)
 
 LEVELS = 4
 """Steps between a token that no head holds any more and one that all hold."""
+
+NO_SOFTWARE: dict[str, Any] = {"Software": None}
+"""Keeps matplotlib's version out of the picture: the same numbers give the same bytes."""
 
 KINDS = ("returns", "states", "actions")
 """Order of the tokens of a time step (Decision Transformer)."""
@@ -59,7 +63,7 @@ def _strip(label: str, shares: np.ndarray) -> Strip:
     pixels = np.empty((1, len(columns), 4))
     pixels[..., :3], pixels[..., 3] = COLOUR, columns
     buffer = io.BytesIO()
-    imsave(buffer, pixels, format="png", metadata={"Software": None})
+    imsave(buffer, pixels, format="png", metadata=NO_SOFTWARE)
     return Strip(
         label=label,
         image="data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(),

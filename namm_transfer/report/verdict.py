@@ -128,7 +128,8 @@ def headline(answers: Sequence[Answer]) -> list[Answer]:
 
 def in_one_line(answers: Sequence[Answer], summary: Sequence[SummaryRow], overall: Sequence[Overall]) -> str:
     """The first headline of each task in a few words: `Against the full cache. video: namm holds (...); ...`."""
-    rows: dict[tuple[str, str], Row] = {(row.task, row.policy): row for row in [*summary, *overall]}
+    every: list[Row] = [*summary, *overall]
+    rows = {(row.task, row.policy): row for row in every}
     first = {answer.task: answer for answer in reversed(headline(answers))}
     parts = []
     for task in dict.fromkeys(answer.task for answer in headline(answers)):
