@@ -54,17 +54,17 @@ def fold(average: Tensor, frames: Tensor) -> Tensor:
     """Continue the exponential moving average over frames: S <- g S + (1 - g) m, g = 0.99^16, without bias correction.
 
     Args:
-        average: S so far, (..., 17, tokens).
+        average: S so far, (..., 17, tokens); written in place.
         frames: magnitudes, (..., frames, 17, tokens).
 
     Returns:
-        The new S, (..., 17, tokens).
+        ``average``, the new S.
     """
     *lead, count, bins, tokens = frames.shape
     ages = torch.arange(count - 1, -1, -1, dtype=torch.float32, device=frames.device)
     weights = ((1 - DECAY) * DECAY**ages).expand(*lead, 1, count)
     folded = (weights @ frames.reshape(*lead, count, bins * tokens)).view(*lead, bins, tokens)
-    return folded.add_(average, alpha=DECAY**count)
+    return torch.add(folded, average, alpha=DECAY**count, out=average)
 
 
 def observe(state: dict[str, Tensor], rows: Tensor, clock: list[int], sizes: list[int]) -> None:
@@ -85,8 +85,8 @@ def observe(state: dict[str, Tensor], rows: Tensor, clock: list[int], sizes: lis
         _wait(state, rows, clock, sizes)
         return
     if len(active) == len(sizes):
-        state["spectrum"] = fold(state["spectrum"], magnitudes(state["tail"], rows))
-        state["tail"] = rows[:, :, -HOP:].clone()
+        fold(state["spectrum"], magnitudes(state["tail"], rows))
+        state["tail"].copy_(rows[:, :, -HOP:])
     else:
         _advance(state, active, rows[active])
 

@@ -1,0 +1,100 @@
+"""Tensors that share a token axis, with a little room to grow: appended to, compacted and written in place."""
+
+import torch
+from torch import Tensor
+
+_SPARE = 40
+"""One token of room for this many stored: 2.5 %, so that decoding copies everything once in that many tokens."""
+
+
+def _axis(name: str) -> int:
+    """Keys and values have their width last, everything else the token."""
+    return -2 if name in ("keys", "values") else -1
+
+
+class TokenStorage:
+    """Named tensors, each (batch, kv_heads, ..., tokens) or, keys and values, (batch, kv_heads, tokens, width).
+
+    Args:
+        tensors: what is stored to begin with; all of one length.
+        length: tokens in them.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], length: int) -> None:
+        self.length = length
+        self.room = length
+        self._tensors = tensors
+
+    @property
+    def names(self) -> list[str]:
+        """Of the tensors."""
+        return list(self._tensors)
+
+    @property
+    def bytes(self) -> int:
+        """What is really held, the room to grow included."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in self._tensors.values())
+
+    def view(self, name: str, tokens: int | None = None) -> Tensor:
+        """A tensor's stored tokens, or its first ``tokens``, as a view to be read or written."""
+        return self._tensors[name].narrow(_axis(name), 0, self.length if tokens is None else tokens)
+
+    def put(self, name: str, values: Tensor) -> None:
+        """Overwrite a tensor's first tokens; a new name is zero beyond them."""
+        if name not in self._tensors:
+            self._tensors[name] = self._allocate(name, values).zero_()
+        self.view(name, values.shape[_axis(name)]).copy_(values)
+
+    def drop(self, name: str) -> None:
+        """Forget a tensor."""
+        del self._tensors[name]
+
+    def append(self, new: int, tensors: dict[str, Tensor]) -> None:
+        """Store ``new`` tokens behind the others; what is not in ``tensors`` gets zeros."""
+        if self.length + new > self.room:
+            self._resize(self.length + new + self.length // _SPARE)
+        for name, tensor in self._tensors.items():
+            place = tensor.narrow(_axis(name), self.length, new)
+            if name in tensors:
+                place.copy_(tensors[name])
+            else:
+                place.zero_()
+        self.length += new
+
+    def compact(self, index: Tensor) -> None:
+        """Keep the tokens that ``index``, (batch, kv_heads, kept), names, in its order."""
+        batch, heads, kept = index.shape
+        first = torch.arange(batch * heads, device=index.device).view(batch, heads, 1) * self.room
+        flat = (index + first).flatten()
+        for name, tensor in self._tensors.items():
+            if _axis(name) == -2:
+                chosen = tensor.view(-1, tensor.shape[-1])[flat].view(batch, heads, kept, tensor.shape[-1])
+            else:
+                middle = tensor.shape[2:-1]
+                where = index.view(batch, heads, *(1 for _ in middle), kept).expand(batch, heads, *middle, kept)
+                chosen = tensor.gather(-1, where)
+            self.view(name, kept).copy_(chosen)
+        self.length = kept
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Sequences of the batch in another order, left out or repeated."""
+        self._tensors = {name: self.view(name).index_select(0, rows) for name in self._tensors}
+        self.room = self.length
+
+    def fit(self) -> None:
+        """Give back the room that decoding does not need."""
+        if self.room > self.length + self.length // _SPARE:
+            self._resize(self.length)
+
+    def _resize(self, room: int) -> None:
+        self.room = room
+        for name in self._tensors:
+            old = self.view(name)
+            self._tensors[name] = self._allocate(name, old)
+            self.view(name).copy_(old)
+
+    def _allocate(self, name: str, like: Tensor) -> Tensor:
+        shape = list(like.shape)
+        shape[_axis(name)] = self.room
+        with torch.inference_mode(False):  # a cache filled in inference mode may be used on outside it
+            return torch.empty(shape, dtype=like.dtype, device=like.device)
