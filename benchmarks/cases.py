@@ -1,0 +1,189 @@
+"""One side of one case of `run.py`, measured in a process of its own: prints a line of JSON.
+
+    python benchmarks/cases.py toy namm:keep=0.25 --tokens 4096
+
+Processor seconds stand beside the clock's: with one thread they hardly depend on what else the machine does.
+"""
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from namm_transfer import NAMM, EvictionPolicy, MemoryCache, policies
+from namm_transfer.spectrogram import BINS, DECAY, HOP, WINDOW
+
+DECODED = 32
+Measured = dict[str, float]
+
+
+def stopwatch() -> Callable[[str], Measured]:
+    """A function that says how long it has been since it was last asked."""
+    last = [time.perf_counter(), time.process_time()]
+
+    def lap(name: str) -> Measured:
+        now = [time.perf_counter(), time.process_time()]
+        seconds = {f"{name}_s": now[0] - last[0], f"{name}_cpu_s": now[1] - last[1]}
+        last[:] = now
+        return seconds
+
+    return lap
+
+
+def policy(side: str) -> EvictionPolicy:
+    """A policy by its notation; ``namm`` here is one whose scores are all 0: the work is that of any other."""
+    name, _, options = side.partition(":keep=")
+    return NAMM(keep=float(options) if options else None) if name == "namm" else policies.make(side)
+
+
+def language_model(case: str, attention: str) -> Any:
+    """The toy model, or SmolLM2-135M in bfloat16."""
+    torch.manual_seed(0)
+    if case == "lm":
+        from namm_transfer.adapters.causal_lm import CausalLMAdapter
+
+        model = CausalLMAdapter.load("smollm2", dtype=torch.bfloat16, device="cpu").model
+        model.set_attn_implementation(attention)
+        return model
+    config = LlamaConfig(
+        vocab_size=1000,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        max_position_embeddings=65536,
+    )
+    return LlamaForCausalLM._from_config(config, attn_implementation=attention).eval()
+
+
+def prefill(case: str, side: str, tokens: int) -> Measured:
+    """Prompt and decoding. Sides: no-cache, sdpa, dense, or a policy."""
+    plain = {"no-cache": "sdpa", "sdpa": "sdpa", "sdpa-again": "sdpa", "dense": "eager"}
+    model = language_model(case, plain.get(side, "memory"))
+    ids = torch.randint(0, 1000, (1, tokens), generator=torch.Generator().manual_seed(0))
+    model(ids[:, :64], use_cache=False, logits_to_keep=1)
+    new = DynamicCache(config=model.config) if side in plain else MemoryCache(model.config, policy=policy(side))
+    cache = None if side == "no-cache" else new
+    lap = stopwatch()
+    out = model(
+        ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1, output_attentions=side == "dense"
+    )
+    if side == "dense":
+        score_densely(NAMM(), out.attentions)
+    del out
+    found = lap("prefill")
+    found["prefill_peak"] = peak()
+    if cache is None or side == "dense":
+        return found
+    for _ in range(DECODED):
+        model(ids[:, :1], past_key_values=cache, logits_to_keep=1)
+    found |= lap("decode")
+    if isinstance(cache, MemoryCache):
+        report = cache.report()
+        layer = cache.layers[0]
+        token = sum(t.nbytes for t in (layer.keys, layer.values, layer.positions, *layer.state.values())) / (
+            layer.stored * layer.keys.shape[0] * layer.keys.shape[1]
+        )
+        found |= {"bytes_held": report.bytes, "bytes_kept": float(report.kept.sum()) * token}
+    return found
+
+
+def score_densely(namm: NAMM, attentions: tuple[Tensor, ...]) -> None:
+    """The published formulation with nothing evicted: whole rows, torch.stft, an N x N mask."""
+    window = torch.hann_window(WINDOW)
+    for weights in attentions:
+        batch, heads, tokens, _ = weights.shape
+        spectrum = torch.zeros(batch, heads, BINS, 0)
+        for start in range(0, tokens - namm.update_interval + 1, namm.update_interval):
+            seen = start + namm.update_interval
+            rows = weights[:, :, max(0, start - HOP) : seen, :seen]
+            columns = torch.nn.functional.pad(rows.transpose(-1, -2), (0 if start else HOP, 0))
+            frames = torch.stft(
+                columns.reshape(-1, columns.shape[-1]), WINDOW, HOP, window=window, center=False, return_complex=True
+            ).abs()
+            ages = torch.arange(frames.shape[-1] - 1, -1, -1)
+            new = (frames @ ((1 - DECAY) * DECAY**ages)).view(batch, heads, seen, BINS).transpose(-1, -2)
+            old = torch.nn.functional.pad(spectrum, (0, seen - spectrum.shape[-1]))
+            spectrum = new + DECAY ** frames.shape[-1] * old
+            positions = torch.arange(seen).expand(batch, heads, seen)
+            namm.score(namm.features(spectrum, positions), torch.ones(batch, heads, seen, dtype=torch.bool))
+
+
+def decision_transformer(side: str, steps: int) -> Measured:
+    """Acting from a memory; the side is the number of environments in one batch."""
+    from decision_transformer import loaded
+
+    adapter, _ = loaded(None, steps)
+    rows = int(side)
+    player = adapter.play(adapter.memory(NAMM(keep=0.25, update_interval=128)), [3600.0] * rows)
+    generator = np.random.default_rng(0)
+    lap = stopwatch()
+    for _ in range(steps):
+        player.act(generator.normal(size=(rows, 11)), np.zeros(rows))
+    found = lap("rollout")
+    return found | {"rollout_per_row_cpu_s": found["rollout_cpu_s"] / rows}
+
+
+def evolution(side: str, tokens: int) -> Measured:
+    """Eight members on two prompts: ``shared`` as the evolution does it, ``one-by-one`` each from the beginning."""
+    from accelerate import Accelerator
+
+    from namm_transfer.adapters.causal_lm import CausalLMAdapter
+    from namm_transfer.evolution.config import EvolutionConfig
+    from namm_transfer.evolution.scoring import evaluate
+    from namm_transfer.evolution.tasks import make_prompt
+    from namm_transfer.moments import Moments
+
+    config = EvolutionConfig(members=8)
+    adapter = CausalLMAdapter.load(config.model, dtype=torch.float32, device="cpu")
+    prompts = [make_prompt(f, "train", 0, 0, tokens=tokens, count=adapter.count) for f in config.families[:2]]
+    vectors = np.random.default_rng(0).normal(size=(config.members, 4172)) * 0.1
+    moments = Moments()
+    moments.add(torch.rand(100, BINS))
+    lap = stopwatch()
+    if side == "shared":
+        evaluate(adapter, prompts, vectors, moments, config, Accelerator(cpu=True))
+    else:
+        for vector in vectors:
+            namm = NAMM.from_vector(vector, mean=moments.mean.float(), var=moments.var.float(), **config.memory)
+            for prompt in prompts:
+                adapter.answer(adapter.encode(prompt), adapter.memory(copy.deepcopy(namm)))
+    return lap("evaluation")
+
+
+def peak() -> float:
+    """High-water mark of this process: of its device memory, or of its resident set on a CPU, in bytes."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated())
+    with open("/proc/self/status") as status:
+        return 1024.0 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=["toy", "lm", "decision-transformer", "evolution"])
+    parser.add_argument("side")
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with torch.inference_mode():
+        if options.case == "decision-transformer":
+            found = decision_transformer(options.side, options.tokens)
+        elif options.case == "evolution":
+            found = evolution(options.side, options.tokens)
+        else:
+            found = prefill(options.case, options.side, options.tokens)
+    print(json.dumps(found | {"peak": peak()}))
+
+
+if __name__ == "__main__":
+    main()
