@@ -5,10 +5,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RUNS   ?= runs
 
-.PHONY: help transfer test lint benchmark clean
+.PHONY: help transfer reports test lint benchmark clean
 
 help:
 	@echo "make transfer   install, evaluate the frozen NAMM on video and control with the shipped models, print the report"
+	@echo "make reports    the committed reports in docs/ again: three comparisons, an hour of one core; goes on where it was"
 	@echo "make test       install, run all tests"
 	@echo "make lint       ruff and mypy"
 	@echo "make benchmark  speed of the memory against plain transformers"
@@ -28,6 +29,13 @@ transfer: $(VENV)/.stamp
 	  evals/video.py --config evals/configs/transfer-video.toml --out $(RUNS)/video
 	$(BIN)/python evals/rl.py --config evals/configs/transfer-rl.toml --out $(RUNS)/rl
 	$(BIN)/namm-transfer report merge $(RUNS)/video $(RUNS)/rl --out $(RUNS)/transfer
+
+reports: $(VENV)/.stamp
+	$(BIN)/python evals/video.py --config evals/configs/report-video.toml --out $(RUNS)/report-video --resume
+	$(BIN)/python evals/rl.py --config evals/configs/report-rl.toml --out $(RUNS)/report-rl --resume
+	$(BIN)/python evals/text.py --config evals/configs/report-text.toml --out $(RUNS)/report-text --resume
+	for task in video rl text; do $(BIN)/namm-transfer report merge $(RUNS)/report-$$task --out docs/reports/$$task || exit 1; done
+	$(BIN)/namm-transfer report gallery docs/reports/* --out docs
 
 test: $(VENV)/.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -84,7 +84,7 @@ class EvolutionConfig:
     validation_tokens: tuple[int, ...] = (560,)
     """Lengths of the validation prompts, and of those for the statistics, in tokens."""
 
-    validation_every: int = 10
+    validation_every: int = 5
     """Generations from one validation of the mean to the next."""
 
     attention_dtype: str = "float32"

@@ -33,6 +33,9 @@ RECENT = 32
 _RECENT_WEIGHT = 0.15
 _CAP = 0.05  # no token counts for more than this share of a head's attention: sinks would be all that counts
 _ATTENTION_WEIGHT = 0.15  # of attention as such, beside what helped: it protects sinks, whose effect is not linear
+_SHARED = (
+    0.9  # of what a token is needed for, by any head: keeping the same tokens everywhere beats a guess for each head
+)
 _KEEP = (0.5, 0.25)  # budgets learned for, in turn
 _ROWS = 30  # heads a step
 _EDGE = 0.15  # width of the soft edge between kept and lost, relative to the spread of the scores
@@ -48,7 +51,7 @@ class Example:
     spectrum: Tensor
     """(layers x KV heads, 17, tokens) float16"""
     needed: Tensor
-    """(layers x KV heads, tokens) float32: weight of each token, 0 or more; the rows sum to about 1 on average"""
+    """(layers x KV heads, tokens) float32: weight of each token, 0 or more; the rows sum to about 1"""
 
 
 class Witness(NAMM):
@@ -109,6 +112,9 @@ def _settings(path: Path) -> str:
 def needed(effect: Tensor, attention: Tensor) -> Tensor:
     """How much each token mattered after an update, (rows, tokens), a row being a KV head of a layer.
 
+    What a head looks up is hard to tell from its past attention alone; that a token will be looked up by some head is
+    easier. So most of a token's weight is its mean over all heads.
+
     Args:
         effect: (rows, tokens), by how much the answer's log-probability grows with attention to the token.
         attention: (rows, 2, tokens), what the token received from all later queries, and from the question's.
@@ -119,7 +125,8 @@ def needed(effect: Tensor, attention: Tensor) -> Tensor:
     capped = (attention / attention.sum(-1, keepdim=True).clamp_min(1e-6)).clamp_max(_CAP)
     everyone, question = (capped / capped.sum(-1, keepdim=True).clamp_min(1e-6)).unbind(1)
     attended = (0.25 * everyone + 0.75 * question) * recent
-    return (1 - _ATTENTION_WEIGHT) * helps * (len(helps) / helps.sum()) + _ATTENTION_WEIGHT * attended
+    own = (1 - _ATTENTION_WEIGHT) * helps * (len(helps) / helps.sum()) + _ATTENTION_WEIGHT * attended
+    return (1 - _SHARED) * own + _SHARED * own.sum(0) / own.sum()
 
 
 def learn(

@@ -163,6 +163,7 @@ class Evolution:
     def _settings(self) -> str:
         used = {"config": json.loads(self.config.to_json()), "seed": self.seed, "text": text.fingerprint()}
         used["cma"] = version("cma")
+        used["dtype"] = str(self.adapter.model.dtype)
         used["config"].pop("generations")  # where to stop may change from sitting to sitting; nothing else may
         return json.dumps(used, sort_keys=True)
 

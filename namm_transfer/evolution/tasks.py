@@ -162,14 +162,22 @@ def multihop(rng: random.Random, prose: Sequence[Document], tokens: int, count: 
     )
 
 
+def meeting(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
+    """Where two people will meet: words where the other needles have numbers."""
+    (first, second), city = rng.sample(_NAMES, 2), rng.choice(_CITIES)
+    hay = _hide(rng, _filler(rng, prose, tokens, count), [f"{first} will meet {second} in {city} next week."])
+    return f"{hay}\n\nWhere will {first} meet {second}? {first} will meet {second} in", f" {city}"
+
+
 Family = Callable[[random.Random, Sequence[Document], int, Count], tuple[str, str]]
 FAMILIES: dict[str, Family] = {
-    f.__name__: f for f in (passkey, multikey, lookup, classification, continuation, retrieval, multihop)
+    f.__name__: f for f in (passkey, multikey, lookup, classification, continuation, retrieval, multihop, meeting)
 }
 TRAINED = ("passkey", "multikey", "lookup", "continuation")
 """Families the evolution sees."""
-HELD_OUT = tuple(name for name in FAMILIES if name not in TRAINED)
-"""Families no evolution has seen."""
+HELD_OUT = ("multihop", "meeting")
+"""Families no evolution has seen. Two more were never seen either, but are too hard for the base model of the shipped
+NAMM to measure anything by: classification and retrieval."""
 
 
 def make_prompt(family: str, split: Split, seed: int, number: int, *, tokens: int, count: Count) -> Prompt:
