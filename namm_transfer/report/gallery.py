@@ -19,9 +19,6 @@ from .build import build
 from .schema import Report
 from .verdict import MIN_UPDATES, Row, headline, percent
 
-POLICIES = 5
-"""Most policies a panel of the headline figure shows: the NAMM, and those that were given its cache size."""
-
 GUIDE = "reports.md"
 """The page that explains reports, linked where it lies beside the gallery."""
 
@@ -40,6 +37,11 @@ class Item:
     folder: str
     """The folder as it was given, for the command that verifies it."""
     report: Report
+
+    @property
+    def commands(self) -> list[str]:
+        """What made the report, each command once although it may have run several tasks."""
+        return list(dict.fromkeys(run.provenance.command for run in self.report.runs))
 
 
 def write(folders: Sequence[Path], out: Path) -> list[Item]:
@@ -76,7 +78,7 @@ def _markdown(items: Sequence[Item], guided: bool) -> str:
         lines += ["", f"## {tables.escape(item.name)}", "", tables.escape(item.report.headline), ""]
         for answer in headline(item.report.answers):
             lines.append(f"- **{tables.escape(f'{answer.task}, {answer.policy}')}**: {tables.escape(answer.text)}")
-        commands = [f"    {run.provenance.command}" for run in item.report.runs]
+        commands = [f"    {command}" for command in item.commands]
         lines += ["", f"[report.md]({item.link}/report.md), [report.json]({item.link}/report.json), "
                   f"[report.html]({item.link}/report.html); made by", "", *commands, ""]  # fmt: skip
         lines += [f"and checked by `namm-transfer report verify {item.folder}`."]
@@ -91,7 +93,8 @@ def headline_figure(reports: Sequence[Report]) -> str:
     """
     panels = [panel for report in reports for panel in _panels(report)]
     with rc_context({**figures.STYLE, "svg.hashsalt": "headline"}):
-        figure = Figure(figsize=(max(4.0, 3.0 * len(panels)), 2.5), layout="constrained")
+        tallest = max((len(rows) for _, _, rows in panels), default=1)
+        figure = Figure(figsize=(max(4.0, 3.0 * len(panels)), 1.2 + 0.28 * tallest), layout="constrained")
         grid = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
         for axes, (name, full, rows) in zip(grid, panels, strict=False):
             _draw(axes, name, full, rows)
@@ -123,7 +126,7 @@ def _panels(report: Report) -> list[tuple[str, Row, list[Row]]]:
             continue
         namm = next((row for row in others if row.policy.partition(":")[0] == "namm"), others[0])
         matched = [row for row in others if row is not namm and "match=namm" in row.policy]
-        shown = [namm, *(matched or [row for row in others if row is not namm])][:POLICIES]
+        shown = [namm, *(matched or [row for row in others if row is not namm])]
         panels.append((f"{task}, {percent(namm.kept_share)} held", full, shown))
     return panels
 

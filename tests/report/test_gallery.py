@@ -34,6 +34,14 @@ def test_one_command_makes_pages_and_figure(write_folder, tmp_path):
     assert (tmp_path / "docs/headline.svg").read_bytes() == before
 
 
+def test_the_figure_leaves_out_no_rule_of_the_same_size(write_folder, tmp_path):
+    rules = ["h2o", "l2", "streaming", "tova", "snapkv", "random"]
+    scores = {"full": MIXED, "namm": [20.0] * 20} | {f"{rule}:match=namm": MIXED for rule in rules}
+    gallery.write([write_folder(tmp_path / "a", scores)], tmp_path)
+    label = ElementTree.parse(tmp_path / "headline.svg").getroot().get("aria-label")
+    assert all(f"{rule}:match=namm" in label for rule in rules)
+
+
 def test_nothing_to_show_is_an_error_and_nothing_to_compare_a_figure_that_says_so(write_folder, tmp_path):
     with pytest.raises(NammTransferError, match="no reports"):
         gallery.write([], tmp_path)
