@@ -16,7 +16,9 @@ def test_python_blocks_run(document, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/video.md", "docs/reports.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/video.md", "docs/reports.md"]
+)
 def test_files_that_are_named_exist(document):
     text = (ROOT / document).read_text()
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
