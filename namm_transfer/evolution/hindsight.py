@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -213,7 +214,8 @@ def _whiten(namm: NAMM, examples: Sequence[Example]) -> nn.Parameter:
     matrix[RECENCY:, RECENCY:] = vectors @ torch.diag(values.rsqrt()) @ vectors.T
     for affine in (namm.attention_in, namm.output):
         parametrize.register_parametrization(affine, "weight", _Premultiplied(matrix))
-    return namm.attention_in.parametrizations.weight.original
+    learned: Any = namm.attention_in.parametrizations
+    return learned.weight.original
 
 
 def _attention_and_effect(adapter: CausalLMAdapter, encoded: EncodedPrompt) -> tuple[list[Tensor], list[Tensor]]:
