@@ -22,7 +22,7 @@ from namm_transfer.evolution.statistics import Moments
 from namm_transfer.evolution.strategy import Search, SearchOptions
 from namm_transfer.evolution.tasks import Prompt, make_prompt
 from namm_transfer.files import write_atomic
-from namm_transfer.namm import NAMM, SHAPES, SIZE
+from namm_transfer.namm import NAMM, RECENCY, SHAPES, SIZE
 
 _CARD = """---
 license: apache-2.0
@@ -37,7 +37,6 @@ prompts. The weights are the search's mean with the best validation. Made by `ev
 {config}
 ```
 """
-_SPECTRAL = 8  # the first spectral feature among the 25 inputs
 
 
 def start_vector(kind: str) -> np.ndarray:
@@ -45,7 +44,7 @@ def start_vector(kind: str) -> np.ndarray:
     vector = np.zeros(SIZE)
     if kind == "attention":
         first = SIZE - 1 - SHAPES["output.weight"][0]
-        vector[first + _SPECTRAL : SIZE - 1] = 1.0
+        vector[first + RECENCY : SIZE - 1] = 1.0
     return vector
 
 
