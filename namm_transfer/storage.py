@@ -5,6 +5,9 @@ from torch import Tensor
 
 _SPARE = 40
 """One token of room for this many stored: 2.5 %, so that decoding copies everything once in that many tokens."""
+_SPARE_WHILE_GROWING = 2
+"""The same inside a call that goes on growing: memory that grows by a little again and again never fits into what it has
+just left, and a process ends up holding twice what it uses."""
 
 
 def _axis(name: str) -> int:
@@ -23,6 +26,7 @@ class TokenStorage:
     def __init__(self, tensors: dict[str, Tensor], length: int) -> None:
         self.length = length
         self.room = length
+        self._growing = False
         self._tensors = tensors
 
     @property
@@ -52,7 +56,8 @@ class TokenStorage:
     def append(self, new: int, tensors: dict[str, Tensor]) -> None:
         """Store ``new`` tokens behind the others; what is not in ``tensors`` gets zeros."""
         if self.length + new > self.room:
-            self._resize(self.length + new + self.length // _SPARE)
+            self._resize(self.length + new + self.length // (_SPARE_WHILE_GROWING if self._growing else _SPARE))
+            self._growing = True
         for name, tensor in self._tensors.items():
             place = tensor.narrow(_axis(name), self.length, new)
             if name in tensors:
@@ -82,7 +87,8 @@ class TokenStorage:
         self.room = self.length
 
     def fit(self) -> None:
-        """Give back the room that decoding does not need."""
+        """A call ends: give back the room that decoding does not need."""
+        self._growing = False
         if self.room > self.length + self.length // _SPARE:
             self._resize(self.length)
 
