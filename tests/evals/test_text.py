@@ -47,7 +47,7 @@ def test_a_comparison(model, tmp_path, capsys):
     ],
 )
 def test_groups_of_families(tasks, expected):
-    assert text.families(text.Options(tasks=tasks)) == expected
+    assert text.asked(text.Options(tasks=tasks)) == expected
 
 
 @pytest.mark.parametrize("flags", [["--tasks", "poetry"], ["--tasks", ","], ["--samples", "0"]])
