@@ -16,15 +16,43 @@ def filled(tokens: int, rows: int = 2) -> tuple[TokenStorage, dict[str, torch.Te
     return storage, plain
 
 
+def decode(storage: TokenStorage, plain: dict[str, torch.Tensor], tokens: range) -> int:
+    """One token a call; how often everything was copied."""
+    moved = 0
+    for t in tokens:
+        before = storage.view("keys").data_ptr()
+        storage.append(1, {n: x.narrow(-2 if n == "keys" else -1, t, 1) for n, x in plain.items()})
+        storage.fit()
+        held = sum(storage.view(name).nbytes for name in storage.names)
+        assert held <= storage.bytes <= 1.03 * held
+        moved += storage.view("keys").data_ptr() != before
+    return moved
+
+
 def test_tokens_appended_one_by_one_are_the_tokens_stored_at_once():
     storage, _ = filled(0)
     _, plain = filled(90)
-    for t in range(90):
-        storage.append(1, {n: x.narrow(-2 if n == "keys" else -1, t, 1) for n, x in plain.items()})
-        held = sum(storage.view(name).nbytes for name in storage.names)
-        assert held <= storage.bytes <= 1.03 * held
+    decode(storage, plain, range(90))
     for name, tensor in plain.items():
         assert torch.equal(storage.view(name), tensor)
+
+
+def test_decoding_copies_everything_once_in_40_tokens():
+    storage, plain = filled(1600)
+    storage.fit()
+    assert decode(storage, plain, range(123)) == 3
+
+
+def test_a_call_that_goes_on_growing_copies_seldom_and_gives_the_room_back():
+    storage, plain = filled(20)
+    moved = 0
+    for _ in range(100):
+        before = storage.view("keys").data_ptr()
+        storage.append(20, plain)
+        moved += storage.view("keys").data_ptr() != before
+    assert moved <= 15
+    storage.fit()
+    assert storage.bytes <= 1.03 * sum(storage.view(name).nbytes for name in storage.names)
 
 
 def test_what_is_not_given_is_zero_also_where_tokens_once_were():
