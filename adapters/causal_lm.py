@@ -72,7 +72,7 @@ def _with_theta(folder: str, theta: float, keywords: dict[str, Any]) -> Any:
     """The configuration of a model with another base of its rotary position embedding."""
     config = AutoConfig.from_pretrained(folder, **keywords)
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    if "rope_theta" not in rope or theta <= 0:
+    if "rope_theta" not in rope or not theta > 0:
         raise NammTransferError(f"rope_theta {theta} for {folder!r}: expected a positive base and a model that has one")
     config.get_text_config().rope_parameters = {**rope, "rope_theta": theta}
     return config

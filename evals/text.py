@@ -10,10 +10,9 @@ for every policy, so that differences are paired. The score is graded: the geome
 gives to the tokens of the right answer, in %. Whether greedy generation would have said exactly that is in each record
 as `exact`.
 
-LongBench and InfiniteBench bring their own prompts, answer lengths and metrics, and are evaluations of their own, with
-scores of their own, in the same report: the model goes on with the prompt, greedily, and its answer gets the task's
-metric x 100. The last command is the protocol of the NAMM paper (arXiv 2410.13166), which stretches the 8192 positions
-of Llama 3 so.
+LongBench and InfiniteBench have prompts, answer lengths and metrics of their own, and rows of their own in the report:
+the model goes on with the prompt, greedily, and its answer gets the task's metric x 100. The last command is the
+protocol of the NAMM paper (arXiv 2410.13166), which stretches the 8192 positions of Llama 3 so; see docs/text.md.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from namm_transfer.evolution.tasks import FAMILIES, HELD_OUT, TRAINED, Prompt, m
 from namm_transfer.files import sha256
 from namm_transfer.report.samples import choose
 from namm_transfer.report.schema import Report
-from namm_transfer.text_benchmarks.load import Source, find, load
+from namm_transfer.text_benchmarks.load import Source, find, load, local
 from namm_transfer.text_benchmarks.tasks import BENCHMARKS, TASKS, Question, Task, shorten
 
 GROUPS = {
@@ -59,21 +58,23 @@ class Options(EvalOptions):
     model: str = "smollm2"
     """Causal language model: folder, hub id, .gguf file, or smollm2 (SmolLM2-135M-Instruct)."""
     tasks: str = "all"
-    """Task families, separated by commas: trained (those the shipped NAMM was evolved on), held-out, all, or names.
-    Tasks of benchmarks among them: longbench:TASK, infinitebench:TASK, longbench:all, infinitebench:all."""
+    """Task families, separated by commas: trained (those the shipped NAMM was evolved on), held-out, all, or names. And
+    tasks of benchmarks: longbench:TASK, infinitebench:TASK. A name after one of these belongs to the same benchmark
+    where that has it: longbench:trec,qasper is two of LongBench. longbench:all are all of it, or with --data-root
+    those whose files are there."""
     split: Literal["train", "validation", "test"] = "test"
     """Which documents the families' texts are made of."""
     samples: int | None = None
-    """Prompts of each family, 20 by default, and of each benchmark task, all by default and else the first ones of its
-    file. --limit cuts the whole list of the families, and that of each benchmark; in both, families or tasks take
-    turns."""
+    """Prompts of each family, 20 by default, and of each benchmark task, by default all of its file, else the first.
+    --limit cuts the whole list of the families, and that of each benchmark, in which families or tasks take turns."""
     tokens: int = 1000
     """Length of the families' prompts in tokens."""
     score: Literal["probability", "exact", "logprob"] = "probability"
     """Of the families. probability: geometric mean probability of the answer's tokens, in %. exact: 100 if greedy
     generation gives exactly the answer. logprob: mean log-probability of its tokens."""
     data_root: Path | None = None
-    """Folder of the benchmarks' files, TASK.jsonl each; by default they come from the hub."""
+    """Folder of the benchmarks' files: TASK.jsonl, in it or in its data/, or LongBench's data.zip. By default they come
+    from the hub."""
     max_tokens: int | None = None
     """Benchmarks: most tokens of a prompt and its answer together; of a longer prompt the middle is cut out. By default
     32768, or as many as the model has positions if these are fewer."""
@@ -90,25 +91,25 @@ class Options(EvalOptions):
 
 def asked(options: Options) -> list[str]:
     """The families and benchmark tasks asked for, in order and without repeats."""
+    for flag in ("samples", "tokens", "max_tokens", "limit"):
+        if (count := getattr(options, flag)) is not None and count < 1:
+            raise NammTransferError(f"--{flag.replace('_', '-')} {count}: expected a positive number")
     names: list[str] = []
+    benchmark, choices = "", [*GROUPS, *FAMILIES, *TASKS]
     for name in filter(None, map(str.strip, options.tasks.split(","))):
-        choices = [*GROUPS, *FAMILIES, *TASKS]
+        name = f"{benchmark}:{name}" if f"{benchmark}:{name}" in choices else name
         if name not in choices:
             raise NammTransferError(f"--tasks {name!r}: expected some of {', '.join(choices)}")
-        names += GROUPS.get(name, (name,))
-    counts = [count for count in (options.samples, options.tokens, options.max_tokens) if count is not None]
-    if not names or min(counts) < 1:
-        raise NammTransferError(
-            f"--tasks {options.tasks!r} --samples {options.samples} --tokens {options.tokens} --max-tokens "
-            f"{options.max_tokens}: expected a family or task, and positive numbers"
-        )
+        benchmark = name.partition(":")[0]
+        found = GROUPS.get(name, (name,))
+        if options.data_root and name == f"{benchmark}:all":
+            found = tuple(id for id in found if local(TASKS[id], options.data_root))
+            if not found:
+                raise NammTransferError(f"{name}: --data-root {str(options.data_root)!r} holds no TASK.jsonl of it")
+        names += found
+    if not names:
+        raise NammTransferError(f"--tasks {options.tasks!r}: expected some of {', '.join(choices)}")
     return list(dict.fromkeys(names))
-
-
-def in_turns(lists: Sequence[Sequence[Sample]]) -> list[Sample]:
-    """The first of each list, the second of each, and so on, so that every `--limit` has something of all."""
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*lists))
-    return [sample for sample in turns if sample is not None]
 
 
 def family_samples(options: Options, families: Sequence[str], adapter: CausalLMAdapter) -> list[Sample]:
@@ -122,16 +123,14 @@ def family_samples(options: Options, families: Sequence[str], adapter: CausalLMA
 
 
 def benchmark_samples(options: Options, sources: dict[Task, Source]) -> list[Sample]:
-    """One sample a question of these tasks; questions about one text form a cluster."""
-    return in_turns(
-        [
-            [
-                Sample(q.id, task.name, q, cluster=q.context, prompt=q.prompt)
-                for q in load(task, source, options.samples)
-            ]
-            for task, source in sources.items()
-        ]
-    )
+    """One sample a question; tasks take turns, and questions about one text form a cluster."""
+    count = min((n for n in (options.samples, options.limit) if n is not None), default=None)
+    turns = itertools.zip_longest(*(load(task, source, count) for task, source in sources.items()))
+    return [
+        Sample(q.id, q.task.name, q, cluster=q.context, prompt=q.prompt)
+        for q in itertools.chain.from_iterable(turns)
+        if q is not None
+    ]
 
 
 def scored(answer: TextAnswer, kind: str) -> float:
@@ -224,7 +223,7 @@ def benchmark_run(
     options: Options, name: str, sources: dict[Task, Source], samples: list[Sample], adapter: CausalLMAdapter
 ) -> dict[str, Any]:
     """What `run` has to be told to evaluate these tasks of a benchmark."""
-    positions = getattr(adapter.model.config.get_text_config(), "max_position_embeddings", MAX_TOKENS)
+    positions = getattr(adapter.model.config.get_text_config(), "max_position_embeddings", None) or MAX_TOKENS
     context = options.max_tokens or min(MAX_TOKENS, positions)
     for task in sources:
         if context - task.answer_tokens < 2:
@@ -233,29 +232,31 @@ def benchmark_run(
                 f"{task.answer_tokens} tokens; expected more, or --tasks without it"
             )
     metrics = {task.name: task.metric.label for task in sources}
-    several = len(set(metrics.values())) > 1
+    label = metrics[next(iter(metrics))] if len(set(metrics.values())) == 1 else "the tasks' metrics"
     files = {source.name: source.file for source in sources.values()}
     description = {
         "data": list(files),
         "data_sha256": [sha256(file) for file in files.values()],
-        "score": "the tasks' metrics x 100, mean over prompts" if several else f"{next(iter(metrics.values()))} x 100",
+        "score": f"{label} x 100, mean over prompts",
         "metrics": metrics,
         "answer_tokens": {task.name: task.answer_tokens for task in sources},
         "context": f"{context} tokens for prompt and answer; longer prompts lose their middle",
         "world": f"{BENCHMARKS[name]}, its prompts as plain text, greedy answers",
     }
-    shown = set(choose((sample.id, sample.category) for sample in samples[: options.limit]))
-    return dict(task=name, samples=samples, evaluate=answers(context, adapter, shown), description=description)
+    evaluate = answers(context, adapter, set(choose((s.id, s.category) for s in samples[: options.limit])))
+    return dict(task=f"text/{name}", samples=samples, evaluate=evaluate, description=description)
 
 
 def averages(report: Report) -> str:
     """The score of each policy in each benchmark as the benchmarks report it: every task counts alike."""
     scores: dict[tuple[str, str], list[float]] = {}
     for row in report.categories:
-        if row.task in BENCHMARKS and row.score is not None:
-            scores.setdefault((row.task, row.policy), []).append(row.score)
+        if row.score is not None:
+            scores.setdefault((row.task.removeprefix("text/"), row.policy), []).append(row.score)
     return "\n".join(
-        f"{task}, {policy}: {mean(found):.1f}, mean over {len(found)} tasks" for (task, policy), found in scores.items()
+        f"{name}, {policy}: {mean(found):.1f}, mean over {len(found)} of its {len(GROUPS[f'{name}:all'])} tasks"
+        for (name, policy), found in scores.items()
+        if name in BENCHMARKS
     )
 
 

@@ -52,22 +52,36 @@ class Source:
                 else:
                     file = opened.enter_context(opened.enter_context(zipfile.ZipFile(self.file)).open(self.member))
                 yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
-        except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise NammTransferError(f"cannot read {self.name!r}: {error}") from error
 
 
+def local(task: Task, root: Path) -> Source | None:
+    """A task's lines in a folder: in `TASK.jsonl`, there or in `data/`, or in LongBench's archive; None if in none.
+
+    Raises:
+        NammTransferError: one of these lies outside of the folder, by a link.
+    """
+    file, archive = f"{task.name}.jsonl", LONGBENCH[1]
+    places: list[tuple[str, str | None]] = [(file, None), (f"data/{file}", None)]
+    places += [(archive, f"data/{file}")] if task.benchmark == "longbench" else []
+    for name, member in places:
+        if (path := safe_join(root, name)).is_file():
+            return Source(str(root / name), path, member)
+    return None
+
+
 def find(task: Task, root: Path | None) -> Source:
-    """A task's file: `ROOT/TASK.jsonl`, or from the hub (its cache, if it was there before).
+    """Where a task's lines are: in the folder `root` (see `local`), or if that is None, in a file of the hub.
 
     Raises:
         NammTransferError: no such file, or one that lies outside of `root`; the hub cannot be reached.
     """
     file = f"{task.name}.jsonl"
     if root is not None:
-        path = safe_join(root, file)
-        if not path.is_file():
+        if (source := local(task, root)) is None:
             raise NammTransferError(f"{task.id}: {str(root)!r} holds no file {file!r}")
-        return Source(str(root / file), path)
+        return source
     repository, stored = LONGBENCH if task.benchmark == "longbench" else (INFINITEBENCH, file)
     try:
         path = Path(hf_hub_download(repository, stored, repo_type="dataset"))
@@ -83,12 +97,12 @@ def load(task: Task, source: Source, count: int | None = None) -> list[Question]
     """The first `count` questions of a task (default all), in the file's order; what comes after is not read.
 
     Raises:
-        NammTransferError: nothing in there, or a line that does not fit; the message names file and line.
+        NammTransferError: nothing in there, or a line that does not fit; the message names task, file and line.
     """
-    questions = []
+    questions: list[Question] = []
     read = _longbench if task.benchmark == "longbench" else _infinitebench
     for number, line in islice(source.lines(), count):
-        fields, references = read(task, _Entry(line, f"{source.name}, line {number}"))
+        fields, references = read(task, _Entry(line, f"{task.id}, line {number} of {source.name!r}"))
         questions.append(
             Question(
                 id=f"{task.id}/{len(questions)}",
@@ -111,7 +125,7 @@ class _Entry:
         self.where = where
         try:
             self.values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise NammTransferError(f"{where} is no JSON: {error}") from None
         if not isinstance(self.values, dict):
             raise NammTransferError(f"{where} holds a {type(self.values).__name__}; expected an object")
@@ -174,5 +188,5 @@ def _match(entry: _Entry, pattern: str) -> str:
 
 
 def _shown(reference: Any) -> str:
-    """A reference for a reader: of several parts (a class and all others, an option and its letter) the first."""
-    return reference if isinstance(reference, str) else str(reference[0] if isinstance(reference, tuple) else reference)
+    """A reference for a reader: of a text and what comes with it (all classes, the option's letter) the text."""
+    return str(reference[0] if isinstance(reference, tuple) and isinstance(reference[0], str) else reference)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_text import save_tiny_llama
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from namm_transfer import NammTransferError, policies
 from namm_transfer.adapters.causal_lm import SMOLLM2, CausalLMAdapter, locate
@@ -48,6 +48,62 @@ def test_exact_means_greedy_generation_says_so(adapter):
     right = type(encoded)(encoded.tokens, tokens)
     assert adapter.answer(right, adapter.memory(policies.make("full"))).exact
     assert said == adapter.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_generation_goes_on_from_what_was_read(adapter):
+    encoded = adapter.encode(adapter.example())
+    cache = adapter.memory(policies.make("full"))
+    logits = adapter.read(encoded, cache)
+    said = adapter.generate(encoded, cache, 4, logits)
+    assert said == adapter.generate(encoded, adapter.memory(policies.make("full")), 4)
+    assert cache.get_seq_length() == len(encoded.tokens) + 3, "the last token is said, not read"
+
+
+def test_generation_stops_at_any_token_that_ends_texts(adapter, folder, monkeypatch):
+    encoded = adapter.encode(adapter.example())
+    tokens = adapter.model.generate(encoded.tokens[None], max_new_tokens=8, do_sample=False)[0, len(encoded.tokens) :]
+    place = next(i for i in range(1, 8) if tokens[i] not in tokens[:i])
+    before = adapter.tokenizer.decode(tokens[:place], skip_special_tokens=True)
+
+    def said():
+        return adapter.generate(encoded, adapter.memory(policies.make("full")), 8)
+
+    assert said() == adapter.tokenizer.decode(tokens, skip_special_tokens=True)
+    monkeypatch.setattr(adapter.model.generation_config, "eos_token_id", [0, int(tokens[place])])
+    assert said() == before
+    monkeypatch.setattr(adapter.model.generation_config, "eos_token_id", int(tokens[0]))
+    assert said() == ""
+    monkeypatch.setattr(adapter.model.generation_config, "eos_token_id", None)
+    end = adapter.tokenizer.convert_ids_to_tokens(int(tokens[place]))
+    monkeypatch.setattr(adapter, "tokenizer", AutoTokenizer.from_pretrained(folder, eos_token=end))
+    assert said() == before
+
+
+def test_another_base_of_the_rotary_embedding(adapter, folder):
+    stretched = CausalLMAdapter.load(folder, dtype=torch.float32, device="cpu", rope_theta=5e5)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert plain.config.rope_parameters["rope_theta"] == 1e4
+    same = CausalLMAdapter.load(folder, dtype=torch.float32, device="cpu", rope_theta=1e4)
+    encoded = adapter.encode(adapter.example())
+    logits, again, other = (one.read(encoded, one.memory(policies.make("full"))) for one in (adapter, same, stretched))
+    assert torch.equal(again, logits)
+    assert (other - logits).abs().max() > 1e-3
+    plain.config.rope_parameters["rope_theta"] = 5e5
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, config=plain.config)(
+            encoded.tokens[None]
+        ).logits[:, -1]
+    torch.testing.assert_close(other, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_no_rotary_embedding_to_change(folder, tmp_path):
+    for theta in (0.0, -1.0, float("nan")):
+        with pytest.raises(NammTransferError, match="rope_theta"):
+            CausalLMAdapter.load(folder, rope_theta=theta)
+    GPT2LMHeadModel(GPT2Config(vocab_size=256, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    with pytest.raises(NammTransferError, match=r"rope_theta 500000.0 .*a model that has one"):
+        CausalLMAdapter.load(tmp_path, rope_theta=5e5)
 
 
 def test_reading_in_parts_changes_nothing(adapter):

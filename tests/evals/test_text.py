@@ -1,6 +1,7 @@
 """The text evaluation from command line to report, on a random Llama."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -8,13 +9,33 @@ from tiny_text import save_tiny_llama
 
 from namm_transfer import NammTransferError
 from namm_transfer.evals import text
+from namm_transfer.report.verification import verify
+from namm_transfer.text_benchmarks.load import find
+from namm_transfer.text_benchmarks.tasks import TASKS
 
 FLAGS = ["--tokens", "300", "--samples", "2", "--update-interval", "64", "--dtype", "float32"]
+BENCHMARK = ["--update-interval", "64", "--dtype", "float32", "--policy", "full,streaming:keep=0.5"]
+BOOK = " ".join(f"Line {i} of a book." for i in range(20))
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return save_tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder with three questions of one task of LongBench, two of another, and one of InfiniteBench."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    classes = ["Location", "Human"]
+    files = {
+        "trec": [{"context": BOOK, "input": f"{i}?", "answers": ["Human"], "all_classes": classes} for i in range(3)],
+        "passage_count": [{"context": BOOK[i:], "input": "", "answers": [str(i)]} for i in range(2)],
+        "passkey": [{"context": BOOK, "input": "Which?", "answer": "71432"}],
+    }
+    for name, lines in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
 
 
 def test_a_comparison(model, tmp_path, capsys):
@@ -44,16 +65,128 @@ def test_a_comparison(model, tmp_path, capsys):
         ("trained", list(text.TRAINED)),
         ("held-out,passkey", [*text.HELD_OUT, "passkey"]),
         ("passkey,trained", list(dict.fromkeys(["passkey", *text.TRAINED]))),
+        ("longbench:trec,longbench:qasper", ["longbench:trec", "longbench:qasper"]),
+        ("longbench:trec,qasper,trec", ["longbench:trec", "longbench:qasper"]),
+        ("passkey,infinitebench:math_find,passkey", ["passkey", "infinitebench:math_find", "infinitebench:passkey"]),
+        ("longbench:trec,passkey", ["longbench:trec", "passkey"]),
+        ("infinitebench:all", [id for id in TASKS if id.startswith("infinitebench:")]),
+        ("longbench:all", [id for id in TASKS if id.startswith("longbench:")]),
     ],
 )
-def test_groups_of_families(tasks, expected):
+def test_groups_and_names(tasks, expected):
     assert text.asked(text.Options(tasks=tasks)) == expected
 
 
-@pytest.mark.parametrize("flags", [["--tasks", "poetry"], ["--tasks", ","], ["--samples", "0"]])
-def test_wrong_flags(flags):
-    with pytest.raises(NammTransferError):
+def test_all_of_a_benchmark_is_what_the_folder_holds(root, tmp_path):
+    options = text.Options(tasks="longbench:all,infinitebench:all", data_root=root)
+    assert text.asked(options) == ["longbench:trec", "longbench:passage_count", "infinitebench:passkey"]
+    with pytest.raises(NammTransferError, match=r"longbench:all: --data-root '.*' holds no TASK.jsonl"):
+        text.asked(text.Options(tasks="longbench:all", data_root=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tasks", "poetry"], "'poetry': expected some of trained, .*longbench:narrativeqa"),
+        (["--tasks", "trec"], "'trec'"),
+        (["--tasks", "longbench:poetry"], "'longbench:poetry'"),
+        (["--tasks", "longbench:trec,math_find"], "'math_find'"),
+        (["--tasks", ","], "','"),
+        (["--samples", "0"], "--samples 0"),
+        (["--tokens", "0"], "--tokens 0"),
+        (["--limit", "-1"], "--limit -1"),
+        (["--max-tokens", "0"], "--max-tokens 0"),
+    ],
+)
+def test_wrong_flags(flags, message):
+    with pytest.raises(NammTransferError, match=message):
         text.main(flags)
+
+
+def test_benchmarks(model, root, tmp_path, capsys):
+    flags = ["--tasks", "passkey,longbench:all,infinitebench:passkey", "--data-root", str(root), "--max-tokens", "600"]
+    report = text.main([*FLAGS, *BENCHMARK, *flags, "--model", str(model), "--out", str(tmp_path)])
+    assert {(row.task, row.policy): row.n for row in report.summary if row.policy == "full"} == {
+        ("text", "full"): 2,
+        ("text/longbench", "full"): 4,
+        ("text/infinitebench", "full"): 1,
+    }
+    assert not [record.error for record in report.records if record.error]
+    rows = {(record.id, record.policy): record for record in report.records}
+    kept = rows["longbench:trec/0", "streaming:keep=0.5"]
+    assert kept.category == "trec"
+    assert kept.kept_share < 0.6
+    assert kept.updates >= 3
+    assert rows["longbench:trec/0", "full"].kept_share == 1
+    assert kept.details["right_answer"] == "Human"
+    assert kept.details["question"].endswith("0?")
+    assert not kept.details["cut"]
+    (run,) = (run for run in report.runs if run.task == "text/longbench")
+    assert run.description["metrics"] == {"trec": "classification score", "passage_count": "count score"}
+    assert run.description["answer_tokens"] == {"trec": 64, "passage_count": 32}
+    assert len(run.description["data_sha256"]) == 2
+    assert "longbench, full: 0.0, mean over 2 of its 21 tasks" in capsys.readouterr().out
+
+
+def test_an_answer_gets_the_metric_of_its_task(model, root, tmp_path, monkeypatch):
+    said = {"trec": "\nHuman or Location\nHuman", "passage_count": "1 or 7"}
+
+    def generate(self, encoded, cache, room, logits):
+        assert cache.get_seq_length() == len(encoded.tokens)
+        return said["trec" if room == 64 else "passage_count"]
+
+    monkeypatch.setattr(text.CausalLMAdapter, "generate", generate)
+    flags = ["--tasks", "longbench:all", "--data-root", str(root), "--model", str(model), "--out", str(tmp_path)]
+    report = text.main([*BENCHMARK, *flags])
+    scores = {record.id: record.score for record in report.records if record.policy == "full"}
+    assert scores == {
+        "longbench:trec/0": 50,
+        "longbench:passage_count/0": 0,
+        "longbench:trec/1": 50,
+        "longbench:passage_count/1": 50,
+        "longbench:trec/2": 50,
+    }
+    assert list(scores)[:2] == ["longbench:trec/0", "longbench:passage_count/0"], "tasks take turns"
+    assert report.records[0].answer == said["trec"]
+
+
+def test_long_prompts_are_cut_and_say_so(model, root, tmp_path):
+    flags = ["--tasks", "longbench:trec", "--data-root", str(root), "--limit", "2", "--max-tokens", "264"]
+    report = text.main([*BENCHMARK, *flags, "--model", str(model), "--out", str(tmp_path)])
+    assert len(report.records) == 2 * 2
+    assert all(record.details["cut"] for record in report.records)
+    assert {run.description["context"][:10] for run in report.runs} == {"264 tokens"}
+    with open(next(tmp_path.glob("*.jsonl"))) as ledger:
+        assert json.loads(ledger.readlines()[1])["seen"] == 200, "a byte is a token: 264 less 64 for the answer"
+
+
+def test_no_room_for_a_prompt(model, root, tmp_path):
+    flags = ["--tasks", "longbench:trec", "--data-root", str(root), "--max-tokens", "65", "--model", str(model)]
+    with pytest.raises(NammTransferError, match="--max-tokens 65 leaves no room for the prompts of longbench:trec"):
+        text.main([*flags, "--out", str(tmp_path)])
+
+
+def test_only_as_much_is_read_as_is_asked(root):
+    trec = TASKS["longbench:trec"]
+    for options, count in [({}, 3), ({"samples": 2}, 2), ({"limit": 1}, 1), ({"samples": 1, "limit": 2}, 1)]:
+        found = text.benchmark_samples(text.Options(data_root=root, **options), {trec: find(trec, root)})
+        assert len(found) == count
+    first, second = found[0], text.benchmark_samples(text.Options(), {trec: find(trec, root)})[1]
+    assert first.cluster == second.cluster, "two questions about one text"
+    assert first.prompt.endswith("0?")
+
+
+def test_a_report_of_a_benchmark_can_be_verified(model, root, tmp_path):
+    flags = ["--tasks", "longbench:all", "--data-root", str(root), "--max-tokens", "300", "--model", str(model)]
+    text.main([*BENCHMARK, *flags, "--out", str(tmp_path)])
+    (verified,) = verify(tmp_path, samples=1)
+    assert (verified.task, verified.records, verified.differences) == ("text/longbench", 2, [])
+
+
+def test_a_library_that_is_missing_is_named_before_the_model_is_loaded(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge", None)
+    with pytest.raises(NammTransferError, match=r"'rouge'.*namm-transfer\[longbench\]"):
+        text.main(["--tasks", "longbench:gov_report", "--model", "nowhere"])
 
 
 def test_missing_model(tmp_path):
