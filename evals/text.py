@@ -21,7 +21,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
@@ -59,9 +59,8 @@ class Options(EvalOptions):
     """Causal language model: folder, hub id, .gguf file, or smollm2 (SmolLM2-135M-Instruct)."""
     tasks: str = "all"
     """Task families, separated by commas: trained (those the shipped NAMM was evolved on), held-out, all, or names. And
-    tasks of benchmarks: longbench:TASK, infinitebench:TASK. A name after one of these belongs to the same benchmark
-    where that has it: longbench:trec,qasper is two of LongBench. longbench:all are all of it, or with --data-root
-    those whose files are there."""
+    tasks of benchmarks, longbench:trec or infinitebench:passkey; a name after one belongs to the same benchmark where
+    that has it (longbench:trec,qasper). longbench:all is all of it, or with --data-root what has a file there."""
     split: Literal["train", "validation", "test"] = "test"
     """Which documents the families' texts are made of."""
     samples: int | None = None
@@ -178,8 +177,8 @@ def answers(
         question: Question = sample.payload
         room = question.task.answer_tokens
         prompt = shorten(question.prompt, context - room, adapter.tokenizer)
-        encoded = adapter.encode(Prompt(question.id, question.task.id, prompt, answer=""))
-        cache = adapter.memory(policy)
+        read = Prompt(question.id, question.task.id, prompt, answer="")
+        encoded, cache = adapter.encode(read), adapter.memory(policy)
         logits = adapter.read(encoded, cache)
         report = cache.report()  # when the first answer token is produced
         arrays = {**adapter.kept(cache, encoded), "pieces": adapter.pieces(encoded)} if sample.id in shown else {}
@@ -250,13 +249,13 @@ def benchmark_run(
 def averages(report: Report) -> str:
     """The score of each policy in each benchmark as the benchmarks report it: every task counts alike."""
     scores: dict[tuple[str, str], list[float]] = {}
-    for row in report.categories:
-        if row.score is not None:
-            scores.setdefault((row.task.removeprefix("text/"), row.policy), []).append(row.score)
+    for row in report.categories:  # there are none of a benchmark of which one task was asked for
+        name = row.task.removeprefix("text/")
+        if name in BENCHMARKS and row.score is not None:
+            scores.setdefault((name, row.policy), []).append(row.score)
     return "\n".join(
         f"{name}, {policy}: {mean(found):.1f}, mean over {len(found)} of its {len(GROUPS[f'{name}:all'])} tasks"
         for (name, policy), found in scores.items()
-        if name in BENCHMARKS
     )
 
 
@@ -278,17 +277,19 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         device=accelerator.device,
         rope_theta=options.rope_theta,
     )
-    plans = [family_run(options, families, adapter)] if families else []
-    plans += [benchmark_run(options, name, benchmarks[name], asks, adapter) for name, asks in questions.items()]
-    for plan in plans:
+    plans = [(families, family_run(options, families, adapter))] if families else []
+    for name, asks in questions.items():
+        plans.append(([t.id for t in benchmarks[name]], benchmark_run(options, name, benchmarks[name], asks, adapter)))
+    for members, plan in plans:
         plan["description"] |= {
             "model": adapter.source,
             "dtype": str(adapter.dtype).removeprefix("torch."),
             "cache_size": "tokens held over tokens seen when the first answer token is produced",
         }
-        report = run(options, **plan)
-    if questions and accelerator.is_main_process:
-        print(averages(report))
+        own = replace(options, tasks=",".join(members)) if questions else options  # to be gone on with without the rest
+        report = run(own, **plan)
+    if accelerator.is_main_process and (means := averages(report)):
+        print(means)
     return report
 
 

@@ -171,16 +171,36 @@ def test_only_as_much_is_read_as_is_asked(root):
     for options, count in [({}, 3), ({"samples": 2}, 2), ({"limit": 1}, 1), ({"samples": 1, "limit": 2}, 1)]:
         found = text.benchmark_samples(text.Options(data_root=root, **options), {trec: find(trec, root)})
         assert len(found) == count
-    first, second = found[0], text.benchmark_samples(text.Options(), {trec: find(trec, root)})[1]
-    assert first.cluster == second.cluster, "two questions about one text"
-    assert first.prompt.endswith("0?")
+    assert found[0].prompt.endswith("0?")
 
 
-def test_a_report_of_a_benchmark_can_be_verified(model, root, tmp_path):
-    flags = ["--tasks", "longbench:all", "--data-root", str(root), "--max-tokens", "300", "--model", str(model)]
-    text.main([*BENCHMARK, *flags, "--out", str(tmp_path)])
-    (verified,) = verify(tmp_path, samples=1)
-    assert (verified.task, verified.records, verified.differences) == ("text/longbench", 2, [])
+def test_questions_about_one_text_are_a_cluster(root):
+    tasks = (TASKS["longbench:trec"], TASKS["longbench:passage_count"])
+    found = text.benchmark_samples(text.Options(), {task: find(task, root) for task in tasks})
+    clusters = {sample.id.partition(":")[2]: sample.cluster for sample in found}
+    assert clusters["trec/0"]
+    assert clusters["trec/0"] == clusters["trec/1"] == clusters["passage_count/0"]
+    assert clusters["passage_count/1"] != clusters["passage_count/0"]
+
+
+def test_an_answer_about_a_dialogue_ends_with_its_line(model, tmp_path, monkeypatch):
+    pytest.importorskip("rouge", reason="the extra longbench is not installed")
+    line = {"context": "Ann: a\nBob: b", "input": "Summary:", "answers": ["one"]}
+    (tmp_path / "samsum.jsonl").write_text(json.dumps(line))
+    monkeypatch.setattr(text.CausalLMAdapter, "generate", lambda *_: "one\ntwo")
+    flags = ["--tasks", "longbench:samsum", "--data-root", str(tmp_path), "--model", str(model)]
+    report = text.main([*BENCHMARK, *flags, "--out", str(tmp_path / "out")])
+    assert {(record.answer, round(record.score)) for record in report.records} == {("one", 100)}
+
+
+def test_parts_of_a_report_are_verified_and_resumed_each_on_its_own(model, root, tmp_path, monkeypatch):
+    flags = [*FLAGS, *BENCHMARK, "--data-root", str(root), "--max-tokens", "300", "--model", str(model)]
+    flags += ["--out", str(tmp_path), "--samples", "1"]
+    report = text.main([*flags, "--tasks", "lookup,longbench:all,infinitebench:all"])
+    found = {verified.task: (verified.records, verified.differences) for verified in verify(tmp_path, samples=1)}
+    assert found == {"text": (2, []), "text/longbench": (2, []), "text/infinitebench": (2, [])}
+    monkeypatch.delattr(text.CausalLMAdapter, "read")  # nothing is left to do
+    assert text.main([*flags, "--tasks", "longbench:all", "--resume"]).records == report.records
 
 
 def test_a_library_that_is_missing_is_named_before_the_model_is_loaded(root, monkeypatch):
