@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,15 +14,19 @@ from tqdm import tqdm
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.errors import NammTransferError
-from namm_transfer.evolution import hindsight, plot, scoring, text
+from namm_transfer.evolution import plot, scoring, text
 from namm_transfer.evolution.config import EvolutionConfig
+from namm_transfer.evolution.learning import Learning, through
 from namm_transfer.evolution.scoring import Scores
 from namm_transfer.evolution.state import State
 from namm_transfer.evolution.statistics import Moments
 from namm_transfer.evolution.strategy import Search, SearchOptions
 from namm_transfer.evolution.tasks import Prompt, make_prompt
 from namm_transfer.files import write_atomic
-from namm_transfer.namm import NAMM, RECENCY, SHAPES, SIZE
+from namm_transfer.namm import FEATURES, NAMM, RECENCY, SHAPES, SIZE
+
+LEARNED = ("model", "families", "statistics_prompts", "validation_tokens", "update_interval", "attention_dtype")
+"""What decides the learned start, besides the `learn_...` fields."""
 
 _CARD = """---
 license: apache-2.0
@@ -56,7 +60,7 @@ class Evolution:
         config: what to do.
         seed: of the search and of the prompts.
         out: folder of everything written: the NAMM with the best validation (`model.safetensors`, `config.json`),
-            `evolution.jsonl`, `plot.svg`, `state/state.safetensors`.
+            `evolution.jsonl`, `plot.svg`, and in `state/` what is needed to go on.
         resume: go on from the state in `out`.
         accelerator: the processes that share the work.
     """
@@ -72,14 +76,18 @@ class Evolution:
         accelerator: Accelerator,
     ) -> None:
         self.adapter, self.config, self.seed, self.out, self.accelerator = adapter, config, seed, out, accelerator
-        path = self._state_path
-        if path.exists() and not resume:
-            raise NammTransferError(f"{path} exists: go on from it with --resume, or give another --out")
-        self.state = self._resume() if resume else self._begin()
+        begun = [path for path in (self._state_path, self._learning_path) if path.exists()]
+        if begun and not resume:
+            raise NammTransferError(f"{begun[0]} exists: go on from it with --resume, or give another --out")
+        self.state = self._resume() if resume and begun != [self._learning_path] else self._begin()
 
     @property
     def _state_path(self) -> Path:
         return self.out / "state" / "state.safetensors"
+
+    @property
+    def _learning_path(self) -> Path:
+        return self.out / "state" / "learning.safetensors"
 
     @property
     def statistics(self) -> Moments:
@@ -143,7 +151,7 @@ class Evolution:
                 self.accelerator,
                 bar.update,
             )
-        return scores.fitness(config.fitness, config.price), scores.kept.mean()
+        return scores.fitness(config), scores.kept.mean()
 
     def _prompts(
         self, split: text.Split, families: Sequence[str], each: int, generation: int, tokens: Sequence[int]
@@ -159,11 +167,13 @@ class Evolution:
         main = self.accelerator.is_main_process
         return tqdm(total=total // self.accelerator.num_processes, desc=what, leave=False, disable=not main)
 
-    def _settings(self) -> str:
-        used = {"config": json.loads(self.config.to_json()), "seed": self.seed, "text": text.fingerprint()}
-        used["cma"] = version("cma")
-        used["dtype"] = str(self.adapter.model.dtype)
-        used["config"].pop("generations")  # where to stop may change from sitting to sitting; nothing else may
+    def _settings(self, fields: Collection[str] | None = None) -> str:
+        """What decides a result, as JSON: the seed, the text, the model's arithmetic and these fields of the
+        configuration (default: all but the number of generations: where to stop may change from sitting to sitting)."""
+        config = json.loads(self.config.to_json())
+        config.pop("generations")
+        used = {"config": {k: v for k, v in config.items() if fields is None or k in fields}, "seed": self.seed}
+        used |= {"text": text.fingerprint(), "cma": version("cma"), "dtype": str(self.adapter.model.dtype)}
         return json.dumps(used, sort_keys=True)
 
     def _begin(self) -> State:
@@ -172,19 +182,20 @@ class Evolution:
         bar = self._bar(len(prompts), "statistics")
         with bar:
             moments = scoring.estimate_statistics(self.adapter, prompts, config, self.accelerator, bar.update)
-        start = self._learned(moments) if config.start == "hindsight" else start_vector(config.start)
-        self.start, self.search = start, self._search(start)
+        start, matrix = self._start(moments)
+        self.search = self._search(start)
         self.state = State(
             settings=self._settings(),
             statistics=moments.to_row().numpy(),
             start=start,
+            matrix=matrix,
             history=self.search.history,
             mean=start,
             log=np.zeros((0, 5)),
             best=start,
             best_generation=np.array([0]),
         )
-        scores = self.validate(start)
+        scores = self.validate(self.mean)
         self._record(float("nan"), float(scores.kept.mean()), scores)
         return self.state
 
@@ -196,32 +207,29 @@ class Evolution:
 
     def _whole(self, found: np.ndarray) -> np.ndarray:
         """Flat vectors from what is searched for: (n, dimensions) -> (n, 4172)."""
-        rest = self.start[: SIZE - self.config.dimensions]
-        return np.concatenate([np.broadcast_to(rest, (len(found), len(rest))), found], axis=1)
+        rest, matrix = self.state.start[: SIZE - self.config.dimensions], torch.tensor(self.state.matrix).double()
+        return np.stack([through(torch.tensor(np.concatenate([rest, some])), matrix).numpy() for some in found])
 
-    def _learned(self, statistics: Moments) -> np.ndarray:
-        """The hindsight start, (4172,) float64: made by the first process, given to all."""
+    def _start(self, statistics: Moments) -> tuple[np.ndarray, np.ndarray]:
+        """Where the search begins, (4172,) float64, and the matrix that leads from there to the flat vector."""
         config = self.config
-        vector = torch.zeros(SIZE)
-        if self.accelerator.is_main_process:
-            prompts = self._prompts(
-                "train", config.families, config.hindsight_prompts, 250_000, config.hindsight_tokens
-            )
-            made = hindsight.gather(
-                self.adapter, prompts, config.update_interval, self.out / "hindsight", self._settings()
-            )
-            examples = [e for some in tqdm(made, "hindsight", len(prompts), leave=False) for e in some]
-            with tqdm(total=config.hindsight_steps, desc="start", leave=False) as bar:
-                vector = hindsight.learn(
-                    examples,
-                    statistics,
-                    torch.tensor(start_vector("attention")),
-                    steps=config.hindsight_steps,
-                    seed=self.seed,
-                    tick=lambda loss: bar.update(),
-                )
-        vector = self.accelerator.reduce(vector.to(self.accelerator.device), "sum")
-        return vector.double().cpu().numpy()
+        if config.start != "learned":
+            return start_vector(config.start), np.eye(FEATURES, dtype=np.float32)
+        learning = Learning(
+            self.adapter,
+            config,
+            statistics,
+            start_vector("attention"),
+            seed=self.seed,
+            path=self._learning_path,
+            settings=self._settings([name for name in vars(config) if name in LEARNED or name.startswith("learn_")]),
+            accelerator=self.accelerator,
+        )
+        main = self.accelerator.is_main_process
+        bar = tqdm(total=config.learn_steps, initial=learning.step, desc="start", leave=False, disable=not main)
+        with bar:
+            vector, matrix = learning.run(bar.update)
+        return vector.double().cpu().numpy(), matrix.cpu().numpy()
 
     def _resume(self) -> State:
         state = State.read(self._state_path)
@@ -229,9 +237,10 @@ class Evolution:
             raise NammTransferError(
                 f"{self._state_path} was made with other settings: {state.settings}; these are {self._settings()}"
             )
-        self.start, self.search = state.start, self._search(state.start)
+        self.search = self._search(state.start)
         self.search.replay(state.history)
-        if not np.allclose(self.mean, state.mean, rtol=1e-9, atol=1e-12):
+        self.state = state
+        if not np.allclose(self.mean, state.mean, rtol=1e-9, atol=1e-9):
             raise NammTransferError(
                 f"{self._state_path}: the search cannot be replayed here (another pycma or numpy?); largest difference "
                 f"{np.abs(self.mean - state.mean).max():g}"
@@ -241,7 +250,7 @@ class Evolution:
     def _record(self, fitness: float, kept: float, validated: Scores | None) -> None:
         """One more line of the log; on disk when this returns."""
         state, search = self.state, self.search
-        validation = float("nan") if validated is None else float(validated.fitness(self.config.fitness)[0])
+        validation = float("nan") if validated is None else float(validated.fitness(self.config)[0])
         improved = validated is not None and not (state.log[:, 2] >= validation).any()
         if improved:
             state.best, state.best_generation = self.mean, np.array([search.generation])

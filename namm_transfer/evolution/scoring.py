@@ -50,16 +50,16 @@ class Scores:
     full_exact: np.ndarray
     """(prompts,)"""
 
-    def fitness(self, kind: str, price: float = 0.0) -> np.ndarray:
-        """Fitness of each member, (members,); see `EvolutionConfig.fitness`."""
+    def fitness(self, config: EvolutionConfig) -> np.ndarray:
+        """Fitness of each member, (members,); see `EvolutionConfig.fitness`, `price` and `allowed`."""
         parts = []
         for family in dict.fromkeys(self.families):
             own = [i for i, name in enumerate(self.families) if name == family]
-            if kind == "exact":
+            if config.fitness == "exact":
                 parts.append(self.exact[own].mean(0) / (self.full_exact[own].mean() + 1e-7))
             else:
                 parts.append((self.logprob[own] - self.full_logprob[own, None]).mean(0))
-        return np.mean(parts, axis=0) - price * self.kept.mean(0)
+        return np.mean(parts, axis=0) - config.price * np.maximum(self.kept.mean(0) - config.allowed, 0)
 
 
 def shared_prefix(adapter: CausalLMAdapter, encoded: EncodedPrompt, config: EvolutionConfig) -> MemoryCache:

@@ -26,11 +26,13 @@ class State:
     statistics: np.ndarray
     """(35,) float64: count, 17 means, 17 variances"""
     start: np.ndarray
-    """(4172,) float64: where the search began"""
+    """(4172,) float64: where the search began, in its coordinates"""
+    matrix: np.ndarray
+    """(25, 25) float32: leads from the search's coordinates to the flat vector; see `learning.through`"""
     history: np.ndarray
     """(generations, members) float64: the fitness of every member ever, from which the search is replayed"""
     mean: np.ndarray
-    """(4172,) float64: the search's mean, to check the replay by"""
+    """(4172,) float64: the flat vector of the search's mean, to check the replay by"""
     log: np.ndarray
     """(generations + 1, 5) float64, columns `FIELDS`; row 0 is the start; NaN where there was no validation"""
     best: np.ndarray

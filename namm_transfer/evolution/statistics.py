@@ -9,6 +9,20 @@ from namm_transfer.namm import NAMM
 from namm_transfer.policy import LayerView
 
 
+class Spectra(NAMM):
+    """A policy that keeps everything and remembers the spectra of every layer and update."""
+
+    def __init__(self, update_interval: int = 512) -> None:
+        super().__init__(update_interval)
+        self.spectra: list[Tensor] = []
+        """Each (KV heads, 17, tokens), of the first sequence of the batch."""
+
+    def select(self, view: LayerView) -> Tensor:
+        """All of them."""
+        self.spectra.append(view.state["spectrum"][0].clone())
+        return view.real
+
+
 class Recorder(NAMM):
     """A policy that keeps everything and takes the moments of every spectrum it is shown at an update.
 

@@ -35,6 +35,8 @@ _CITIES = (
     "Boston Chicago Denver Houston Dallas Toronto Sydney"
 ).split()
 _NAMES = "Anna Peter Maria John Laura David Sarah Paul Emma Tom Alice Mark Julia Simon Clara Henry Ruth George".split()
+_QUESTIONS = 5
+"""Asked about the text of a quiz."""
 _COLOURS = "red blue green yellow black white orange purple brown pink gray gold".split()
 _OBJECTS = (
     "lamp clock chair bottle basket guitar camera ladder hammer pillow mirror candle kettle helmet ticket".split()
@@ -78,38 +80,63 @@ def _hide(rng: random.Random, sentences: list[str], needles: Sequence[str], reac
     return " ".join(sentences)
 
 
+def _pass_key(rng: random.Random) -> tuple[str, str, str]:
+    """What is hidden, the question and its answer; so are the others below."""
+    key = _number(rng)
+    return (
+        f"The pass key is {key}. Remember it. {key} is the pass key.",
+        "What is the pass key? The pass key is",
+        f" {key}",
+    )
+
+
+def _magic_numbers(rng: random.Random) -> list[tuple[str, str, str]]:
+    cities = rng.sample(_CITIES, 3)
+    known = [(f"The magic number of {city} is", f" {_number(rng)}") for city in cities]
+    return [
+        (f"{said}{number}.", f"What is the magic number of {city}? {said}", number)
+        for city, (said, number) in zip(cities, known, strict=True)
+    ]
+
+
+def _prices(rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
+    """One list, and the question and answer of each line."""
+    keys = rng.sample(_OBJECTS, 4)
+    values = [f" {_number(rng)}" for _ in keys]
+    lines = [f"{key}:{value}" for key, value in zip(keys, values, strict=True)]
+    asked = [(f"The price list above says:\n{key}:", value) for key, value in zip(keys, values, strict=True)]
+    return "\n".join(["Prices:", *lines]), asked
+
+
+def _sentence(rng: random.Random, prose: Sequence[Document]) -> tuple[str, str, str]:
+    sentence = rng.choice([s for d in prose for s in d.sentences if len(s) > 120])
+    words = sentence.split()
+    return sentence, " ".join(words[:6]), " " + " ".join(words[6:14])
+
+
 def passkey(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
     """One number hidden in the text."""
-    key = _number(rng)
-    needle = f"The pass key is {key}. Remember it. {key} is the pass key."
+    needle, question, key = _pass_key(rng)
     hay = _hide(rng, _filler(rng, prose, tokens, count), [needle])
-    return f"There is a pass key hidden in this text.\n\n{hay}\n\nWhat is the pass key? The pass key is", f" {key}"
+    return f"There is a pass key hidden in this text.\n\n{hay}\n\n{question}", key
 
 
 def multikey(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
     """Three numbers under three names hidden in the text; one of them is asked for."""
-    cities = rng.sample(_CITIES, 3)
-    numbers = [_number(rng) for _ in cities]
-    needles = [f"The magic number of {c} is {n}." for c, n in zip(cities, numbers, strict=True)]
-    hay = _hide(rng, _filler(rng, prose, tokens, count), needles)
-    return (
-        f"Some magic numbers are hidden in this text.\n\n{hay}\n\nWhat is the magic number of {cities[0]}? "
-        f"The magic number of {cities[0]} is",
-        f" {numbers[0]}",
-    )
+    facts = _magic_numbers(rng)
+    hay = _hide(rng, _filler(rng, prose, tokens, count), [needle for needle, _, _ in facts])
+    _, question, number = facts[0]
+    return f"Some magic numbers are hidden in this text.\n\n{hay}\n\n{question}", number
 
 
 def lookup(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
     """A list of key-value pairs somewhere in the text; the value of one key is asked for."""
-    keys = rng.sample(_OBJECTS, 4)
-    values = [_number(rng) for _ in keys]
-    table = "\n".join(f"{k}: {v}" for k, v in zip(keys, values, strict=True))
+    table, facts = _prices(rng)
     sentences = _filler(rng, prose, tokens, count)
     cut = rng.randrange(int(len(sentences) * 0.7) + 1)
     before, after = " ".join(sentences[:cut]), " ".join(sentences[cut:])
-    asked = rng.randrange(len(keys))
-    text = f"{before}\n\nPrices:\n{table}\n\n{after}\n\nThe price list above says:\n{keys[asked]}:"
-    return text.lstrip(), f" {values[asked]}"
+    question, value = facts[rng.randrange(len(facts))]
+    return f"{before}\n\n{table}\n\n{after}\n\n{question}".lstrip(), value
 
 
 def classification(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
@@ -131,10 +158,9 @@ def classification(rng: random.Random, prose: Sequence[Document], tokens: int, c
 def continuation(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
     """Prose that ends with the beginning of a sentence it has held before; the answer is how that goes on."""
     sentences = _filler(rng, prose, tokens, count)
-    last = rng.choice([s for d in prose for s in d.sentences if len(s) > 120])
-    words = last.split()
+    last, question, answer = _sentence(rng, prose)
     text = _hide(rng, [s for s in sentences if s != last], [last], reach=0.6)
-    return f"{text}\n\n{' '.join(words[:6])}", " " + " ".join(words[6:14])
+    return f"{text}\n\n{question}", answer
 
 
 def retrieval(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
@@ -178,6 +204,28 @@ TRAINED = ("passkey", "multikey", "lookup", "continuation")
 HELD_OUT = ("multihop", "meeting")
 """Families no evolution has seen. Two more were never seen either, but are too hard for the base model of the shipped
 NAMM to measure anything by: classification and retrieval."""
+
+
+def make_quiz(split: Split, seed: int, number: int, *, tokens: int, count: Count) -> list[tuple[str, str]]:
+    """One text with all that the trained families hide, and several questions about it in a row.
+
+    A text that is read once teaches as much as `questions` prompts; it is what gradients learn from.
+
+    Returns:
+        (text, answer) of each question in turn; the first text begins with everything that was hidden.
+    """
+    rng, prose = random.Random(f"quiz/{split}/{tokens}/{seed}/{number}"), documents(split)
+    needle, *passkey = _pass_key(rng)
+    numbers = _magic_numbers(rng)
+    table, prices = _prices(rng)
+    last, *sentence = _sentence(rng, prose)
+    hidden = [needle, last, f"\n\n{table}\n\n", *(fact for fact, _, _ in numbers)]
+    asked = [passkey, sentence, *prices, *((question, answer) for _, question, answer in numbers)]
+    asked = rng.sample(asked, _QUESTIONS)
+    filler = tokens - sum(count(text) for text in [*hidden, *(f"{q}{a}\n\n" for q, a in asked)])
+    sentences = [s for s in _filler(rng, prose, max(60, filler), count) if s != last]
+    text = _hide(rng, sentences, hidden)
+    return [(f"{text}\n\n{q}" if number == 0 else f"\n\n{q}", a) for number, (q, a) in enumerate(asked)]
 
 
 def make_prompt(family: str, split: Split, seed: int, number: int, *, tokens: int, count: Count) -> Prompt:

@@ -53,7 +53,7 @@ def test_what_is_written(whole):
     state = State.read(whole / "state" / "state.safetensors")
     assert state.history.shape == (4, 4)
     namm = NAMM.from_pretrained(whole)
-    assert (namm.update_interval, namm.size.keep) == (128, 0.5)
+    assert (namm.update_interval, namm.size.keep) == (128, None)
     best = max(range(5), key=lambda i: -np.inf if lines[i]["validation"] is None else lines[i]["validation"])
     assert state.best_generation.item() == best
     np.testing.assert_allclose(namm.to_vector(), state.best, rtol=1e-6)

@@ -110,9 +110,11 @@ def test_fitness():
         full_logprob=np.array([-0.5, -1.5, -1.0]),
         full_exact=np.array([1.0, 1.0, 1.0]),
     )
-    np.testing.assert_allclose(scores.fitness("logprob"), [-0.5, -0.25])
-    np.testing.assert_allclose(scores.fitness("logprob", price=0.2), [-0.6, -0.45])
-    np.testing.assert_allclose(scores.fitness("exact"), [0.75, 0.25], atol=1e-6)
+    fitness = lambda **options: scores.fitness(dataclasses.replace(CONFIG, **options))  # noqa: E731
+    np.testing.assert_allclose(fitness(), [-0.5, -0.25])
+    np.testing.assert_allclose(fitness(price=0.2), [-0.6, -0.45])
+    np.testing.assert_allclose(fitness(price=0.2, allowed=0.8), [-0.5, -0.29])
+    np.testing.assert_allclose(fitness(fitness="exact"), [0.75, 0.25], atol=1e-6)
 
 
 def test_start_vectors():
