@@ -2,8 +2,8 @@
 
 What a NAMM evicts is gone, and no gradient tells what it would have been worth. Here each update multiplies the
 attention to a token by the share of it that stays, between 0 and 1. The gradient of the answer's likelihood with
-respect to those shares then says, for every layer, head, token and update at once, what keeping a little more would have
-won; the number of tokens held has a gradient in the same way. The network reads what any NAMM reads, the past alone.
+respect to those shares then says, for every layer, head, token and update at once, what keeping a little more would
+have won; the number of tokens held has a gradient in the same way. The network reads what any NAMM reads: the past.
 """
 
 from __future__ import annotations

@@ -182,13 +182,14 @@ class Evolution:
         bar = self._bar(len(prompts), "statistics")
         with bar:
             moments = scoring.estimate_statistics(self.adapter, prompts, config, self.accelerator, bar.update)
-        start, matrix = self._start(moments)
+        start, matrix, lessons = self._start(moments)
         self.search = self._search(start)
         self.state = State(
             settings=self._settings(),
             statistics=moments.to_row().numpy(),
             start=start,
             matrix=matrix,
+            lessons=lessons,
             history=self.search.history,
             mean=start,
             log=np.zeros((0, 5)),
@@ -210,11 +211,11 @@ class Evolution:
         rest, matrix = self.state.start[: SIZE - self.config.dimensions], torch.tensor(self.state.matrix).double()
         return np.stack([through(torch.tensor(np.concatenate([rest, some])), matrix).numpy() for some in found])
 
-    def _start(self, statistics: Moments) -> tuple[np.ndarray, np.ndarray]:
-        """Where the search begins, (4172,) float64, and the matrix that leads from there to the flat vector."""
+    def _start(self, statistics: Moments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`start`, `matrix` and `lessons` of the state."""
         config = self.config
         if config.start != "learned":
-            return start_vector(config.start), np.eye(FEATURES, dtype=np.float32)
+            return start_vector(config.start), np.eye(FEATURES, dtype=np.float32), np.zeros((0, 3), dtype=np.float32)
         learning = Learning(
             self.adapter,
             config,
@@ -229,7 +230,7 @@ class Evolution:
         bar = tqdm(total=config.learn_steps, initial=learning.step, desc="start", leave=False, disable=not main)
         with bar:
             vector, matrix = learning.run(bar.update)
-        return vector.double().cpu().numpy(), matrix.cpu().numpy()
+        return vector.double().cpu().numpy(), matrix.cpu().numpy(), learning.log.numpy()
 
     def _resume(self) -> State:
         state = State.read(self._state_path)
@@ -272,4 +273,4 @@ class Evolution:
                 config = json.dumps(json.loads(self.config.to_json()), indent=2)
                 write_atomic(card, _CARD.format(seed=self.seed, config=config))
             self.best().save_pretrained(self.out)
-            write_atomic(self.out / "plot.svg", plot.draw(self.state.log))
+            write_atomic(self.out / "plot.svg", plot.draw(self.state.log, self.state.lessons))

@@ -1,23 +1,50 @@
-"""The picture of an evolution: fitness, validation, cache size and step size over generations."""
+"""The picture of an evolution: what the gradient taught before it, then fitness, validation, cache size, step size."""
 
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 
-def draw(log: np.ndarray) -> str:
-    """An SVG of the log.
+def draw(log: np.ndarray, lessons: np.ndarray) -> str:
+    """An SVG of both stages, side by side, or of the search alone.
 
     Args:
         log: (generations + 1, 5), columns as in `state.FIELDS`.
+        lessons: (steps, 3), as in `State`; may be empty.
     """
+    figure = Figure(figsize=(11 if len(lessons) else 7, 6), layout="constrained")
+    sides: list[Any] = list(np.atleast_1d(figure.subfigures(1, 2 if len(lessons) else 1)))
+    if len(lessons):
+        _draw_lessons(sides[0], lessons)
+    _draw_search(sides[-1], log)
+    out = io.StringIO()
+    with rc_context({"svg.hashsalt": "evolution", "svg.fonttype": "none"}):  # the same numbers, the same bytes
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()
+
+
+def _draw_lessons(figure: Any, lessons: np.ndarray) -> None:
+    figure.suptitle("start learned by gradient, fading memory", fontsize=10)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    width = max(1, len(lessons) // 40)
+    for axes, values, colour in ((top, lessons[:, 0], "tab:blue"), (bottom, lessons[:, 1], "tab:green")):
+        smooth = np.convolve(values, np.full(width, 1 / width), "valid")
+        axes.plot(values, lw=0.6, color="0.75")
+        axes.plot(np.arange(len(smooth)) + width // 2, smooth, color=colour)
+    top.set_ylabel("log-probability of the answers")
+    bottom.set_ylabel("held share")
+    bottom.set_xlabel("step")
+
+
+def _draw_search(figure: Any, log: np.ndarray) -> None:
     generation, fitness, validation, kept, sigma = log.T
     seen = ~np.isnan(validation)
-    figure = Figure(figsize=(7, 6), layout="constrained")
+    figure.suptitle("search by CMA-ES", fontsize=10)
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1, 1])
     top.plot(generation, fitness, lw=1, color="0.6", label="mean fitness of the members (training prompts)")
     top.plot(generation[seen], validation[seen], "o-", ms=3, label="mean vector (validation prompts)")
@@ -30,7 +57,3 @@ def draw(log: np.ndarray) -> str:
     bottom.plot(generation, sigma, color="tab:orange")
     bottom.set_ylabel("sigma")
     bottom.set_xlabel("generation")
-    out = io.StringIO()
-    with rc_context({"svg.hashsalt": "evolution", "svg.fonttype": "none"}):  # the same numbers, the same bytes
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return out.getvalue()

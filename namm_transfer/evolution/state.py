@@ -29,6 +29,9 @@ class State:
     """(4172,) float64: where the search began, in its coordinates"""
     matrix: np.ndarray
     """(25, 25) float32: leads from the search's coordinates to the flat vector; see `learning.through`"""
+    lessons: np.ndarray
+    """(steps, 3) float32: log of the learned start, if there was one: mean log-probability of the answers, share of the
+    tokens held, price of a full cache"""
     history: np.ndarray
     """(generations, members) float64: the fitness of every member ever, from which the search is replayed"""
     mean: np.ndarray
