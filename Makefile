@@ -12,7 +12,7 @@ help:
 	@echo "make reports    the committed reports in docs/ again: three comparisons, an hour of one core; goes on where it was"
 	@echo "make test       install, run all tests"
 	@echo "make lint       ruff and mypy"
-	@echo "make benchmark  speed of the memory against plain transformers"
+	@echo "make benchmark  speed and memory against plain transformers, two hours of one core"
 	@echo "make clean      remove runs and caches (not the environment)"
 
 # The stamp is newer than pyproject.toml and constraints.txt exactly when the environment fits them. CI's versions hold
@@ -46,7 +46,7 @@ lint: $(VENV)/.stamp
 	$(BIN)/mypy
 
 benchmark: $(VENV)/.stamp
-	$(BIN)/python benchmarks/prefill.py
+	$(BIN)/python benchmarks/run.py
 
 clean:
 	rm -rf $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,6 +10,7 @@ import copy
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,24 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from namm_transfer import NAMM, EvictionPolicy, MemoryCache, policies
+from namm_transfer.policy import LayerView
 from namm_transfer.spectrogram import BINS, DECAY, HOP, WINDOW
 
 DECODED = 32
 Measured = dict[str, float]
+
+
+class TimedNAMM(NAMM):
+    """Says what the scoring network alone has cost."""
+
+    spent = 0.0
+
+    def scores(self, view: LayerView) -> Tensor:
+        """As a NAMM's."""
+        before = time.process_time()
+        found = super().scores(view)
+        TimedNAMM.spent += time.process_time() - before
+        return found
 
 
 def stopwatch() -> Callable[[str], Measured]:
@@ -40,7 +55,7 @@ def stopwatch() -> Callable[[str], Measured]:
 def policy(side: str) -> EvictionPolicy:
     """A policy by its notation; ``namm`` here is one whose scores are all 0: the work is that of any other."""
     name, _, options = side.partition(":keep=")
-    return NAMM(keep=float(options) if options else None) if name == "namm" else policies.make(side)
+    return TimedNAMM(keep=float(options) if options else None) if name == "namm" else policies.make(side)
 
 
 def language_model(case: str, attention: str) -> Any:
@@ -79,7 +94,7 @@ def prefill(case: str, side: str, tokens: int) -> Measured:
         score_densely(NAMM(), out.attentions)
     del out
     found = lap("prefill")
-    found["prefill_peak"] = peak()
+    found |= {"prefill_peak": peak(), "scoring_cpu_s": TimedNAMM.spent}
     if cache is None or side == "dense":
         return found
     for _ in range(DECODED):
@@ -158,6 +173,37 @@ def evolution(side: str, tokens: int) -> Measured:
     return lap("evaluation")
 
 
+def video(side: str, frames: int) -> Measured:
+    """The shipped video model reads a generated film: reading and encoding the frames, then the prompt's prefill."""
+    from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample
+    from namm_transfer.files import asset
+    from namm_transfer.video.benchmarks import load_generated
+
+    adapter = LlavaNextVideoAdapter.load(asset("llava-next-video-small"), device="cpu", dtype=torch.float32)
+    question = load_generated(1, 60)[0]
+    sample = VideoSample(question.video, question.prompt, question.choices, frames=frames, lead=question.lead)
+    cache = DynamicCache() if side == "sdpa" else adapter.memory(policy(side))
+    adapter.extend_positions(8 * frames + 200)
+    lap = stopwatch()
+    encoded = adapter.encode(sample)
+    found = lap("reading")
+    adapter.prefill(encoded, cache)
+    return found | lap("prefill")
+
+
+def reading(side: str, frames: int) -> Measured:
+    """Frames of a generated film by one of the backends, in batches as the adapter takes them."""
+    from namm_transfer.video.benchmarks import load_generated
+    from namm_transfer.video.frames import in_batches, open_video, uniform_indices
+
+    path = load_generated(1, 60)[0].video
+    lap = stopwatch()
+    reader = open_video(path, side)
+    for _ in in_batches(reader, uniform_indices(reader.count, frames)):
+        pass
+    return lap("reading")
+
+
 def peak() -> float:
     """High-water mark of this process: of its device memory, or of its resident set on a CPU, in bytes."""
     if torch.cuda.is_available():
@@ -169,19 +215,22 @@ def peak() -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=["toy", "lm", "decision-transformer", "evolution"])
+    programs = {
+        "toy": partial(prefill, "toy"),
+        "lm": partial(prefill, "lm"),
+        "decision-transformer": decision_transformer,
+        "evolution": evolution,
+        "video": video,
+        "reading": reading,
+    }
+    parser.add_argument("case", choices=programs)
     parser.add_argument("side")
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with torch.inference_mode():
-        if options.case == "decision-transformer":
-            found = decision_transformer(options.side, options.tokens)
-        elif options.case == "evolution":
-            found = evolution(options.side, options.tokens)
-        else:
-            found = prefill(options.case, options.side, options.tokens)
+        found = programs[options.case](options.side, options.tokens)
     print(json.dumps(found | {"peak": peak()}))
 
 

@@ -2,6 +2,8 @@
 
     python benchmarks/run.py                              all cases, written to benchmarks/results/
     python benchmarks/run.py toy memory --rounds 15
+    python benchmarks/run.py kvpress --kvpress-python OTHER/bin/python       an environment with kvpress in it
+    python benchmarks/run.py plot                         benchmarks/growth.svg from the results
     python benchmarks/run.py guard                        exits 1 if a ratio is far from what it should be
 
 A figure is the median over rounds of the ratio to the first side in the same round. With one thread, times are
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import growth
 from tqdm import tqdm
 
 from namm_transfer.files import write_atomic
@@ -32,27 +35,47 @@ class Case:
 
     program: str
     sides: tuple[str, ...]
-    tokens: int
+    tokens: tuple[int, ...]
+    """Or frames, or steps; several for a curve."""
     threads: int = 1
+    rounds: int = 5
+    """Alternations; figures are medians over them."""
 
 
-MEMORIES = ("full", "namm", "namm:keep=0.5", "namm:keep=0.25", "h2o:keep=0.5", "l2:keep=0.5")
 CASES = {
-    "toy": Case("toy", ("sdpa", "sdpa-again", *MEMORIES, "dense"), 4096),
-    "memory": Case("toy", ("sdpa", "no-cache", "namm:keep=0.25", "h2o:keep=0.25", "l2:keep=0.25"), 16384),
-    "lm": Case("lm", ("sdpa", "sdpa-again", "full", "namm:keep=0.5", "namm:keep=0.25"), 8192, threads=2),
-    "decision-transformer": Case("decision-transformer", ("1", "16"), 300),
-    "evolution": Case("evolution", ("one-by-one", "shared"), 400),
-    "guard": Case("toy", ("sdpa", "full", "namm", "namm:keep=0.25"), 2048),
+    "keep-everything": Case("toy", ("sdpa", "sdpa-again", "full"), (4096,), rounds=15),
+    "toy": Case("toy", ("sdpa", "namm", "namm:keep=0.5", "namm:keep=0.25", "h2o:keep=0.5", "l2:keep=0.5"), (4096,)),
+    "dense": Case("toy", ("sdpa", "dense"), (4096,)),
+    "memory": Case("toy", ("sdpa", "no-cache", "namm:keep=0.5", "namm:keep=0.25", "h2o:keep=0.25"), (16384,)),
+    "growth": Case("toy", ("sdpa", "namm:keep=0.5", "namm:keep=0.25"), (1024, 2048, 4096, 8192)),
+    "long": Case("toy", ("sdpa", "namm:keep=0.25"), (32768,), rounds=1),
+    "scoring": Case("toy", ("namm",), (8192,)),
+    "lm": Case("lm", ("sdpa", "namm:keep=0.5", "namm:keep=0.25"), (8192,), threads=2),
+    "lm-growth": Case("lm", ("sdpa", "namm:keep=0.5", "namm:keep=0.25"), (1024, 2048, 4096), threads=2),
+    "decision-transformer": Case("decision-transformer", ("1", "16"), (300,)),
+    "video": Case("video", ("sdpa", "full", "namm:keep=0.5", "h2o:keep=0.5"), (64,)),
+    "reading": Case("reading", ("decord", "pyav"), (64,)),
+    "evolution": Case("evolution", ("one-by-one", "shared"), (400,)),
+    "kvpress": Case("toy", ("h2o:keep=0.5", "kvpress"), (4096,)),
+    "guard": Case("toy", ("sdpa", "full", "namm", "namm:keep=0.25"), (2048,), rounds=3),
 }
-GUARD = {"full": 1.4, "namm": 4.5, "namm:keep=0.25": 2.5}
-"""Largest prefill ratios at 2,048 tokens: wide, for noisy machines."""
+UNASKED = ("kvpress", "guard")
+"""Cases that run only if they are named."""
+GUARD = {
+    "full": {"prefill_cpu_s_ratio": 1.4, "decode_cpu_s_ratio": 1.6},
+    "namm": {"prefill_cpu_s_ratio": 4.5},
+    "namm:keep=0.25": {"prefill_cpu_s_ratio": 2.5},
+}
+"""Largest ratios at 2,048 tokens; how they were chosen stands in README.md beside this file."""
+Table = dict[str, dict[str, float]]
 
 
-def measure(case: Case, side: str) -> dict[str, float]:
+def measure(case: Case, side: str, tokens: int, kvpress: str | None) -> dict[str, float]:
     """One measurement in a fresh process."""
-    command = [sys.executable, str(HERE / "cases.py"), case.program, side]
-    command += ["--tokens", str(case.tokens), "--threads", str(case.threads)]
+    program = [sys.executable, str(HERE / "cases.py"), case.program, side]
+    if side == "kvpress":
+        program = [str(kvpress), str(HERE / "kvpress_side.py")]
+    command = [*program, "--tokens", str(tokens), "--threads", str(case.threads)]
     environment = os.environ | {"OMP_NUM_THREADS": str(case.threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -60,62 +83,97 @@ def measure(case: Case, side: str) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(name: str, rounds: int) -> dict[str, dict[str, float]]:
-    """Medians of every quantity of every side, and of its ratio to the first side's in the same round."""
-    case = CASES[name]
+def compare(case: Case, tokens: int, rounds: int, bar: tqdm, kvpress: str | None) -> Table:
+    """Every side in turn, ``rounds`` times."""
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in case.sides}
-    for _ in tqdm(range(rounds), desc=name, disable=None):
+    for _ in range(rounds):
         for side in case.sides:
-            runs[side].append(measure(case, side))
+            runs[side].append(measure(case, side, tokens, kvpress))
+            bar.update()
+    return summary(runs)
+
+
+def summary(runs: dict[str, list[dict[str, float]]]) -> Table:
+    """Medians of every quantity of every side, and of its ratio to the first side's in the same round."""
+    base = next(iter(runs.values()))
     table = {}
     for side, found in runs.items():
         row = {key: statistics.median(run[key] for run in found) for key in found[0]}
-        for key in sorted(row.keys() & runs[case.sides[0]][0].keys()):
-            row[f"{key}_ratio"] = statistics.median(
-                mine[key] / first[key] for mine, first in zip(found, runs[case.sides[0]], strict=True)
-            )
-        table[side] = row
+        for key in row.keys() & base[0].keys():
+            ratios = [mine[key] / first[key] for mine, first in zip(found, base, strict=True) if first[key]]
+            row |= {f"{key}_ratio": statistics.median(ratios)} if ratios else {}
+        table[side] = dict(sorted(row.items()))
     if "no-cache" in table:
         for row in table.values():
             row["cache_peak"] = row["prefill_peak"] - table["no-cache"]["prefill_peak"]
     return table
 
 
-def show(name: str, table: dict[str, dict[str, float]]) -> None:
+def exceeded(table: Table) -> list[str]:
+    """What is beyond `GUARD`."""
+    return [
+        f"{side}: {key} {table[side][key]:.2f}, at most {most}"
+        for side, limits in GUARD.items()
+        for key, most in limits.items()
+        if not table[side][key] <= most
+    ]
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def show(name: str, tokens: int, table: Table) -> None:
     """One line a side."""
     clock = "" if CASES[name].threads > 1 else "cpu_"
-    print(f"\n{name}: {CASES[name].tokens} tokens or steps, {CASES[name].threads} thread(s)")
+    print(f"\n{name}: {tokens} tokens, frames or steps, {CASES[name].threads} thread(s)")
     for side, row in table.items():
         parts = [
             f"{part} {row[f'{part}_{clock}s']:8.2f} s {row[f'{part}_{clock}s_ratio']:6.2f} x"
-            for part in ("prefill", "decode", "rollout", "evaluation")
+            for part in ("reading", "prefill", "decode", "rollout", "evaluation")
             if f"{part}_{clock}s" in row
         ]
         parts += [f"cache {row['cache_peak'] / 2**20:7.0f} MiB"] if "cache_peak" in row else []
+        if row.get("scoring_cpu_s"):
+            parts += [f"scoring {row['scoring_cpu_s'] / row['prefill_cpu_s']:.0%} of it"]
         print(f"  {side:16s} {'   '.join(parts)}   peak {row['peak'] / 2**20:6.0f} MiB")
 
 
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=[c for c in CASES if c != "guard"], help=", ".join(CASES))
-    parser.add_argument("--rounds", type=int, default=5, help="alternations; figures are medians over them")
+    asked = [c for c in CASES if c not in UNASKED]
+    parser.add_argument("cases", nargs="*", default=asked, help=", ".join([*CASES, "plot"]))
+    parser.add_argument("--rounds", type=int, help="alternations, if not the case's own number of them")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of one JSON file a case")
+    parser.add_argument("--kvpress-python", help="interpreter of an environment with kvpress")
     options = parser.parse_args()
-    if unknown := set(options.cases) - set(CASES):
+    if unknown := set(options.cases) - {*CASES, "plot"}:
         parser.error(f"unknown case {', '.join(sorted(unknown))}: expected some of {', '.join(CASES)}")
-    versions = {name: version(name) for name in ("torch", "transformers")}
+    if "kvpress" in options.cases and not options.kvpress_python:
+        parser.error(
+            "the case kvpress needs --kvpress-python, an environment with kvpress and the transformers it wants"
+        )
     for name in options.cases:
-        table = compare(name, options.rounds)
-        show(name, table)
-        if name == "guard":
-            bad = [side for side, most in GUARD.items() if table[side]["prefill_cpu_s_ratio"] > most]
-            if bad:
-                raise SystemExit(f"slower than {GUARD}: {', '.join(bad)}")
+        if name == "plot":
+            write_atomic(HERE / "growth.svg", growth.draw(options.out))
             continue
         case = CASES[name]
-        machine = {"machine": platform.machine(), "cores": os.cpu_count(), "threads": case.threads, **versions}
-        found = machine | {"rounds": options.rounds, "tokens": case.tokens, "sides": table}
+        rounds = options.rounds or case.rounds
+        with tqdm(total=len(case.tokens) * rounds * len(case.sides), desc=name, disable=None) as bar:
+            tables = {n: compare(case, n, rounds, bar, options.kvpress_python) for n in case.tokens}
+        for tokens, table in tables.items():
+            show(name, tokens, table)
+        if name == "guard":
+            if bad := exceeded(tables[case.tokens[0]]):
+                raise SystemExit("\n".join(bad))
+            continue
+        machine = {"machine": f"{platform.machine()}, {processor()}", "cores": os.cpu_count(), "threads": case.threads}
+        machine |= {package: version(package) for package in ("torch", "transformers")}
+        found = machine | {"rounds": rounds, "tables": tables}
         options.out.mkdir(parents=True, exist_ok=True)
         write_atomic(options.out / f"{name}.json", json.dumps(found, indent=1) + "\n")
 

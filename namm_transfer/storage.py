@@ -1,18 +1,31 @@
 """Tensors that share a token axis, with a little room to grow: appended to, compacted and written in place."""
 
+import ctypes
+import sys
+
 import torch
 from torch import Tensor
 
 _SPARE = 40
 """One token of room for this many stored: 2.5 %, so that decoding copies everything once in that many tokens."""
 _SPARE_WHILE_GROWING = 2
-"""The same inside a call that goes on growing: memory that grows by a little again and again never fits into what it has
-just left, and a process ends up holding twice what it uses."""
+"""The same inside a call that goes on growing: memory that grows by a little again and again never fits into what it
+has just left, and a process ends up holding twice what it uses."""
 
 
 def _axis(name: str) -> int:
     """Keys and values have their width last, everything else the token."""
     return -2 if name in ("keys", "values") else -1
+
+
+_WORTH_TRIMMING = 4 << 20
+"""Bytes given back for which asking the system is worth its milliseconds."""
+
+
+def _trim() -> None:
+    """Hand freed memory to the system: glibc keeps what lies below a tensor that stays, as much as the tokens kept."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 class TokenStorage:
@@ -90,7 +103,10 @@ class TokenStorage:
         """A call ends: give back the room that decoding does not need."""
         self._growing = False
         if self.room > self.length + self.length // _SPARE:
+            before = self.bytes
             self._resize(self.length)
+            if before - self.bytes > _WORTH_TRIMMING:
+                _trim()
 
     def _resize(self, room: int) -> None:
         self.room = room

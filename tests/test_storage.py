@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 
+from namm_transfer import storage as storage_module
 from namm_transfer.storage import TokenStorage
 
 
@@ -75,6 +76,16 @@ def test_compaction_keeps_each_heads_own_tokens_and_gives_memory_back():
     storage.fit()
     assert storage.bytes == before / 4
     assert torch.equal(storage.view("positions"), plain["positions"].gather(-1, index))
+
+
+@pytest.mark.parametrize(("tokens", "trims"), [(400, 0), (80_000, 1)])
+def test_much_memory_given_back_goes_to_the_system(tokens, trims, monkeypatch):
+    storage, _ = filled(tokens)
+    asked = []
+    monkeypatch.setattr(storage_module, "_trim", lambda: asked.append(True))
+    storage.compact(torch.arange(20).expand(2, 3, 20))
+    storage.fit()
+    assert len(asked) == trims
 
 
 def test_rows_and_copies_are_their_own():

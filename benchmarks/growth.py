@@ -1,0 +1,71 @@
+"""How cost grows with the prompt: slopes, the break-even length, and the picture of both."""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+SIDES = {"namm:keep=0.5": "tab:orange", "namm:keep=0.25": "tab:red"}
+Points = list[tuple[int, float]]
+
+
+def points(folder: Path, names: tuple[str, ...], side: str, key: str) -> Points:
+    """(tokens, value) of one side by its prompt length, out of the results of several cases."""
+    found = {}
+    for name in names:
+        file = folder / f"{name}.json"
+        tables = json.loads(file.read_text())["tables"] if file.exists() else {}
+        found |= {int(n): table[side][key] for n, table in tables.items() if key in table.get(side, {})}
+    return sorted(found.items())
+
+
+def break_even(ratios: Points) -> float | None:
+    """The length from which the ratio stays below 1, interpolated between measured lengths; None if it never does."""
+    above = [i for i, (_, ratio) in enumerate(ratios) if ratio > 1]
+    if not above:
+        return float(ratios[0][0]) if ratios else None
+    if above[-1] == len(ratios) - 1:
+        return None
+    (left, high), (right, low) = ratios[above[-1]], ratios[above[-1] + 1]
+    part = (high - 1) / (high - low)
+    return math.exp(math.log(left) + part * (math.log(right) - math.log(left)))
+
+
+def slope(values: Points) -> float:
+    """Exponent of the growth between the two longest prompts: 1 is linear, 2 quadratic."""
+    (left, low), (right, high) = values[-2:]
+    return math.log(high / low) / math.log(right / left)
+
+
+def draw(folder: Path) -> str:
+    """An SVG of prefill and decoding against plain SDPA by prompt length, for the toy and the language model."""
+    matplotlib.rcParams["svg.hashsalt"] = "growth"
+    models = {
+        "toy, 1 thread": (("growth", "memory", "long"), "cpu_s"),
+        "SmolLM2-135M, 2 threads": (("lm-growth", "lm"), "s"),
+    }
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    grid = figure.subplots(2, 2, sharex=True)
+    for row, part in zip(grid, ("prefill", "decode"), strict=True):
+        for axis, (model, (names, clock)) in zip(row, models.items(), strict=True):
+            axis.axhline(1, color="black", linewidth=0.8)
+            for side, colour in SIDES.items():
+                found = points(folder, names, side, f"{part}_{clock}_ratio")
+                if not found:
+                    continue
+                even = break_even(found) if part == "prefill" else None
+                label = f"{side}, break-even {even:,.0f}" if even else side
+                axis.plot(*zip(*found, strict=True), "o-", color=colour, label=label)
+            axis.set_xscale("log", base=2)
+            axis.set_title(f"{part}, {model}", fontsize=10)
+            axis.set_ylabel("time, times plain SDPA's")
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=8)
+    for axis in grid[1]:
+        axis.set_xlabel("prompt, tokens")
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
