@@ -18,8 +18,8 @@ def _axis(name: str) -> int:
     return -2 if name in ("keys", "values") else -1
 
 
-_WORTH_TRIMMING = 4 << 20
-"""Bytes given back for which asking the system is worth its milliseconds."""
+_WORTH_TRIMMING = 16 << 20
+"""Bytes of a layer's tokens from which the pages saved are worth asking the system for them again in the next layer."""
 
 
 def _trim() -> None:
@@ -103,9 +103,8 @@ class TokenStorage:
         """A call ends: give back the room that decoding does not need."""
         self._growing = False
         if self.room > self.length + self.length // _SPARE:
-            before = self.bytes
             self._resize(self.length)
-            if before - self.bytes > _WORTH_TRIMMING:
+            if self.bytes > _WORTH_TRIMMING:
                 _trim()
 
     def _resize(self, room: int) -> None:
