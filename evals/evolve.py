@@ -32,7 +32,8 @@ class Options:
     """Evolve a NAMM on text; the best by validation is in --out, ready for NAMM.from_pretrained."""
 
     preset: Literal["cpu", "paper"] = "cpu"
-    """cpu: graded score, budget, diagonal covariance. paper: the published protocol on the families here."""
+    """cpu: a start learned by gradient, then a search over the output layer with a graded score and a price on what is
+    held above `allowed`; selection by threshold. paper: the published protocol on the families here."""
 
     seed: int = 0
     """Of the search and of the prompts."""

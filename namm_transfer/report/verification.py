@@ -87,7 +87,8 @@ def _verify(
         config = write_atomic(Path(scratch) / "config.toml", as_toml(task))
         with contextlib.redirect_stdout(io.StringIO()):  # a report over what is half a copy
             evaluate(["--config", str(config), "--out", str(out), "--resume"])
-        again = {(record.policy, record.index): record for item in load(out) for record in _all(item)}
+        items = [item for item in load(out) if item.run.task == task.run.task]  # one command may make several tasks
+        again = {(record.policy, record.index): record for item in items for record in _all(item)}
     wanted = {key: record for key, record in recorded.items() if key[1] in chosen}
     lost = [f"{record.id}, {record.policy}: not evaluated again" for key, record in wanted.items() if key not in again]
     pairs = [(record, again[key]) for key, record in wanted.items() if key in again]
