@@ -41,14 +41,16 @@ def slope(values: Points) -> float:
 
 
 def draw(folder: Path) -> str:
-    """An SVG of prefill and decoding against plain SDPA by prompt length, for the toy and the language model."""
+    """An SVG of prefill and decoding against plain SDPA by prompt length, for each model measured at several."""
     matplotlib.rcParams["svg.hashsalt"] = "growth"
     models = {
         "toy, 1 thread": (("growth", "memory", "long"), "cpu_s"),
         "SmolLM2-135M, 2 threads": (("lm-growth", "lm"), "s"),
     }
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    grid = figure.subplots(2, 2, sharex=True)
+    side = next(iter(SIDES))
+    models = {m: (names, k) for m, (names, k) in models.items() if len(points(folder, names, side, "prefill_s")) > 1}
+    figure = Figure(figsize=(4.5 * max(2, len(models)), 6), layout="constrained")
+    grid = figure.subplots(2, len(models), sharex=True, squeeze=False)
     for row, part in zip(grid, ("prefill", "decode"), strict=True):
         for axis, (model, (names, clock)) in zip(row, models.items(), strict=True):
             axis.axhline(1, color="black", linewidth=0.8)
@@ -60,6 +62,7 @@ def draw(folder: Path) -> str:
                 label = f"{side}, break-even {even:,.0f}" if even else side
                 axis.plot(*zip(*found, strict=True), "o-", color=colour, label=label)
             axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:,.0f}")
             axis.set_title(f"{part}, {model}", fontsize=10)
             axis.set_ylabel("time, times plain SDPA's")
             axis.grid(alpha=0.3)
