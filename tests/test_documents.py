@@ -17,7 +17,8 @@ def test_python_blocks_run(document, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/video.md", "docs/text.md", "docs/reports.md"]
+    "document",
+    ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/video.md", "docs/text.md", "docs/reports.md"],
 )
 def test_files_that_are_named_exist(document):
     text = (ROOT / document).read_text()

@@ -147,6 +147,7 @@ class Learning:
         self.path, self.settings, self.accelerator = path, settings, accelerator
         self.vector = torch.zeros(SIZE, device=adapter.device, requires_grad=True)
         self.optimizer = torch.optim.Adam([self.vector], betas=(0.9, 0.98))
+        self.log = torch.zeros(0, 3)
         if path.exists():
             self._resume()
         else:
@@ -246,7 +247,6 @@ class Learning:
         # The last bits of the spectra may differ between processes.
         self.matrix = broadcast(matrix.to(self.adapter.device))
         self.vector.data = broadcast(vector.to(self.adapter.device))
-        self.log = torch.zeros(0, 3)
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:

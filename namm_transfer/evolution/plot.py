@@ -18,7 +18,7 @@ def draw(log: np.ndarray, lessons: np.ndarray) -> str:
         lessons: (steps, 3), as in `State`; may be empty.
     """
     figure = Figure(figsize=(11 if len(lessons) else 7, 6), layout="constrained")
-    sides: list[Any] = list(np.atleast_1d(figure.subfigures(1, 2 if len(lessons) else 1)))
+    sides = figure.subfigures(1, 2 if len(lessons) else 1, squeeze=False)[0]
     if len(lessons):
         _draw_lessons(sides[0], lessons)
     _draw_search(sides[-1], log)
