@@ -11,15 +11,13 @@ _SPARE = 40
 _SPARE_WHILE_GROWING = 2
 """The same inside a call that goes on growing: memory that grows by a little again and again never fits into what it
 has just left, and a process ends up holding twice what it uses."""
+_WORTH_TRIMMING = 16 << 20
+"""Bytes of a layer's tokens from which the pages saved are worth asking the system for them again in the next layer."""
 
 
 def _axis(name: str) -> int:
     """Keys and values have their width last, everything else the token."""
     return -2 if name in ("keys", "values") else -1
-
-
-_WORTH_TRIMMING = 16 << 20
-"""Bytes of a layer's tokens from which the pages saved are worth asking the system for them again in the next layer."""
 
 
 def _trim() -> None:

@@ -235,8 +235,7 @@ class Learning:
     def _begin(self, start: Tensor) -> None:
         """Coordinates and first vector from the spectra of some texts in the full cache."""
         policy = Spectra(self.config.update_interval)
-        for number in range(len(self.config.learn_tokens)):
-            tokens = self.config.learn_tokens[number]
+        for number, tokens in enumerate(self.config.learn_tokens):
             (text, _), *_ = make_quiz("train", self.seed, -1 - number, tokens=tokens, count=self.adapter.count)
             quiz = Quiz.encode(self.adapter, [(text, "")])
             with torch.inference_mode():

@@ -241,7 +241,7 @@ class Evolution:
         self.search = self._search(state.start)
         self.search.replay(state.history)
         self.state = state
-        if not np.allclose(self.mean, state.mean, rtol=1e-9, atol=1e-9):
+        if not np.allclose(self.mean, state.mean, rtol=1e-9, atol=1e-12):
             raise NammTransferError(
                 f"{self._state_path}: the search cannot be replayed here (another pycma or numpy?); largest difference "
                 f"{np.abs(self.mean - state.mean).max():g}"
