@@ -38,16 +38,19 @@ def magnitudes(tail: Tensor, rows: Tensor) -> Tensor:
         (..., frames, 17, tokens) float32.
     """
     *lead, length, tokens = rows.shape
-    kernel = hann_dft(rows.device)
-    hops = rows.reshape(*lead, length // HOP, HOP, tokens)
-    spectrum = kernel[:, HOP:] @ hops
-    spectrum[..., :1, :, :] += kernel[:, :HOP] @ tail.unsqueeze(-3)
-    if length > HOP:
-        spectrum[..., 1:, :, :] += kernel[:, :HOP] @ hops[..., :-1, :, :]
-    power = spectrum.square_()
-    cosine = power[..., :BINS, :]
-    cosine[..., 1 : BINS - 1, :] += power[..., BINS:, :]
-    return cosine.sqrt_()
+    kernel, frames = hann_dft(rows.device), length // HOP
+    before, now = kernel[:, :HOP], kernel[:, HOP:]
+    hops = rows.reshape(-1, HOP, tokens)
+    spectrum = now @ hops
+    if frames > 1:  # all hops follow the one before in memory, and the first of each row of the batch are done again
+        spectrum[1:].baddbmm_(before.expand(len(hops) - 1, -1, -1), hops[:-1])
+        spectrum[::frames] = now @ hops[::frames]
+    spectrum[::frames] += before @ tail.reshape(-1, HOP, tokens)
+    cosine, sine = spectrum[:, :BINS], spectrum[:, BINS:].square_()
+    cosine[:, :: BINS - 1].square_()  # bins 0 and 16 have no sine
+    inner = cosine[:, 1 : BINS - 1]
+    torch.addcmul(sine, inner, inner, out=inner)
+    return cosine.sqrt_().view(*lead, frames, BINS, tokens)
 
 
 def fold(average: Tensor, frames: Tensor) -> Tensor:
