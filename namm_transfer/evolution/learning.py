@@ -33,7 +33,10 @@ from namm_transfer.files import write_atomic
 from namm_transfer.moments import Moments
 from namm_transfer.namm import FEATURES, NAMM, RECENCY, SHAPES, SIZE
 
+_RATE = 3e-3
 _WARM_UP = 20  # steps
+_TEMPERATURE = (0.5, 0.15)  # first and last step: in the end a token is nearly kept or nearly gone
+_NOISE = (0.5, 0.1)
 _PRICE, _PRICE_RATE = 3.0, 0.1  # of a cache of full size, and how fast it follows what is held too much
 _STIFFNESS = 15.0  # of the quadratic term beside the price, which keeps the size from swinging
 _PROSE = 48  # tokens of each text, drawn at random, whose likelihood counts beside the answers'
@@ -66,11 +69,6 @@ class Quiz:
         ends = list(accumulate(len(piece) for piece in pieces))
         spans = tuple(slice(*span) for span in zip(ends[::2], ends[1::2], strict=True))
         return cls(torch.cat(pieces).to(adapter.device), ends[0], spans)
-
-
-def _between(ends: tuple[float, float], progress: float) -> float:
-    """From the first to the second, geometrically."""
-    return ends[0] * (ends[1] / ends[0]) ** progress
 
 
 def through(vector: Tensor, matrix: Tensor) -> Tensor:
@@ -125,7 +123,7 @@ class Learning:
 
     Args:
         adapter: the language model, which stays as it is.
-        start: (4172,), where to begin; see `first`, which is left out for one that has been learned before.
+        start: (4172,), where to begin; see `first`.
         path: the state on disk.
         settings: whatever decides the result.
 
@@ -193,7 +191,7 @@ class Learning:
         mean = self.accelerator.reduce(table, "sum").mean(0)  # every row was filled by one process
         self.vector.grad, (said, held) = mean[:SIZE], mean[SIZE:].tolist()
         self.optimizer.param_groups[0]["lr"] = (
-            self.config.learn_rate * min(1, (self.step + 1) / _WARM_UP) * (0.05 + 0.475 * (1 + cos(pi * progress)))
+            _RATE * min(1, (self.step + 1) / _WARM_UP) * (0.05 + 0.475 * (1 + cos(pi * progress)))
         )
         self.optimizer.step()
         price = max(0.0, self.price + _PRICE_RATE * (held - self.config.learn_held))
@@ -202,8 +200,7 @@ class Learning:
     def _lesson(self, number: int, progress: float) -> Tensor:
         """(4174,): the gradient of one quiz's loss, mean log-probability of its answers, share of the tokens held."""
         config, rng = self.config, random.Random(f"{self.seed}/{number}")
-        common = random.Random(f"{self.seed}/step {self.step}")  # so that no process waits long for another
-        tokens, interval = common.choice(config.learn_tokens), common.choice(config.learn_intervals)
+        tokens, interval = rng.choice(config.learn_tokens), rng.choice(config.learn_intervals)
         quiz = Quiz.encode(self.adapter, make_quiz("train", self.seed, number, tokens=tokens, count=self.adapter.count))
         namm = NAMM.from_vector(
             through(self.vector.detach(), self.matrix), mean=self.statistics.mean, var=self.statistics.var
@@ -211,8 +208,8 @@ class Learning:
         memory = fading.Fading(
             namm.requires_grad_(True),
             interval,
-            temperature=_between(config.learn_temperature, progress),
-            noise=_between(config.learn_noise, progress),
+            temperature=_TEMPERATURE[0] * (_TEMPERATURE[1] / _TEMPERATURE[0]) ** progress,
+            noise=_NOISE[0] * (_NOISE[1] / _NOISE[0]) ** progress,
             generator=torch.Generator().manual_seed(rng.getrandbits(63)),
         )
         answers, prose = self._read(quiz, memory, rng)
@@ -245,10 +242,7 @@ class Learning:
                 self.adapter.model(quiz.tokens[None], past_key_values=self.adapter.memory(policy), logits_to_keep=1)
         spectra = [s.cpu() for s in policy.spectra]
         matrix = whitening(spectra, self.statistics)
-        if self.config.learn_from is None:
-            vector = first(spectra, self.statistics, matrix, start, self.seed)
-        else:
-            vector = through(start.float(), torch.linalg.inv(matrix))
+        vector = first(spectra, self.statistics, matrix, start, self.seed)
         # The last bits of the spectra may differ between processes.
         self.matrix = broadcast(matrix.to(self.adapter.device))
         self.vector.data = broadcast(vector.to(self.adapter.device))

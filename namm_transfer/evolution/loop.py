@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from tqdm import tqdm
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
@@ -28,9 +27,6 @@ from namm_transfer.namm import FEATURES, NAMM, RECENCY, SHAPES, SIZE
 
 LEARNED = ("model", "families", "statistics_prompts", "validation_tokens", "update_interval", "attention_dtype")
 """What decides the learned start, besides the `learn_...` fields."""
-_BIASES = (-4.0, 4.0)
-"""Between which the learned start's output bias is moved to hold `allowed`; its scores differ by about 1.5."""
-_HALVINGS = 8
 
 _CARD = """---
 license: apache-2.0
@@ -181,7 +177,11 @@ class Evolution:
         return json.dumps(used, sort_keys=True)
 
     def _begin(self) -> State:
-        moments = self._moments()
+        config = self.config
+        prompts = self._prompts("train", config.families, config.statistics_prompts, 10**6, config.validation_tokens)
+        bar = self._bar(len(prompts), "statistics")
+        with bar:
+            moments = scoring.estimate_statistics(self.adapter, prompts, config, self.accelerator, bar.update)
         start, matrix, lessons = self._start(moments)
         self.search = self._search(start)
         self.state = State(
@@ -199,17 +199,6 @@ class Evolution:
         scores = self.validate(self.mean)
         self._record(float("nan"), float(scores.kept.mean()), scores)
         return self.state
-
-    def _moments(self) -> Moments:
-        """Statistics of the full cache, or those of the NAMM that learning goes on from."""
-        config = self.config
-        if config.start == "learned" and config.learn_from is not None:
-            namm = NAMM.from_pretrained(config.learn_from)
-            return Moments(1.0, namm.mean.double(), namm.var.double())
-        prompts = self._prompts("train", config.families, config.statistics_prompts, 10**6, config.validation_tokens)
-        bar = self._bar(len(prompts), "statistics")
-        with bar:
-            return scoring.estimate_statistics(self.adapter, prompts, config, self.accelerator, bar.update)
 
     def _search(self, start: np.ndarray) -> Search:
         config = self.config
@@ -231,9 +220,7 @@ class Evolution:
             self.adapter,
             config,
             statistics,
-            start_vector("attention")
-            if config.learn_from is None
-            else NAMM.from_pretrained(config.learn_from).to_vector().numpy(),
+            start_vector("attention"),
             seed=self.seed,
             path=self._learning_path,
             settings=self._settings([name for name in vars(config) if name in LEARNED or name.startswith("learn_")]),
@@ -242,26 +229,8 @@ class Evolution:
         main = self.accelerator.is_main_process
         bar = tqdm(total=config.learn_steps, initial=learning.step, desc="start", leave=False, disable=not main)
         with bar:
-            vector, matrix = (tensor.double().cpu() for tensor in learning.run(bar.update))
-        if config.allowed:
-            vector[-1] += self._bias_that_holds(config.allowed, vector, matrix, statistics)
-        return vector.numpy(), matrix.float().numpy(), learning.log.numpy()
-
-    def _bias_that_holds(self, share: float, vector: Tensor, matrix: Tensor, statistics: Moments) -> float:
-        """How far to move the output bias so that training prompts hold this share of their tokens, by bisection."""
-        config, (low, high) = self.config, _BIASES
-        prompts = self._prompts("train", config.families, config.statistics_prompts, 2 * 10**6, config.tokens)
-        bar = self._bar(len(prompts) * _HALVINGS, "size")
-        with bar:
-            for _ in range(_HALVINGS):
-                moved = vector.clone()
-                moved[-1] += (low + high) / 2
-                members = through(moved, matrix).numpy()[None]
-                scores = scoring.evaluate(
-                    self.adapter, prompts, members, statistics, config, self.accelerator, bar.update
-                )
-                low, high = (low, (low + high) / 2) if scores.kept.mean() > share else ((low + high) / 2, high)
-        return low
+            vector, matrix = learning.run(bar.update)
+        return vector.double().cpu().numpy(), matrix.cpu().numpy(), learning.log.numpy()
 
     def _resume(self) -> State:
         state = State.read(self._state_path)

@@ -100,10 +100,10 @@ def test_answers_get_likelier(adapter, tmp_path, monkeypatch):
     """One quiz again and again, with nothing else in the loss."""
     for name in ("_PRICE", "_PRICE_RATE", "_STIFFNESS", "_PROSE_WEIGHT"):
         monkeypatch.setattr(f"namm_transfer.evolution.learning.{name}", 0.0)
+    monkeypatch.setattr("namm_transfer.evolution.learning._NOISE", (1e-6, 1e-6))
     quiz = make_quiz("train", 0, 0, tokens=700, count=adapter.count)
     monkeypatch.setattr("namm_transfer.evolution.learning.make_quiz", lambda *_, **__: quiz)
-    config = dataclasses.replace(CONFIG, learn_steps=30, learn_noise=(1e-6, 1e-6))
-    taught = learning(adapter, tmp_path / "state.safetensors", config)
+    taught = learning(adapter, tmp_path / "state.safetensors", dataclasses.replace(CONFIG, learn_steps=30))
     taught.run()
     assert taught.log[-1, 0] > taught.log[0, 0] + 0.05
 
@@ -138,24 +138,8 @@ def test_a_state_of_other_settings_is_refused(adapter, tmp_path):
 
 def test_a_quiz_hides_what_it_asks(adapter):
     (text, answer), *more = make_quiz("train", 0, 5, tokens=900, count=adapter.count)
-    assert 1 <= 1 + len(more) <= 5
+    assert len(more) == 4
     for _, wanted in [("", answer), *more]:
         assert wanted.strip() in text
     assert make_quiz("train", 0, 5, tokens=900, count=adapter.count) == [(text, answer), *more]
     assert make_quiz("train", 0, 6, tokens=900, count=adapter.count) != [(text, answer), *more]
-
-
-def test_quizzes_differ_in_what_they_hide(adapter):
-    quizzes = [make_quiz("train", 0, n, tokens=900, count=adapter.count) for n in range(40)]
-    assert len({len(quiz) for quiz in quizzes}) > 2
-    texts = [quiz[0][0] for quiz in quizzes]
-    for said in ("The pass key is", "Prices:", "The magic number of", "works as a", "was born in"):
-        assert 0 < sum(said in text for text in texts) < len(texts)
-
-
-def test_learning_goes_on_from_what_was_learned(adapter, tmp_path):
-    start = np.random.default_rng(0).normal(size=SIZE).astype(np.float32)
-    options = dict(seed=3, path=tmp_path / "state", settings="these", accelerator=Accelerator(cpu=True))
-    config = dataclasses.replace(CONFIG, learn_from="somewhere")
-    taught = Learning(adapter, config, STATISTICS, start, **options)
-    np.testing.assert_allclose(through(taught.vector.detach(), taught.matrix), start, atol=1e-4)

@@ -14,11 +14,8 @@ import torch
 from tiny_text import evolution_config
 
 from namm_transfer import NAMM, NammTransferError
-from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.evals import evolve
-from namm_transfer.evolution.learning import through
 from namm_transfer.evolution.state import FIELDS, State
-from namm_transfer.evolution.tasks import make_prompt
 
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -64,32 +61,6 @@ def test_what_is_written(whole):
     assert (whole / "model.safetensors").stat().st_size < 50_000
     assert "evolve.py --seed 0" in (whole / "README.md").read_text()
     assert "</svg>" in (whole / "plot.svg").read_text()
-
-
-def test_a_learned_start_holds_what_is_allowed(whole):
-    """Up to what a bias can do: the tokens since the last update always stay."""
-    state = State.read(whole / "state" / "state.safetensors")
-    config = json.loads(state.settings)["config"]
-    adapter = CausalLMAdapter.load(config["model"], dtype=torch.float32, device="cpu")
-    prompts = [
-        make_prompt(f, "train", 0, n, tokens=300, count=adapter.count) for f in config["families"] for n in (2 * 10**6,)
-    ]
-    vector = through(torch.tensor(state.start), torch.tensor(state.matrix).double())
-    namm = NAMM.from_vector(vector, mean=state.statistics[1:18], var=state.statistics[18:], update_interval=128)
-    shares = []
-    for prompt in prompts:
-        cache = adapter.memory(namm)
-        adapter.read(adapter.encode(prompt), cache)
-        shares += cache.kept_share()
-    assert np.mean(shares) == pytest.approx(config["allowed"], abs=0.05)
-
-
-def test_going_on_from_another_namm(config, whole, tmp_path):
-    more = tmp_path / "more.toml"
-    more.write_text(config.read_text() + f'learn_from = "{whole}"\n')
-    evolve.main(arguments(more, tmp_path / "out", 1))
-    state = State.read(tmp_path / "out" / "state" / "state.safetensors")
-    np.testing.assert_allclose(state.statistics[1:18], NAMM.from_pretrained(whole).mean, rtol=1e-6)
 
 
 def test_killed_and_resumed_is_the_same(config, whole):

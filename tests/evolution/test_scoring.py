@@ -138,6 +138,7 @@ def test_moments_row_round_trip(statistics):
         ({"introduced": (1, 2)}, "one of them 0"),
         ({"tokens": (100,)}, "update_interval=128"),
         ({"members": 0}, "members=0"),
+        ({"learn_tokens": (900, 256), "learn_intervals": (128, 256)}, r"learn_tokens=\(900, 256\)"),
     ],
 )
 def test_configurations_that_cannot_work_are_refused(change, message):
