@@ -82,7 +82,8 @@ def score_against_size(report: Report, task: str, name: str) -> Drawing:
     return Drawing(
         svg=_svg(draw, name, (4.6, 3.4)),
         caption=f"{task}: {unit} against the share of the cache held; up and to the left is better. Bars: 95 % paired "
-        "interval of the difference to the full cache, drawn around its score.",
+        "interval of the difference to the full cache, drawn around its score. Filled and joined: the same budget in "
+        "every layer; open: sizes by a threshold, or matched to it.",
         alternative=f"Scatter plot of {unit} against cache held for {task}. {words}.",
     )
 
@@ -91,12 +92,17 @@ def _points(
     axes: Axes, family: str, members: list[SummaryRow], full: SummaryRow | None, colour: str, mark: str
 ) -> None:
     members = sorted(members, key=lambda row: row.kept_share or 0)
-    x, y = np.array([(row.kept_share, row.score) for row in members], dtype=float).T
-    axes.plot(x, y, color=colour, marker=mark, markersize=6, linewidth=1.2, label=family)
-    for place, row in zip(x, members, strict=True):
+    equal = [row for row in members if "keep=" in row.policy or "budget=" in row.policy]
+    own = [row for row in members if row not in equal]
+    for rows, style in ((own, {"linestyle": "none", "markerfacecolor": "none"}), (equal, {"linewidth": 1.2})):
+        if rows:
+            x, y = np.array([(row.kept_share, row.score) for row in rows], dtype=float).T
+            label = family if rows is own or not own else None
+            axes.plot(x, y, color=colour, marker=mark, markersize=6, label=label, **style)
+    for row in members:
         if row.diff_ci is not None and full is not None and full.score is not None:
             bounds = [full.score + row.diff_ci[0], full.score + row.diff_ci[1]]
-            axes.plot([place, place], bounds, color=colour, linewidth=1.2, alpha=0.7)
+            axes.plot([row.kept_share or 0.0] * 2, bounds, color=colour, linewidth=1.2, alpha=0.7)
 
 
 def kept_shares(report: Report, task: str, name: str) -> Drawing | None:
