@@ -181,7 +181,7 @@ def video(side: str, frames: int) -> Measured:
 
     adapter = LlavaNextVideoAdapter.load(asset("llava-next-video-small"), device="cpu", dtype=torch.float32)
     question = load_generated(1, 60)[0]
-    sample = VideoSample(question.video, question.prompt, question.choices, frames=frames, lead=question.lead)
+    sample = VideoSample(question.video, question.prompt, lead=question.lead, choices=question.choices, frames=frames)
     cache = DynamicCache() if side == "sdpa" else adapter.memory(policy(side))
     adapter.extend_positions(8 * frames + 200)
     lap = stopwatch()
