@@ -84,14 +84,14 @@ def observe(state: dict[str, Tensor], rows: Tensor, clock: list[int], sizes: lis
     """
     active = [b for b, size in enumerate(sizes) if size]
     whole = rows.shape[2] % HOP == 0 and all(sizes[b] == rows.shape[2] and clock[b] % HOP == 0 for b in active)
-    if not whole:
-        _wait(state, rows, clock, sizes)
-        return
-    if len(active) == len(sizes):
-        fold(state["spectrum"], magnitudes(state["tail"], rows))
-        state["tail"].copy_(rows[:, :, -HOP:])
-    else:
-        _advance(state, active, rows[active])
+    with torch.autocast(rows.device.type, enabled=False):  # float32, whatever the model around it computes in
+        if not whole:
+            _wait(state, rows, clock, sizes)
+        elif len(active) == len(sizes):
+            fold(state["spectrum"], magnitudes(state["tail"], rows))
+            state["tail"].copy_(rows[:, :, -HOP:])
+        else:
+            _advance(state, active, rows[active])
 
 
 def _wait(state: dict[str, Tensor], rows: Tensor, clock: list[int], sizes: list[int]) -> None:

@@ -63,6 +63,13 @@ def test_each_frame_is_a_windowed_dft():
     torch.testing.assert_close(got[2], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_autocast_around_it_changes_nothing():
+    rows, cuts = causal_rows(160, 0), [64, 5, 11, 80]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = stream(rows, cuts)
+    assert torch.equal(inside["spectrum"], stream(rows, cuts)["spectrum"])
+
+
 def test_fold_is_the_recursion_without_bias_correction():
     frames = torch.rand(5, BINS, 2)
     average = torch.rand(BINS, 2)
