@@ -94,11 +94,12 @@ def _points(
     members = sorted(members, key=lambda row: row.kept_share or 0)
     equal = [row for row in members if "keep=" in row.policy or "budget=" in row.policy]
     own = [row for row in members if row not in equal]
+    label: str | None = family
     for rows, style in ((own, {"linestyle": "none", "markerfacecolor": "none"}), (equal, {"linewidth": 1.2})):
         if rows:
             x, y = np.array([(row.kept_share, row.score) for row in rows], dtype=float).T
-            label = family if rows is own or not own else None
             axes.plot(x, y, color=colour, marker=mark, markersize=6, label=label, **style)
+            label = None  # one entry in the legend
     for row in members:
         if row.diff_ci is not None and full is not None and full.score is not None:
             bounds = [full.score + row.diff_ci[0], full.score + row.diff_ci[1]]
