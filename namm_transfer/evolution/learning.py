@@ -1,16 +1,14 @@
-"""A start vector learned by gradient: quizzes about texts that are read under a memory which lets tokens fade.
+"""A start vector learned by gradient: quizzes about texts that are read while a NAMM evicts.
 
-CMA-ES in 4,172 dimensions learns little from each costly answer. Under a memory that fades (`fading.py`) one backward
-pass through the frozen language model tells how every number of the scoring network should change to make the answers
-likelier and the cache smaller. Adam follows that, and CMA-ES goes on from there. This is ours, not the paper's.
+CMA-ES in 4,172 dimensions learns little from each costly answer. Here one backward pass through the frozen language
+model and the evictions (`evicting.py`) tells how every number of the scoring network should change to make the answers
+likelier and the cache smaller. Learning begins where a network tells the heads that need their cache from those that do
+not (`heads.py`, `imitation.py`); Adam goes on from there, and CMA-ES after it. This is ours, not the paper's.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 from math import cos, pi
 from pathlib import Path
 from typing import Any
@@ -22,100 +20,35 @@ from accelerate.utils import broadcast
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
+from tqdm import tqdm
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.errors import NammTransferError
-from namm_transfer.evolution import fading
+from namm_transfer.evolution import evicting, heads
 from namm_transfer.evolution.config import EvolutionConfig
+from namm_transfer.evolution.coordinates import first, through, whitening
+from namm_transfer.evolution.imitation import Imitation, watch
+from namm_transfer.evolution.quiz import Quiz
 from namm_transfer.evolution.statistics import Spectra
-from namm_transfer.evolution.tasks import make_quiz
 from namm_transfer.files import write_atomic
 from namm_transfer.moments import Moments
-from namm_transfer.namm import FEATURES, NAMM, RECENCY, SHAPES, SIZE
+from namm_transfer.namm import NAMM, SIZE
 
-_RATE = 3e-3
 _WARM_UP = 20  # steps
-_TEMPERATURE = (0.5, 0.15)  # first and last step: in the end a token is nearly kept or nearly gone
-_NOISE = (0.5, 0.1)
+_TEMPERATURE = (0.5, 0.25)  # first and last step: how far from the threshold a token's gradient counts
+_NOISE = (0.1, 0.03)
 _PRICE, _PRICE_RATE = 3.0, 0.1  # of a cache of full size, and how fast it follows what is held too much
 _STIFFNESS = 15.0  # of the quadratic term beside the price, which keeps the size from swinging
 _PROSE = 48  # tokens of each text, drawn at random, whose likelihood counts beside the answers'
 _PROSE_WEIGHT = 0.2
 _LONGEST = 1.0  # a quiz's gradient is shortened to this norm: now and then one is a hundred times as long
-_SPREAD = 1.5  # median distance of the first scores from their median, in units of the score
-_RIDGE = 0.01
+_WATCHED = 64  # quizzes that are imitated from
 _SAVE_EVERY = 10  # steps
 
 
-@dataclass(frozen=True)
-class Quiz:
-    """A text and several questions in a row, in tokens."""
-
-    tokens: Tensor
-    """(length,) int64"""
-    text: int
-    """Tokens before the first answer."""
-    answers: tuple[slice, ...]
-    """Where the answers stand in `tokens`."""
-
-    @classmethod
-    def encode(cls, adapter: CausalLMAdapter, parts: Sequence[tuple[str, str]]) -> Quiz:
-        """From (text, answer) of each question in turn."""
-        texts = [text for part in parts for text in part]
-        pieces = [
-            adapter.tokenizer(text, add_special_tokens=number == 0, return_tensors="pt").input_ids[0].long()
-            for number, text in enumerate(texts)
-        ]
-        ends = list(accumulate(len(piece) for piece in pieces))
-        spans = tuple(slice(*span) for span in zip(ends[::2], ends[1::2], strict=True))
-        return cls(torch.cat(pieces).to(adapter.device), ends[0], spans)
-
-
-def through(vector: Tensor, matrix: Tensor) -> Tensor:
-    """The flat vector, (4172,), with the weights that read features multiplied from the left by `matrix`, (25, 25)."""
-    changed, reading = vector.clone(), SHAPES["attention_in.weight"]
-    changed[: reading[0] * reading[1]] = (matrix @ vector[: reading[0] * reading[1]].view(reading)).flatten()
-    changed[-1 - FEATURES : -1] = matrix @ vector[-1 - FEATURES : -1]
-    return changed
-
-
-def whitening(spectra: Sequence[Tensor], statistics: Moments) -> Tensor:
-    """(25, 25): in which coordinates to learn, so that ordinary tokens differ equally in all directions.
-
-    The statistics of section 4 are those of sinks; beside them all other tokens are nearly the same.
-
-    Args:
-        spectra: of full caches, each (heads, 17, tokens).
-    """
-    tokens = torch.cat([s.float().transpose(1, 2).flatten(0, 1) for s in spectra])
-    normalised = ((tokens - statistics.mean) / statistics.var.sqrt().clamp_min(1e-7)).float().clamp(-3, 3)
-    values, vectors = torch.linalg.eigh(torch.cov(normalised.T) + _RIDGE * torch.eye(len(statistics.mean)))
-    matrix = torch.eye(FEATURES)
-    matrix[RECENCY:, RECENCY:] = vectors @ torch.diag(values.rsqrt()) @ vectors.T
-    return matrix
-
-
-def first(spectra: Sequence[Tensor], statistics: Moments, matrix: Tensor, start: Tensor, seed: int) -> Tensor:
-    """Where learning begins, (4172,), to be read `through` the matrix: `start` with a random attention in front of its
-    output layer, and scores of full caches that lie around 0."""
-    generator = torch.Generator().manual_seed(seed)
-    vector = through(start.float(), torch.linalg.inv(matrix))
-    inside = SIZE - 1 - FEATURES
-    sizes = [torch.Size(shape).numel() for shape in list(SHAPES.values())[:4]]
-    spreads = torch.cat([torch.full((n,), s) for n, s in zip(sizes, (0.1, 0.0, 0.05, 0.0), strict=True)])
-    vector[:inside] = spreads * torch.randn(inside, generator=generator)
-    namm = NAMM.from_vector(through(vector, matrix), mean=statistics.mean, var=statistics.var)
-    scores = torch.cat(
-        [
-            namm.score(namm.features(s.float()[None], torch.arange(s.shape[-1]).expand(1, len(s), -1))).flatten()
-            for s in spectra
-        ]
-    )
-    middle = scores.median()
-    scale = _SPREAD / (scores - middle).abs().median()
-    vector[inside:-1] *= scale
-    vector[-1] = (vector[-1] - middle) * scale
-    return vector
+def _between(ends: tuple[float, float], progress: float) -> float:
+    """From the first to the second, geometrically."""
+    return ends[0] * (ends[1] / ends[0]) ** progress
 
 
 class Learning:
@@ -163,7 +96,7 @@ class Learning:
         """Of a cache of full size, now."""
         return float(self.log[-1, 2]) if self.step else _PRICE
 
-    def run(self, tick: Callable[[], object] = lambda: None) -> tuple[Tensor, Tensor]:
+    def run(self) -> tuple[Tensor, Tensor]:
         """Learn to the end.
 
         Returns:
@@ -171,13 +104,16 @@ class Learning:
         """
         model: Any = self.adapter.model
         model.requires_grad_(False)
-        model.set_attn_implementation(fading.NAME)
+        model.set_attn_implementation(evicting.NAME)
         try:
-            while self.step < self.config.learn_steps:
-                self._learn()
-                if self.step % _SAVE_EVERY == 0 or self.step == self.config.learn_steps:
-                    self._save()
-                tick()
+            with self._bar(self.config.learn_steps, "learning", self.step) as bar:
+                while self.step < self.config.learn_steps:
+                    self._learn()
+                    if self.step % _SAVE_EVERY == 0 or self.step == self.config.learn_steps:
+                        self._save()
+                    said, held, _ = self.log[-_SAVE_EVERY:].mean(0).tolist()
+                    bar.set_postfix(answers=f"{said:.2f}", held=f"{held:.2f}")
+                    bar.update()
         finally:
             model.set_attn_implementation("memory")
         return self.vector.detach(), self.matrix
@@ -191,7 +127,7 @@ class Learning:
         mean = self.accelerator.reduce(table, "sum").mean(0)  # every row was filled by one process
         self.vector.grad, (said, held) = mean[:SIZE], mean[SIZE:].tolist()
         self.optimizer.param_groups[0]["lr"] = (
-            _RATE * min(1, (self.step + 1) / _WARM_UP) * (0.05 + 0.475 * (1 + cos(pi * progress)))
+            self.config.learn_rate * min(1, (self.step + 1) / _WARM_UP) * (0.05 + 0.475 * (1 + cos(pi * progress)))
         )
         self.optimizer.step()
         price = max(0.0, self.price + _PRICE_RATE * (held - self.config.learn_held))
@@ -200,19 +136,25 @@ class Learning:
     def _lesson(self, number: int, progress: float) -> Tensor:
         """(4174,): the gradient of one quiz's loss, mean log-probability of its answers, share of the tokens held."""
         config, rng = self.config, random.Random(f"{self.seed}/{number}")
-        tokens, interval = rng.choice(config.learn_tokens), rng.choice(config.learn_intervals)
-        quiz = Quiz.encode(self.adapter, make_quiz("train", self.seed, number, tokens=tokens, count=self.adapter.count))
+        common = random.Random(f"{self.seed}/step {self.step}")  # so that no process waits long for another
+        tokens, interval = common.choice(config.learn_tokens), common.choice(config.learn_intervals)
+        quiz = Quiz.make(self.adapter, self.seed, number, tokens)
         namm = NAMM.from_vector(
-            through(self.vector.detach(), self.matrix), mean=self.statistics.mean, var=self.statistics.var
+            through(self.vector.detach(), self.matrix),
+            mean=self.statistics.mean,
+            var=self.statistics.var,
+            selection=config.selection,
         ).to(self.adapter.device)
-        memory = fading.Fading(
+        memory = evicting.Evicting(
             namm.requires_grad_(True),
             interval,
-            temperature=_TEMPERATURE[0] * (_TEMPERATURE[1] / _TEMPERATURE[0]) ** progress,
-            noise=_NOISE[0] * (_NOISE[1] / _NOISE[0]) ** progress,
+            temperature=_between(_TEMPERATURE, progress),
+            noise=_between(_NOISE, progress),
             generator=torch.Generator().manual_seed(rng.getrandbits(63)),
         )
-        answers, prose = self._read(quiz, memory, rng)
+        places = range(interval, quiz.text - 1)
+        beside = sorted(rng.sample(places, min(_PROSE, len(places))))
+        answers, prose = quiz.likelihood(self.adapter.model, beside, evicting=memory, use_cache=False)
         held = torch.stack(memory.held).mean()
         size = self.price * held + _STIFFNESS * (held - config.learn_held).square()
         gradients = torch.autograd.grad(size - answers - _PROSE_WEIGHT * prose, list(namm.parameters()))
@@ -220,37 +162,61 @@ class Learning:
         gradient *= (_LONGEST / gradient.norm()).clamp_max(1.0)
         return torch.cat([gradient, torch.stack([answers, held]).detach()])
 
-    def _read(self, quiz: Quiz, memory: fading.Fading, rng: random.Random) -> tuple[Tensor, Tensor]:
-        """Mean log-probability of a quiz's answers, and of some tokens of its text."""
-        places = range(memory.update_interval, quiz.text - 1)
-        prose = sorted(rng.sample(places, min(_PROSE, len(places))))
-        said = [list(range(span.start - 1, span.stop - 1)) for span in quiz.answers]
-        at = torch.tensor([p for part in (prose, *said) for p in part], device=quiz.tokens.device)
-        model: Any = self.adapter.model
-        logits = model(quiz.tokens[None], fading=memory, use_cache=False, logits_to_keep=at).logits[0]
-        right = logits.float().log_softmax(-1).gather(-1, quiz.tokens[at + 1, None]).squeeze(-1)
-        known, *answers = right.split([len(prose), *map(len, said)])
-        return torch.stack([answer.mean() for answer in answers]).mean(), known.mean()
-
     def _begin(self, start: Tensor) -> None:
-        """Coordinates and first vector from the spectra of some texts in the full cache."""
-        policy = Spectra(self.config.update_interval)
-        for number, tokens in enumerate(self.config.learn_tokens):
-            (text, _), *_ = make_quiz("train", self.seed, -1 - number, tokens=tokens, count=self.adapter.count)
-            quiz = Quiz.encode(self.adapter, [(text, "")])
+        """Coordinates from the spectra of full caches, and the first vector: an imitation of what heads need."""
+        config = self.config
+        spectra = Spectra(config.update_interval)
+        for quiz in self._quizzes(len(config.learn_tokens)):
             with torch.inference_mode():
-                self.adapter.model(quiz.tokens[None], past_key_values=self.adapter.memory(policy), logits_to_keep=1)
-        spectra = [s.cpu() for s in policy.spectra]
-        matrix = whitening(spectra, self.statistics)
-        vector = first(spectra, self.statistics, matrix, start, self.seed)
-        # The last bits of the spectra may differ between processes.
+                self.adapter.model(quiz.tokens[None], past_key_values=self.adapter.memory(spectra), logits_to_keep=1)
+        seen = [s.cpu() for s in spectra.spectra]
+        matrix = whitening(seen, self.statistics)
+        vector = first(seen, self.statistics, matrix, start, self.seed)
+        # The last bits of the spectra, and so what follows from them, may differ between processes.
         self.matrix = broadcast(matrix.to(self.adapter.device))
-        self.vector.data = broadcast(vector.to(self.adapter.device))
+        self.worth = self._worth()
+        self.vector.data = broadcast(self._imitate(vector).to(self.adapter.device))
+        self._save()
+
+    def _worth(self) -> Tensor:
+        """What every head's cache is worth, (layers, kv_heads)."""
+        quizzes = self._quizzes(self.config.learn_measured)
+        with self._bar(None, "heads") as bar:
+            return heads.worth(self.adapter, quizzes, self.config.update_interval, self.accelerator, bar.update)
+
+    def _imitate(self, vector: Tensor) -> Tensor:
+        """From this vector to one that tells the worthy heads from the others."""
+        config, rng, seen = self.config, random.Random(self.seed), []
+        imitation = Imitation(self.worth, config.learn_heads)
+        for quiz in tqdm(self._quizzes(_WATCHED), desc="watching", leave=False, disable=self._silent):
+            seen += watch(self.adapter, quiz, imitation.whole, rng.choice(config.learn_intervals))
+        with self._bar(config.learn_imitation, "imitation") as bar:
+            return imitation.fit(
+                seen,
+                vector,
+                self.matrix.cpu(),
+                self.statistics,
+                steps=config.learn_imitation,
+                seed=self.seed,
+                tick=bar.update,
+            )
+
+    def _quizzes(self, count: int) -> list[Quiz]:
+        """Some that are not learned from later, of all lengths."""
+        lengths = self.config.learn_tokens
+        return [Quiz.make(self.adapter, self.seed, -1 - n, lengths[-1 - n % len(lengths)]) for n in range(count)]
+
+    @property
+    def _silent(self) -> bool:
+        return not self.accelerator.is_main_process
+
+    def _bar(self, total: int | None, what: str, done: int = 0) -> tqdm:
+        return tqdm(total=total, initial=done, desc=what, leave=False, disable=self._silent, dynamic_ncols=True)
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
-            tensors = self.optimizer.state_dict()["state"][0]
-            tensors |= {"vector": self.vector.detach(), "matrix": self.matrix, "log": self.log}
+            tensors = dict(self.optimizer.state_dict()["state"].get(0, {}))  # empty before the first step
+            tensors |= {"vector": self.vector.detach(), "matrix": self.matrix, "log": self.log, "worth": self.worth}
             cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
             write_atomic(self.path, save(cpu, metadata={"settings": self.settings}))
 
@@ -263,5 +229,6 @@ class Learning:
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         self.vector.data, self.matrix = tensors.pop("vector"), tensors.pop("matrix")
-        self.log = tensors.pop("log").cpu()
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": {0: tensors}})
+        self.log, self.worth = tensors.pop("log").cpu(), tensors.pop("worth").cpu()
+        if tensors:
+            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": {0: tensors}})

@@ -16,7 +16,8 @@ from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evolution import plot, scoring, text
 from namm_transfer.evolution.config import EvolutionConfig
-from namm_transfer.evolution.learning import Learning, through
+from namm_transfer.evolution.coordinates import through
+from namm_transfer.evolution.learning import Learning
 from namm_transfer.evolution.scoring import Scores
 from namm_transfer.evolution.state import State
 from namm_transfer.evolution.statistics import Moments
@@ -25,7 +26,15 @@ from namm_transfer.evolution.tasks import Prompt, make_prompt
 from namm_transfer.files import write_atomic
 from namm_transfer.namm import FEATURES, NAMM, RECENCY, SHAPES, SIZE
 
-LEARNED = ("model", "families", "statistics_prompts", "validation_tokens", "update_interval", "attention_dtype")
+LEARNED = (
+    "model",
+    "families",
+    "statistics_prompts",
+    "validation_tokens",
+    "update_interval",
+    "selection",
+    "attention_dtype",
+)
 """What decides the learned start, besides the `learn_...` fields."""
 
 _CARD = """---
@@ -226,10 +235,7 @@ class Evolution:
             settings=self._settings([name for name in vars(config) if name in LEARNED or name.startswith("learn_")]),
             accelerator=self.accelerator,
         )
-        main = self.accelerator.is_main_process
-        bar = tqdm(total=config.learn_steps, initial=learning.step, desc="start", leave=False, disable=not main)
-        with bar:
-            vector, matrix = learning.run(bar.update)
+        vector, matrix = learning.run()
         return vector.double().cpu().numpy(), matrix.cpu().numpy(), learning.log.numpy()
 
     def _resume(self) -> State:

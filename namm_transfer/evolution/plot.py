@@ -29,7 +29,7 @@ def draw(log: np.ndarray, lessons: np.ndarray) -> str:
 
 
 def _draw_lessons(figure: Any, lessons: np.ndarray) -> None:
-    figure.suptitle("start learned by gradient, fading memory", fontsize=10)
+    figure.suptitle("start learned by gradient through evictions", fontsize=10)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     width = max(1, len(lessons) // 40)
     for axes, values, colour in ((top, lessons[:, 0], "tab:blue"), (bottom, lessons[:, 1], "tab:green")):

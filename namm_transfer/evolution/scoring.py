@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ def evaluate(
     options = config.memory
     mean, var = statistics.mean.float(), statistics.var.float()
     last = -1
-    for p, m in _share(jobs, accelerator):
+    for p, m in share(jobs, accelerator):  # consecutive ones share a prompt
         if p != last:
             encoded = adapter.encode(prompts[p])
             prefix, last = shared_prefix(adapter, encoded, config), p
@@ -132,7 +133,7 @@ def estimate_statistics(
 ) -> Moments:
     """Statistics of the full cache over all layers, heads, tokens, updates and prompts (spec section 4)."""
     rows = torch.zeros(len(prompts), len(Moments().to_row()), dtype=torch.float64)
-    for p in _share(list(range(len(prompts))), accelerator):
+    for p in share(list(range(len(prompts))), accelerator):
         recorder = Recorder(config.update_interval, attention_dtype=config.attention_dtype)
         adapter.read(adapter.encode(prompts[p]), adapter.memory(recorder))
         rows[p] = recorder.moments.to_row()
@@ -150,7 +151,7 @@ def _answers(adapter: CausalLMAdapter, encoded: EncodedPrompt, cache: MemoryCach
     return torch.tensor(table, dtype=torch.float64)
 
 
-def _share(jobs: list, accelerator: Accelerator) -> list:
-    """This process's run of consecutive jobs: consecutive ones share a prompt."""
+def share(jobs: list[Any], accelerator: Accelerator) -> list[Any]:
+    """This process's run of consecutive jobs."""
     count, index = accelerator.num_processes, accelerator.process_index
     return jobs[len(jobs) * index // count : len(jobs) * (index + 1) // count]

@@ -36,11 +36,24 @@ _CITIES = (
 ).split()
 _NAMES = "Anna Peter Maria John Laura David Sarah Paul Emma Tom Alice Mark Julia Simon Clara Henry Ruth George".split()
 _QUESTIONS = 5
-"""Asked about the text of a quiz."""
+"""At most so many are asked about the text of a quiz."""
 _COLOURS = "red blue green yellow black white orange purple brown pink gray gold".split()
 _OBJECTS = (
     "lamp clock chair bottle basket guitar camera ladder hammer pillow mirror candle kettle helmet ticket".split()
 )
+_JOBS = "teacher baker farmer nurse painter driver singer lawyer gardener dentist butcher sailor tailor cook".split()
+_FACTS: tuple[tuple[str, Callable[[random.Random], str], str], ...] = (
+    ("{name} was born in", lambda rng: str(rng.randint(1900, 2020)), "When was {name} born?"),
+    ("{name} works as a", lambda rng: rng.choice(_JOBS), "What is the work of {name}?"),
+    ("The telephone number of {name} is", lambda rng: _number(rng), "How can {name} be called?"),
+    ("The train to {city} leaves from platform", lambda rng: str(rng.randint(10, 99)), "Where is the train to {city}?"),
+    ("The {object} in the hall is", lambda rng: rng.choice(_COLOURS), "What colour is the {object} in the hall?"),
+    ("The word on the door is", lambda rng: rng.choice(_OBJECTS), "Which word is on the door?"),
+    ("The key to the house in {city} is with", lambda rng: rng.choice(_NAMES), "Who has the key in {city}?"),
+    ("The ticket to {city} costs", lambda rng: f"{rng.randint(100, 999)} dollars", "What does it cost to see {city}?"),
+)
+"""What a text says, how that goes on, and a question about it: more kinds of facts than there are families, so that
+what is learned from quizzes is to keep facts, not to keep passkeys."""
 _KINDS = {
     "animal": "dog cat horse cow sheep goat lion tiger bear wolf rabbit mouse monkey elephant camel".split(),
     "fruit": "apple banana orange grape lemon peach pear cherry mango plum melon strawberry kiwi fig lime".split(),
@@ -207,25 +220,40 @@ NAMM to measure anything by: classification and retrieval."""
 
 
 def make_quiz(split: Split, seed: int, number: int, *, tokens: int, count: Count) -> list[tuple[str, str]]:
-    """One text with all that the trained families hide, and several questions about it in a row.
+    """One text that hides some of what the trained families hide, and other facts, and questions about it in a row.
 
-    A text that is read once teaches as much as `questions` prompts; it is what gradients learn from.
+    A text that is read once teaches as much as several prompts; it is what gradients learn from.
 
     Returns:
         (text, answer) of each question in turn; the first text begins with everything that was hidden.
     """
     rng, prose = random.Random(f"quiz/{split}/{tokens}/{seed}/{number}"), documents(split)
-    needle, *passkey = _pass_key(rng)
-    numbers = _magic_numbers(rng)
-    table, prices = _prices(rng)
-    last, *sentence = _sentence(rng, prose)
-    hidden = [needle, last, f"\n\n{table}\n\n", *(fact for fact, _, _ in numbers)]
-    asked = [passkey, sentence, *prices, *((question, answer) for _, question, answer in numbers)]
-    asked = rng.sample(asked, _QUESTIONS)
+    hidden, questions = _mixed_facts(rng, prose)
+    asked = rng.sample(questions, min(_QUESTIONS, len(questions)))
     filler = tokens - sum(count(text) for text in [*hidden, *(f"{q}{a}\n\n" for q, a in asked)])
-    sentences = [s for s in _filler(rng, prose, max(60, filler), count) if s != last]
+    sentences = [s for s in _filler(rng, prose, max(60, filler), count) if s not in hidden]
     text = _hide(rng, sentences, hidden)
     return [(f"{text}\n\n{q}" if number == 0 else f"\n\n{q}", a) for number, (q, a) in enumerate(asked)]
+
+
+def _mixed_facts(rng: random.Random, prose: Sequence[Document]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Between two and six kinds of facts: what is hidden, and (question, answer) of all that can be asked."""
+    table, prices = _prices(rng)
+    kinds = [_apart([_pass_key(rng)]), _apart([_sentence(rng, prose)]), _apart(_magic_numbers(rng))]
+    kinds += [([f"\n\n{table}\n\n"], prices), *(_apart([_fact(rng, form)]) for form in rng.sample(_FACTS, 4))]
+    chosen = rng.sample(kinds, rng.randint(2, 6))
+    return [needle for needles, _ in chosen for needle in needles], [q for _, asked in chosen for q in asked]
+
+
+def _apart(facts: Sequence[tuple[str, str, str]]) -> tuple[list[str], list[tuple[str, str]]]:
+    return [needle for needle, _, _ in facts], [(question, answer) for _, question, answer in facts]
+
+
+def _fact(rng: random.Random, form: tuple[str, Callable[[random.Random], str], str]) -> tuple[str, str, str]:
+    said, value, question = form
+    slots = {"name": rng.choice(_NAMES), "city": rng.choice(_CITIES), "object": rng.choice(_OBJECTS)}
+    said, answer = said.format(**slots), f" {value(rng)}"
+    return f"{said}{answer}.", f"{question.format(**slots)} {said}", answer
 
 
 def make_prompt(family: str, split: Split, seed: int, number: int, *, tokens: int, count: Count) -> Prompt:

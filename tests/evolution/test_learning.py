@@ -12,13 +12,23 @@ from tiny_text import save_tiny_llama
 from namm_transfer import NAMM, NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.evolution.config import EvolutionConfig
-from namm_transfer.evolution.learning import Learning, Quiz, first, through, whitening
+from namm_transfer.evolution.coordinates import first, through, whitening
+from namm_transfer.evolution.learning import Learning
 from namm_transfer.evolution.loop import start_vector
+from namm_transfer.evolution.quiz import Quiz
 from namm_transfer.evolution.tasks import make_quiz
 from namm_transfer.moments import Moments
 from namm_transfer.namm import FEATURES, RECENCY, SIZE
 
-CONFIG = EvolutionConfig(learn_steps=4, learn_quizzes=2, learn_tokens=(700,), learn_intervals=(128,))
+CONFIG = EvolutionConfig(
+    learn_measured=1,
+    learn_heads=2,
+    learn_imitation=5,
+    learn_steps=4,
+    learn_rate=1e-2,
+    learn_tokens=(700,),
+    learn_intervals=(128,),
+)
 STATISTICS = Moments(1.0, torch.full((17,), 0.03).double(), torch.full((17,), 0.01).double())
 
 
@@ -101,8 +111,8 @@ def test_answers_get_likelier(adapter, tmp_path, monkeypatch):
     for name in ("_PRICE", "_PRICE_RATE", "_STIFFNESS", "_PROSE_WEIGHT"):
         monkeypatch.setattr(f"namm_transfer.evolution.learning.{name}", 0.0)
     monkeypatch.setattr("namm_transfer.evolution.learning._NOISE", (1e-6, 1e-6))
-    quiz = make_quiz("train", 0, 0, tokens=700, count=adapter.count)
-    monkeypatch.setattr("namm_transfer.evolution.learning.make_quiz", lambda *_, **__: quiz)
+    quiz = Quiz.make(adapter, 0, 0, 700)
+    monkeypatch.setattr(Quiz, "make", lambda *_: quiz)
     taught = learning(adapter, tmp_path / "state.safetensors", dataclasses.replace(CONFIG, learn_steps=30))
     taught.run()
     assert taught.log[-1, 0] > taught.log[0, 0] + 0.05
@@ -112,14 +122,16 @@ def test_several_sittings_are_one(adapter, tmp_path, monkeypatch):
     monkeypatch.setattr("namm_transfer.evolution.learning._SAVE_EVERY", 2)
     whole, matrix = learning(adapter, tmp_path / "whole.safetensors").run()
     path = tmp_path / "parts.safetensors"
-    steps = iter([1, 2, 3])
+    steps = iter([1, 2, 3, 4])
 
     def stop():
-        if next(steps) == 3:
+        if next(steps) == 4:
             raise KeyboardInterrupt
 
+    stopped = learning(adapter, path)
+    monkeypatch.setattr(stopped, "_learn", lambda: (stop(), Learning._learn(stopped)))
     with pytest.raises(KeyboardInterrupt):
-        learning(adapter, path).run(stop)
+        stopped.run()
     assert len(load_file(path)["log"]) == 2
     resumed = learning(adapter, path)
     assert resumed.step == 2
@@ -138,8 +150,16 @@ def test_a_state_of_other_settings_is_refused(adapter, tmp_path):
 
 def test_a_quiz_hides_what_it_asks(adapter):
     (text, answer), *more = make_quiz("train", 0, 5, tokens=900, count=adapter.count)
-    assert len(more) == 4
+    assert 1 <= 1 + len(more) <= 5
     for _, wanted in [("", answer), *more]:
         assert wanted.strip() in text
     assert make_quiz("train", 0, 5, tokens=900, count=adapter.count) == [(text, answer), *more]
     assert make_quiz("train", 0, 6, tokens=900, count=adapter.count) != [(text, answer), *more]
+
+
+def test_quizzes_differ_in_what_they_hide(adapter):
+    quizzes = [make_quiz("train", 0, n, tokens=900, count=adapter.count) for n in range(40)]
+    assert len({len(quiz) for quiz in quizzes}) > 2
+    texts = [quiz[0][0] for quiz in quizzes]
+    for said in ("The pass key is", "Prices:", "The magic number of", "works as a", "was born in"):
+        assert 0 < sum(said in text for text in texts) < len(texts)
