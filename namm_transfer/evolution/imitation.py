@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
+from namm_transfer.errors import NammTransferError
 from namm_transfer.evolution.coordinates import through
 from namm_transfer.evolution.heads import WholeHeads, always
 from namm_transfer.evolution.quiz import Quiz
@@ -73,9 +74,14 @@ class Imitation:
     Args:
         worth: (layers, kv_heads), from `heads.worth`.
         whole: how many heads keep everything.
+
+    Raises:
+        NammTransferError: `whole` is not between 1 and the number of heads.
     """
 
     def __init__(self, worth: Tensor, whole: int) -> None:
+        if not 1 <= whole <= worth.numel():
+            raise NammTransferError(f"learn_heads={whole}: expected 1 to {worth.numel()}, the KV heads of the model")
         ranked = worth.flatten().sort(descending=True).values
         self.price = float(ranked[whole - 1 : whole + 1].mean().clamp_min(1e-4))
         self.whole = worth >= ranked[whole - 1]

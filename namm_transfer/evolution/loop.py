@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Collection, Sequence
 from importlib.metadata import version
@@ -37,6 +38,9 @@ LEARNED = (
 )
 """What decides the learned start, besides the `learn_...` fields."""
 
+_BIASES = (-4.0, 4.0)  # between which the output bias is moved to hold `held`; scores differ by about 1.5
+_HALVINGS = 8
+
 _CARD = """---
 license: apache-2.0
 library_name: namm-transfer
@@ -59,6 +63,13 @@ def start_vector(kind: str) -> np.ndarray:
         first = SIZE - 1 - SHAPES["output.weight"][0]
         vector[first + RECENCY : SIZE - 1] = 1.0
     return vector
+
+
+def _raised(namm: NAMM, bias: float) -> NAMM:
+    """A copy whose scores are higher by this much."""
+    raised = copy.deepcopy(namm)
+    raised.output.bias += bias
+    return raised
 
 
 class Evolution:
@@ -127,8 +138,9 @@ class Evolution:
                 self._record(float(fitness.mean()), float(kept), self.validate(self.mean) if due else None)
                 bar.set_postfix(fitness=f"{fitness.mean():.3f}", validation=f"{np.nanmax(self.state.log[:, 2]):.3f}")
                 bar.update()
-        self._publish()
-        return self.best()
+        namm = self.best() if config.held is None else self._sized(self.best(), config.held)
+        self._publish(namm)
+        return namm
 
     def best(self) -> NAMM:
         """The mean with the best validation, as a NAMM."""
@@ -144,6 +156,19 @@ class Evolution:
             return scoring.evaluate(
                 self.adapter, prompts, vector[None], self.statistics, config, self.accelerator, bar.update
             )
+
+    def _sized(self, namm: NAMM, share: float) -> NAMM:
+        """With the output bias, found by bisection, at which validation prompts hold this share or a little less."""
+        config, (low, high) = self.config, _BIASES
+        longest = (max(config.validation_tokens),)
+        prompts = self._prompts("validation", config.families, config.validation_prompts, 0, longest)
+        with self._bar(_HALVINGS * self.accelerator.num_processes, "size") as bar:
+            for _ in range(_HALVINGS):
+                middle = (low + high) / 2
+                much = scoring.held(self.adapter, prompts, _raised(namm, middle), self.accelerator) > share
+                low, high = (low, middle) if much else (middle, high)
+                bar.update()
+        return _raised(namm, low)
 
     def _generation(self) -> tuple[np.ndarray, float]:
         """Fitness of the members of this generation, (members,), and their mean kept share."""
@@ -178,9 +203,11 @@ class Evolution:
 
     def _settings(self, fields: Collection[str] | None = None) -> str:
         """What decides a result, as JSON: the seed, the text, the model's arithmetic and these fields of the
-        configuration (default: all but the number of generations: where to stop may change from sitting to sitting)."""
+        configuration (default: all but where to stop and the size of what comes out, which may change from sitting to
+        sitting)."""
         config = json.loads(self.config.to_json())
-        config.pop("generations")
+        for name in ("generations", "held"):
+            config.pop(name)
         used = {"config": {k: v for k, v in config.items() if fields is None or k in fields}, "seed": self.seed}
         used |= {"text": text.fingerprint(), "cma": version("cma"), "dtype": str(self.adapter.model.dtype)}
         return json.dumps(used, sort_keys=True)
@@ -268,15 +295,15 @@ class Evolution:
             state.write(self._state_path)
             write_atomic(self.out / "evolution.jsonl", state.jsonl())
         if validated is not None:
-            self._publish()
+            self._publish(self.best())
         self.accelerator.wait_for_everyone()
 
-    def _publish(self) -> None:
-        """The NAMM with the best validation so far, and the picture."""
+    def _publish(self, namm: NAMM) -> None:
+        """This NAMM and the picture."""
         if self.accelerator.is_main_process:
             card = self.out / "README.md"
             if not card.exists():  # save_pretrained would write one that says nothing
                 config = json.dumps(json.loads(self.config.to_json()), indent=2)
                 write_atomic(card, _CARD.format(seed=self.seed, config=config))
-            self.best().save_pretrained(self.out)
+            namm.save_pretrained(self.out)
             write_atomic(self.out / "plot.svg", plot.draw(self.state.log, self.state.lessons))

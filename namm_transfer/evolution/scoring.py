@@ -141,6 +141,16 @@ def estimate_statistics(
     return Moments.from_rows(accelerator.reduce(rows.to(accelerator.device), "sum").cpu())
 
 
+def held(adapter: CausalLMAdapter, prompts: Sequence[Prompt], namm: NAMM, accelerator: Accelerator) -> float:
+    """Mean share of their tokens that a cache holds when it has read these prompts, the same in every process."""
+    shares = torch.zeros(len(prompts), dtype=torch.float64)
+    for p in share(list(range(len(prompts))), accelerator):
+        cache = adapter.memory(namm)
+        adapter.read(adapter.encode(prompts[p]), cache)
+        shares[p] = cache.kept_share()[0]
+    return float(accelerator.reduce(shares.to(accelerator.device), "sum").mean())
+
+
 def _answers(adapter: CausalLMAdapter, encoded: EncodedPrompt, cache: MemoryCache, rows: int) -> Tensor:
     """(rows, 3) float64: log-probability, exactness, kept share."""
     logits = adapter.read(encoded, cache, rows=rows)

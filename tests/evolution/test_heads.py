@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from tiny_text import save_tiny_llama
 
-from namm_transfer import NAMM
+from namm_transfer import NAMM, NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.evolution import heads
 from namm_transfer.evolution.heads import RECENT, SINKS, WholeHeads
@@ -64,6 +64,12 @@ def test_a_watcher_sees_every_update_of_every_layer_and_evicts_as_told(adapter, 
     last = max((s for s in seen if s.layer == 0), key=lambda s: s.seen)
     real = (last.positions >= 0).sum(-1)
     assert real.tolist() == [last.seen, SINKS + RECENT + 128]
+
+
+@pytest.mark.parametrize("whole", [0, 5])
+def test_more_heads_than_there_are(whole):
+    with pytest.raises(NammTransferError, match="expected 1 to 4"):
+        Imitation(torch.rand(2, 2), whole)
 
 
 def test_the_fit_keeps_what_is_worth_its_price():
