@@ -56,7 +56,7 @@ class Learning:
 
     Args:
         adapter: the language model, which stays as it is.
-        start: (4172,), where to begin; see `first`.
+        start: (4172,), what the random network begins from; see `coordinates.first`.
         path: the state on disk.
         settings: whatever decides the result.
 

@@ -68,7 +68,7 @@ def start_vector(kind: str) -> np.ndarray:
 def _raised(namm: NAMM, bias: float) -> NAMM:
     """A copy whose scores are higher by this much."""
     raised = copy.deepcopy(namm)
-    raised.output.bias += bias
+    raised.output.bias.data.add_(bias)
     return raised
 
 
