@@ -22,6 +22,12 @@ def through(vector: Tensor, matrix: Tensor) -> Tensor:
     return changed
 
 
+def gradient(loss: Tensor, namm: NAMM, matrix: Tensor) -> Tensor:
+    """Gradient of a loss with respect to the vector that, read `through` the matrix, is this NAMM: (4172,)."""
+    gradients = torch.autograd.grad(loss, list(namm.parameters()))
+    return through(torch.cat([g.flatten() for g in gradients]), matrix.T)
+
+
 def whitening(spectra: Sequence[Tensor], statistics: Moments) -> Tensor:
     """(25, 25): the features are multiplied by it before the network reads them.
 

@@ -16,15 +16,11 @@ from torch import Tensor
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.evolution.quiz import Quiz
 from namm_transfer.evolution.scoring import share
+from namm_transfer.policies import Streaming
 from namm_transfer.policy import EvictionPolicy, LayerView
 
 SINKS, RECENT = 4, 64
 """First and newest tokens that every head keeps."""
-
-
-def always(positions: Tensor, seen: int) -> Tensor:
-    """Which cached tokens every head keeps: bool, of the shape of `positions`, where holes are -1."""
-    return ((positions >= 0) & (positions < SINKS)) | (positions >= seen - RECENT)
 
 
 @dataclass
@@ -35,11 +31,13 @@ class WholeHeads(EvictionPolicy):
     """(layers, kv_heads) bool: which keep everything."""
     update_interval: int = 128
 
+    def __post_init__(self) -> None:
+        self.little = Streaming(SINKS, RECENT, update_interval=self.update_interval)
+
     def select(self, view: LayerView) -> Tensor:
         """All or little, by the head."""
-        kept = [always(p, seen) for p, seen in zip(view.positions, view.seen, strict=True)]
         whole = self.whole[view.layer].to(view.positions.device)
-        return view.real & (torch.stack(kept) | whole[:, None])
+        return view.real & (self.little.select(view) | whole[:, None])
 
 
 def worth(

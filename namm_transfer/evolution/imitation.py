@@ -17,8 +17,8 @@ from torch.nn.functional import softplus
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.errors import NammTransferError
-from namm_transfer.evolution.coordinates import through
-from namm_transfer.evolution.heads import WholeHeads, always
+from namm_transfer.evolution.coordinates import gradient, through
+from namm_transfer.evolution.heads import WholeHeads
 from namm_transfer.evolution.quiz import Quiz
 from namm_transfer.moments import Moments
 from namm_transfer.namm import NAMM
@@ -40,6 +40,8 @@ class Seen:
     """(kv_heads, 17, tokens) float16"""
     positions: Tensor
     """(kv_heads, tokens) int32, -1 for holes"""
+    always: Tensor
+    """(kv_heads, tokens) bool: the sinks and recent tokens that every head keeps"""
 
 
 class Watcher(NAMM):
@@ -53,11 +55,12 @@ class Watcher(NAMM):
     def select(self, view: LayerView) -> Tensor:
         """As the rule does."""
         spectrum = view.state["spectrum"][0].half().cpu()
-        self.seen.append(Seen(view.layer, view.seen[0], spectrum, view.positions[0].cpu().clone()))
+        always = self.rule.little.select(view)[0].cpu()
+        self.seen.append(Seen(view.layer, view.seen[0], spectrum, view.positions[0].cpu().clone(), always))
         return self.rule.select(view)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: what is seen takes part in gradients later
 def watch(adapter: CausalLMAdapter, quiz: Quiz, whole: Tensor, update_interval: int) -> list[Seen]:
     """All layers and updates of one quiz, read while the heads in `whole` keep everything."""
     watcher = Watcher(whole, update_interval)
@@ -95,10 +98,9 @@ class Imitation:
         real, keep = seen.positions >= 0, self._keep[seen.layer][:, None]
         features = namm.features(seen.spectrum.float()[None], seen.positions[None].clamp_min(0))
         scores = namm.score(features, real[None])[0]
-        sure = always(seen.positions, seen.seen)
         wrong = keep * softplus(-scores) + (1 - keep) * softplus(scores)
-        open_to_choice = _mean(wrong, real & ~sure) * self._weight[seen.layer]
-        return (open_to_choice + _ALWAYS_WEIGHT * _mean(softplus(-scores), sure)).mean()
+        open_to_choice = _mean(wrong, real & ~seen.always) * self._weight[seen.layer]
+        return (open_to_choice + _ALWAYS_WEIGHT * _mean(softplus(-scores), seen.always)).mean()
 
     def fit(
         self,
@@ -120,8 +122,7 @@ class Imitation:
             namm = NAMM.from_vector(through(vector.detach(), matrix), mean=statistics.mean, var=statistics.var)
             namm.requires_grad_(True)
             loss = torch.stack([self.loss(namm, rng.choice(some)) for some in by_layer]).mean()
-            gradients = torch.autograd.grad(loss, list(namm.parameters()))
-            vector.grad = through(torch.cat([g.flatten() for g in gradients]), matrix.T)
+            vector.grad = gradient(loss, namm, matrix)
             optimizer.step()
             tick()
         return vector.detach()

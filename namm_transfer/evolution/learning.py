@@ -20,14 +20,14 @@ from accelerate.utils import broadcast
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evolution import evicting, heads
 from namm_transfer.evolution.config import EvolutionConfig
-from namm_transfer.evolution.coordinates import first, through, whitening
+from namm_transfer.evolution.coordinates import first, gradient, through, whitening
 from namm_transfer.evolution.imitation import Imitation, watch
+from namm_transfer.evolution.progress import progress
 from namm_transfer.evolution.quiz import Quiz
 from namm_transfer.evolution.statistics import Spectra
 from namm_transfer.files import write_atomic
@@ -106,7 +106,7 @@ class Learning:
         model.requires_grad_(False)
         model.set_attn_implementation(evicting.NAME)
         try:
-            with self._bar(self.config.learn_steps, "learning", self.step) as bar:
+            with progress(self.accelerator, "learning", self.config.learn_steps, self.step) as bar:
                 while self.step < self.config.learn_steps:
                     self._learn()
                     if self.step % _SAVE_EVERY == 0 or self.step == self.config.learn_steps:
@@ -157,10 +157,9 @@ class Learning:
         answers, prose = quiz.likelihood(self.adapter.model, beside, evicting=memory, use_cache=False)
         held = torch.stack(memory.held).mean()
         size = self.price * held + _STIFFNESS * (held - config.learn_held).square()
-        gradients = torch.autograd.grad(size - answers - _PROSE_WEIGHT * prose, list(namm.parameters()))
-        gradient = through(torch.cat([g.flatten() for g in gradients]), self.matrix.T)
-        gradient *= (_LONGEST / gradient.norm()).clamp_max(1.0)
-        return torch.cat([gradient, torch.stack([answers, held]).detach()])
+        step = gradient(size - answers - _PROSE_WEIGHT * prose, namm, self.matrix)
+        step *= (_LONGEST / step.norm()).clamp_max(1.0)
+        return torch.cat([step, torch.stack([answers, held]).detach()])
 
     def _begin(self, start: Tensor) -> None:
         """Coordinates from the spectra of full caches, and the first vector: an imitation of what heads need."""
@@ -181,16 +180,18 @@ class Learning:
     def _worth(self) -> Tensor:
         """What every head's cache is worth, (layers, kv_heads)."""
         quizzes = self._quizzes(self.config.learn_measured)
-        with self._bar(None, "heads") as bar:
+        with progress(self.accelerator, "heads") as bar:
             return heads.worth(self.adapter, quizzes, self.config.update_interval, self.accelerator, bar.update)
 
     def _imitate(self, vector: Tensor) -> Tensor:
         """From this vector to one that tells the worthy heads from the others."""
         config, rng, seen = self.config, random.Random(self.seed), []
         imitation = Imitation(self.worth, config.learn_heads)
-        for quiz in tqdm(self._quizzes(_WATCHED), desc="watching", leave=False, disable=self._silent):
-            seen += watch(self.adapter, quiz, imitation.whole, rng.choice(config.learn_intervals))
-        with self._bar(config.learn_imitation, "imitation") as bar:
+        with progress(self.accelerator, "watching", _WATCHED) as bar:
+            for quiz in self._quizzes(_WATCHED):
+                seen += watch(self.adapter, quiz, imitation.whole, rng.choice(config.learn_intervals))
+                bar.update()
+        with progress(self.accelerator, "imitation", config.learn_imitation) as bar:
             return imitation.fit(
                 seen,
                 vector,
@@ -205,13 +206,6 @@ class Learning:
         """Some that are not learned from later, of all lengths."""
         lengths = self.config.learn_tokens
         return [Quiz.make(self.adapter, self.seed, -1 - n, lengths[-1 - n % len(lengths)]) for n in range(count)]
-
-    @property
-    def _silent(self) -> bool:
-        return not self.accelerator.is_main_process
-
-    def _bar(self, total: int | None, what: str, done: int = 0) -> tqdm:
-        return tqdm(total=total, initial=done, desc=what, leave=False, disable=self._silent, dynamic_ncols=True)
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:

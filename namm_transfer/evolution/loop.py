@@ -19,6 +19,7 @@ from namm_transfer.evolution import plot, scoring, text
 from namm_transfer.evolution.config import EvolutionConfig
 from namm_transfer.evolution.coordinates import through
 from namm_transfer.evolution.learning import Learning
+from namm_transfer.evolution.progress import progress
 from namm_transfer.evolution.scoring import Scores
 from namm_transfer.evolution.state import State
 from namm_transfer.evolution.statistics import Moments
@@ -162,7 +163,7 @@ class Evolution:
         config, (low, high) = self.config, _BIASES
         longest = (max(config.validation_tokens),)
         prompts = self._prompts("validation", config.families, config.validation_prompts, 0, longest)
-        with self._bar(_HALVINGS * self.accelerator.num_processes, "size") as bar:
+        with progress(self.accelerator, "size", _HALVINGS) as bar:
             for _ in range(_HALVINGS):
                 middle = (low + high) / 2
                 much = scoring.held(self.adapter, prompts, _raised(namm, middle), self.accelerator) > share
@@ -198,8 +199,8 @@ class Evolution:
         ]
 
     def _bar(self, total: int, what: str) -> tqdm:
-        main = self.accelerator.is_main_process
-        return tqdm(total=total // self.accelerator.num_processes, desc=what, leave=False, disable=not main)
+        """Of work that the processes share."""
+        return progress(self.accelerator, what, total // self.accelerator.num_processes)
 
     def _settings(self, fields: Collection[str] | None = None) -> str:
         """What decides a result, as JSON: the seed, the text, the model's arithmetic and these fields of the
