@@ -76,7 +76,8 @@ class EvolutionConfig:
     """Steps of that imitation, a few a second."""
 
     learn_steps: int = 700
-    """Steps of gradient descent through the evictions, seconds each."""
+    """Steps of gradient descent through the evictions, seconds each. Raised, before the search has begun, it lets
+    learning go on where it stood, with the rates that the longer schedule has there."""
 
     learn_rate: float = 2e-3
     """Adam's step size in them at its largest; it falls to a twentieth by the end."""

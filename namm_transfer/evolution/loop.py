@@ -37,7 +37,7 @@ LEARNED = (
     "selection",
     "attention_dtype",
 )
-"""What decides the learned start, besides the `learn_...` fields."""
+"""What decides the learned start, besides the `learn_...` fields; how many steps it takes may be raised later."""
 
 _BIASES = (-4.0, 4.0)  # between which the output bias is moved to hold `held`; scores differ by about 1.5
 _HALVINGS = 8
@@ -260,7 +260,9 @@ class Evolution:
             start_vector("attention"),
             seed=self.seed,
             path=self._learning_path,
-            settings=self._settings([name for name in vars(config) if name in LEARNED or name.startswith("learn_")]),
+            settings=self._settings(
+                [n for n in vars(config) if n in LEARNED or (n.startswith("learn_") and n != "learn_steps")]
+            ),
             accelerator=self.accelerator,
         )
         vector, matrix = learning.run()
