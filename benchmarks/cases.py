@@ -102,9 +102,9 @@ def prefill(case: str, side: str, tokens: int) -> Measured:
     found |= lap("decode")
     if isinstance(cache, MemoryCache):
         report = cache.report()
-        layer = cache.layers[0]
-        token = sum(t.nbytes for t in (layer.keys, layer.values, layer.positions, *layer.state.values())) / (
-            layer.stored * layer.keys.shape[0] * layer.keys.shape[1]
+        group = cache.layers[0].groups[0]
+        token = sum(t.nbytes for t in (group.keys, group.values, group.positions, *group.state.values())) / (
+            group.positions.numel()
         )
         found |= {"bytes_held": report.bytes, "bytes_kept": float(report.kept.sum()) * token}
     return found

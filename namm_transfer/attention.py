@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from namm_transfer.errors import NammTransferError
+from namm_transfer.head_group import HeadGroup
 from namm_transfer.layer import MemoryLayer, opened_layer
 from namm_transfer.masks import MemoryMask, Tokens, memory_mask
 
@@ -186,19 +187,34 @@ def _take(tensor: Tensor, start: list[int], sizes: list[int]) -> Tensor:
 
 def _attend(layer: MemoryLayer, query: Tensor, sizes: list[int], scaling: float, window: int | None) -> Tensor:
     """Attention of the newest block over everything stored, shown to the policy if it wants to see it."""
-    if not layer.policy.needs_attention:
-        allowed = _allowed(layer, query.shape[2], 0, query.shape[2], window)
-        return _fused(query, layer.keys, layer.values, allowed, scaling)
+    queries = query.unflatten(1, (layer.groups[-1].heads.stop, -1))
+    attend = _watched if layer.policy.needs_attention else _unwatched
+    parts = [attend(layer, g, queries[:, g.heads].flatten(1, 2), sizes, scaling, window) for g in layer.groups]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _unwatched(
+    layer: MemoryLayer, group: HeadGroup, query: Tensor, sizes: list[int], scaling: float, window: int | None
+) -> Tensor:
+    """Attention output of a group's query heads, (batch, query_heads, new, value_dim)."""
+    allowed = _allowed(layer, group, query.shape[2], 0, query.shape[2], window)
+    return _fused(query, group.keys, group.values, allowed, scaling)
+
+
+def _watched(
+    layer: MemoryLayer, group: HeadGroup, query: Tensor, sizes: list[int], scaling: float, window: int | None
+) -> Tensor:
+    """The same, with every row of it shown to the policy."""
     new = query.shape[2]
-    stored = layer.keys, layer.values
+    stored = group.keys, group.values
     if query.device.type == "cpu" and query.dtype.itemsize == 2:  # without such arithmetic, widening is 5 x faster
-        query, stored = query.float(), (layer.keys.float(), layer.values.float())
-    step = _block_rows(layer, query)
-    blocks, base = [], layer.stored - new
+        query, stored = query.float(), (group.keys.float(), group.values.float())
+    step = _block_rows(group, query)
+    blocks, base = [], group.stored - new
     ragged = min(sizes) < new
     for start in range(0, new, step):
         stop = min(start + step, new)
-        allowed = _allowed(layer, new, start, stop, window)
+        allowed = _allowed(layer, group, new, start, stop, window)
         end = base + stop
         keys, values = (tensor[:, :, :end] for tensor in stored)
         out, rows = _explicit(query[:, :, start:stop], keys, values, allowed, scaling, layer.policy.attention_dtype)
@@ -208,31 +224,33 @@ def _attend(layer: MemoryLayer, query: Tensor, sizes: list[int], scaling: float,
             real = torch.arange(stop - start, device=rows.device) < torch.tensor(here, device=rows.device)[:, None]
             rows = rows.masked_fill(~real[:, None, :, None], 0)
         with torch.no_grad():
-            layer.observe(rows, [c + min(start, size) for c, size in zip(layer.clock, sizes, strict=True)], here)
+            group.observe(rows, [c + min(start, size) for c, size in zip(layer.clock, sizes, strict=True)], here)
     output = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
-    return output.to(layer.values.dtype)
+    return output.to(group.values.dtype)
 
 
-def _block_rows(layer: MemoryLayer, query: Tensor) -> int:
+def _block_rows(group: HeadGroup, query: Tensor) -> int:
     """Query rows whose softmax weights fit the block size; a whole number of hops."""
     budget = _BLOCK_BYTES.get(query.device.type, _DEFAULT_BLOCK_BYTES)
-    rows = budget // (4 * query.shape[0] * query.shape[1] * layer.stored)
+    rows = budget // (4 * query.shape[0] * query.shape[1] * group.stored)
     return max(16, rows - rows % 16)
 
 
-def _allowed(layer: MemoryLayer, new: int, start: int, stop: int, window: int | None) -> Tensor | None:
+def _allowed(
+    layer: MemoryLayer, group: HeadGroup, new: int, start: int, stop: int, window: int | None
+) -> Tensor | None:
     """Which stored tokens queries ``start`` to ``stop`` of the newest ``new`` may see.
 
     Returns:
-        (batch, kv_heads, queries, tokens) bool, broadcastable; None where causality is all there is to it and
+        (batch, heads of the group, queries, tokens) bool, broadcastable; None where causality is all there is to it and
         `_fused` or `_explicit` see it for themselves.
     """
-    if not layer.holes and window is None:
+    if not group.holes and window is None:
         return None
-    end = layer.stored - new + stop
-    keys = layer.positions[:, :, None, :end]
+    end = group.stored - new + stop
+    keys = group.positions[:, :, None, :end]
     columns = torch.arange(end, device=keys.device)
-    queries = layer.stored - new + torch.arange(start, stop, device=keys.device)
+    queries = group.stored - new + torch.arange(start, stop, device=keys.device)
     allowed = (keys >= 0) & (columns <= queries[:, None])
     if window is not None:
         clock = torch.tensor(layer.clock, dtype=torch.int32, device=keys.device)[:, None]

@@ -101,5 +101,5 @@ class MemoryCache(Cache):
             seen=layers[0].clock,
             peak=[[s.peak for s in layer.sequences] for layer in layers],
             history=[[s.history[:] for s in layer.sequences] for layer in layers],
-            bytes=sum(layer.storage.bytes for layer in layers),
+            bytes=sum(layer.bytes for layer in layers),
         )

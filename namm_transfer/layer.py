@@ -1,8 +1,4 @@
-"""One layer of a `MemoryCache`: the kept tokens only, with their positions and the policy's state of each.
-
-The storage is dense, (batch, kv_heads, tokens, head_dim). Where sequences or heads hold different numbers of tokens,
-the older end is filled with holes, which positions mark as -1 and attention masks.
-"""
+"""One layer of a `MemoryCache`: what its heads keep, how far each sequence is, and when the policy acts."""
 
 import copy
 import threading
@@ -11,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import CacheLayerMixin
 
 from namm_transfer.errors import NammTransferError
+from namm_transfer.head_group import HeadGroup
 from namm_transfer.memory_report import Sequence
-from namm_transfer.policy import EvictionPolicy, LayerView
-from namm_transfer.storage import TokenStorage
+from namm_transfer.policy import EvictionPolicy
 
-_STATE = "state."
 _THREAD = threading.local()
 
 
@@ -29,9 +25,10 @@ def opened_layer() -> "MemoryLayer | None":
 
 
 class MemoryLayer(CacheLayerMixin):
-    """One layer's kept keys and values, their positions, and the policy's state of each token."""
+    """One layer's kept keys and values, their positions, and the policy's state of each token, in groups of heads."""
 
     is_sliding = False
+    keys = values = None  # they are in the groups
 
     def __init__(self, policy: EvictionPolicy, index: int) -> None:  # the base's would set keys and values
         self.policy = policy
@@ -41,28 +38,22 @@ class MemoryLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget everything, the batch size included."""
-        nothing = dict.fromkeys(("keys", "values", "positions"), torch.empty(0, 0, 0, 0))
-        self.storage = TokenStorage(nothing, 0)
+        self.groups: list[HeadGroup] = []
         self.is_initialized = False
         self.columns = 0
         self.padding: Tensor | None = None
         self.sequences: list[Sequence] = []
-        self.holes = False
         self.spoiled = False
         self.pending: tuple[Tensor, Tensor] | None = None
         self.owner: weakref.ref[Any] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take batch size, heads, widths, dtype and device from the first keys and values."""
-        batch, heads = key_states.shape[:2]
+        batch, heads, _, self.width = key_states.shape
         self.dtype, self.device = key_states.dtype, key_states.device
-        tensors = {
-            "keys": key_states.new_empty(batch, heads, 0, key_states.shape[-1]),
-            "values": value_states.new_empty(batch, heads, 0, value_states.shape[-1]),
-            "positions": torch.empty(batch, heads, 0, dtype=torch.int32, device=self.device),
-        }
-        state = self.policy.state(batch, heads, 0, self.device)
-        self.storage = TokenStorage(tensors | {_STATE + name: tensor for name, tensor in state.items()}, 0)
+        together = 1 if self.policy.by_head else heads
+        slices = [slice(first, first + together) for first in range(0, heads, together)]
+        self.groups = [HeadGroup(some, key_states, value_states, self.policy) for some in slices]
         self.sequences = [Sequence() for _ in range(batch)]
         self.is_initialized = True
 
@@ -83,7 +74,7 @@ class MemoryLayer(CacheLayerMixin):
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        expected = (*self.keys.shape[:2], self.keys.shape[-1])
+        expected = (len(self.sequences), self.groups[-1].heads.stop, self.width)
         if (*key_states.shape[:2], key_states.shape[-1]) != expected or key_states.dtype != self.dtype:
             raise NammTransferError(
                 f"layer {self.index} holds {self.dtype} (batch, kv_heads, head_dim) {expected} and was given "
@@ -105,7 +96,8 @@ class MemoryLayer(CacheLayerMixin):
         self.columns += new
         self.padding = padding
         self.spoiled = False
-        self.storage.fit()
+        for group in self.groups:
+            group.storage.fit()
         self.release()
 
     # -- storage -----------------------------------------------------------------------------------------------------
@@ -116,57 +108,27 @@ class MemoryLayer(CacheLayerMixin):
         return [sequence.clock for sequence in self.sequences]
 
     @property
-    def keys(self) -> Tensor:  # type: ignore[override]
-        """(batch, kv_heads, stored, head_dim)."""
-        return self.storage.view("keys")
-
-    @property
-    def values(self) -> Tensor:  # type: ignore[override]
-        """(batch, kv_heads, stored, value_dim)."""
-        return self.storage.view("values")
-
-    @property
     def positions(self) -> Tensor:
-        """Original positions, (batch, kv_heads, stored) int32; -1 marks a hole."""
-        return self.storage.view("positions")
+        """Original positions, (batch, kv_heads, stored) int32; -1 where a head or a sequence holds fewer."""
+        most = max(group.stored for group in self.groups)
+        return torch.cat([pad(group.positions, (most - group.stored, 0), value=-1) for group in self.groups], 1)
 
     @property
-    def state(self) -> dict[str, Tensor]:
-        """The policy's state of each token, (batch, kv_heads, ..., stored)."""
-        return self._state(self.stored)
-
-    def _state(self, tokens: int) -> dict[str, Tensor]:
-        names = [name for name in self.storage.names if name.startswith(_STATE)]
-        return {name.removeprefix(_STATE): self.storage.view(name, tokens) for name in names}
-
-    @property
-    def stored(self) -> int:
-        """Tokens stored, holes included."""
-        return self.storage.length
+    def bytes(self) -> int:
+        """What is really held, holes and the room to grow included."""
+        return sum(group.storage.bytes for group in self.groups)
 
     def append(self, keys: Tensor, values: Tensor, sizes: list[int]) -> None:
         """Store the next block; of sequence b the first ``sizes[b]`` tokens are real, the rest become holes."""
-        heads, new = keys.shape[1:3]
+        new = keys.shape[2]
         offsets = torch.arange(new, dtype=torch.int32, device=self.device)
         start = torch.tensor(self.clock, dtype=torch.int32, device=self.device)[:, None]
-        positions = start + offsets
-        if min(sizes) < new:
+        positions, holes = start + offsets, min(sizes) < new
+        if holes:
             lengths = torch.tensor(sizes, device=self.device)[:, None]
             positions = positions.masked_fill(offsets >= lengths, -1)
-            self.holes = True
-        positions = positions[:, None].expand(-1, heads, -1)
-        self.storage.append(new, {"keys": keys, "values": values, "positions": positions})
-
-    def observe(self, rows: Tensor, clock: list[int], sizes: list[int]) -> None:
-        """Show the policy rows over the first ``rows.shape[-1]`` stored tokens; newer ones get none of it."""
-        views = self._state(rows.shape[-1])
-        state = dict(views)
-        self.policy.observe(state, rows, clock, sizes)
-        for name, tensor in state.items():
-            if tensor is not views.get(name):
-                self.storage.put(_STATE + name, tensor)
-        for name in views.keys() - state.keys():
-            self.storage.drop(_STATE + name)
+        for group in self.groups:
+            group.append(keys, values, positions, holes)
 
     def advance(self, sizes: list[int]) -> None:
         """Count the block's real tokens; the holes of shorter sequences move from behind them to the older end."""
@@ -175,7 +137,8 @@ class MemoryLayer(CacheLayerMixin):
             sequence.held += size
             sequence.peak = max(sequence.peak, sequence.held)
         if min(sizes) < max(sizes):
-            self._gather(self.positions >= 0)
+            for group in self.groups:
+                group.keep(group.positions >= 0)
 
     def evict(self) -> None:
         """Let the policy act on the sequences whose clock stands at an update."""
@@ -187,39 +150,20 @@ class MemoryLayer(CacheLayerMixin):
         ]
         if not due:
             return
-        keep = self.positions >= 0
-        for update in sorted({len(self.sequences[b].history) for b in due}):
-            rows = [b for b in due if len(self.sequences[b].history) == update]
-            keep[rows] &= self.policy.select(self._view(rows, update))
-        self._gather(keep)
-        for b, held in zip(due, keep[due].sum(-1).float().mean(-1).tolist(), strict=True):
+        counts = torch.cat([self._cut(group, due)[due] for group in self.groups], 1)
+        for b, held in zip(due, counts.float().mean(-1).tolist(), strict=True):
             self.sequences[b].held = held
             self.sequences[b].history.append(held)
 
-    def _view(self, rows: list[int], update: int) -> LayerView:
-        everything = len(rows) == len(self.sequences)
-        pick = (lambda t: t) if everything else (lambda t: t[rows])
-        return LayerView(
-            layer=self.index,
-            keys=pick(self.keys),
-            positions=pick(self.positions),
-            state={name: pick(tensor) for name, tensor in self.state.items()},
-            seen=[self.sequences[b].clock for b in rows],
-            update=update,
-        )
-
-    def _gather(self, keep: Tensor) -> None:
-        """Keep the marked tokens in order, for real; shorter heads get holes at the older end."""
-        counts = keep.sum(-1)
-        least, most = counts.aminmax()
-        width, self.holes = int(most), bool(least != most)
-        if width == self.stored and not self.holes:
-            return
-        index = keep.to(torch.uint8).argsort(dim=-1, stable=True)[..., keep.shape[-1] - width :]
-        self.storage.compact(index)
-        if self.holes:
-            hole = torch.arange(width, device=self.device) < width - counts[..., None]
-            self.positions.masked_fill_(hole, -1)
+    def _cut(self, group: HeadGroup, due: list[int]) -> Tensor:
+        """Let the policy act on a group; what is left, (batch, heads of the group)."""
+        chosen = group.positions >= 0
+        for update in sorted({len(self.sequences[b].history) for b in due}):
+            rows = [b for b in due if len(self.sequences[b].history) == update]
+            seen = [self.sequences[b].clock for b in rows]
+            chosen[rows] &= self.policy.select(group.view(self.index, rows, seen, update))
+        group.keep(chosen)
+        return chosen.sum(-1)
 
     # -- what transformers asks of a cache layer ---------------------------------------------------------------------
 
@@ -241,7 +185,8 @@ class MemoryLayer(CacheLayerMixin):
         if not self.is_initialized:
             return
         rows = rows.to(self.device)
-        self.storage.select_rows(rows)
+        for group in self.groups:
+            group.storage.select_rows(rows)
         self.padding = None if self.padding is None else self.padding.index_select(0, rows)
         self.sequences = [copy.deepcopy(self.sequences[b]) for b in rows.tolist()]
 
@@ -272,4 +217,5 @@ class MemoryLayer(CacheLayerMixin):
             sequence.clock, sequence.held = length, length
         self.columns = target
         limit = torch.tensor(lengths, device=self.device)[:, None, None]
-        self._gather((self.positions >= 0) & (self.positions < limit))
+        for group in self.groups:
+            group.keep((group.positions >= 0) & (group.positions < limit))

@@ -97,6 +97,7 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         self.selection = selection
         self.match = match
         self.size = CacheSize(keep, budget, match)
+        self.by_head = selection == "head" and not self.size.asked
         self.attention_dtype = attention_dtype
         self.attention_in = Affine(FEATURES, 3 * WIDTH)
         self.attention_out = Affine(WIDTH, 2 * FEATURES)

@@ -19,7 +19,8 @@ from namm_transfer.errors import NammTransferError
 
 @dataclass
 class LayerView:
-    """What a policy sees of one layer at an update; only the sequences whose clock reached an update are in it.
+    """What a policy sees of one layer, or of one of its KV heads, at an update; only the sequences whose clock reached
+    an update are in it.
 
     Evicted and padding tokens do not exist. Where sequences or heads hold different numbers of tokens the older end is
     filled with holes, whose position is -1.
@@ -36,6 +37,8 @@ class LayerView:
     """Real tokens each sequence has processed."""
     update: int
     """Number of the update, from 0; the same for all sequences in the view."""
+    head: int = 0
+    """KV head of the layer that the view's first is; above 0 under a policy that judges `by_head`."""
 
     @property
     def real(self) -> Tensor:
@@ -131,6 +134,9 @@ class EvictionPolicy(ABC):
     """What attention rows are rounded to before `observe` sees them (as float32 again)."""
     hop: ClassVar[int] = 1
     """Rows are handed over in blocks that do not straddle a multiple of this, counted in real tokens."""
+    by_head: bool = False
+    """True: every KV head is shown by itself, and stored by itself, so that one which keeps less takes less. False: the
+    heads of a layer are shown together, and a layer takes what its fullest head needs."""
 
     def state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
         """State of new tokens: zeros, each tensor (batch, heads, ..., tokens)."""

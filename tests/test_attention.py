@@ -276,7 +276,7 @@ def test_the_live_cache_is_the_published_update(random_namm, dtype):
         mask, position_ids = torch.ones(1, end), torch.arange(start, end)[None]
         _, carry = published_update(namm, rows, mask, position_ids, carry)
         assert torch.equal(cache.positions(0), carry.positions)
-        torch.testing.assert_close(cache.layers[0].state["spectrum"], carry.spectrum, atol=1e-6, rtol=0)
+        torch.testing.assert_close(cache.layers[0].groups[0].state["spectrum"], carry.spectrum, atol=1e-6, rtol=0)
         held = torch.zeros(1, heads, end, dtype=torch.bool).scatter(-1, carry.positions, True)
         allowed[:, :, end:, :end] &= held.repeat_interleave(2, 1)[:, :, None]
         shares.append(held.float().mean())

@@ -26,6 +26,14 @@ def model():
         yield LlamaForCausalLM._from_config(copy.deepcopy(CONFIG), attn_implementation="memory").eval()
 
 
+@pytest.fixture
+def peaked(model):
+    """Weights so large that tokens, and heads, differ in the attention they see."""
+    for parameter in model.parameters():
+        parameter.mul_(15 if parameter.dim() > 1 else 1)
+    return model
+
+
 def ids(rows=1, length=100):
     return torch.randint(0, 97, (rows, length), generator=torch.Generator().manual_seed(0))
 
@@ -43,7 +51,8 @@ def test_lengths_positions_and_bytes(model, random_namm):
             assert len(real) == kept
             assert real.tolist() == sorted(set(real.tolist()))
             assert real[-4:].tolist() == [96, 97, 98, 99]
-    tensors = [t for la in cache.layers for t in (la.keys, la.values, la.positions, *la.state.values())]
+    groups = [group for layer in cache.layers for group in layer.groups]
+    tensors = [t for g in groups for t in (g.keys, g.values, g.positions, *g.state.values())]
     assert report.bytes == sum(t.untyped_storage().nbytes() for t in tensors)
     assert report.bytes <= 1.03 * sum(t.nbytes for t in tensors)
     row = report.row(0)
@@ -59,8 +68,38 @@ def test_evicting_really_frees_the_storage(model):
     for spec in ("full", "l2:keep=0.25"):
         cache = MemoryCache(model.config, policy=policies.make(spec, update_interval=20))
         model(ids(), past_key_values=cache)
-        sizes[spec] = sum(layer.keys.untyped_storage().nbytes() for layer in cache.layers)
+        sizes[spec] = sum(group.keys.untyped_storage().nbytes() for layer in cache.layers for group in layer.groups)
     assert sizes["l2:keep=0.25"] == sizes["full"] / 4
+
+
+def test_a_head_that_keeps_less_takes_less(peaked, random_namm):
+    cache = MemoryCache(peaked.config, policy=random_namm(update_interval=32, selection="head"))
+    peaked(ids(), past_key_values=cache)
+    report = cache.report()
+    kept = report.kept.flatten().tolist()
+    assert len(set(kept)) > 1, "the case needs heads of different sizes"
+    token = 2 * 16 * 4 + 4 + 17 * 4 + 16 * 4 + 16 * 4  # keys and values, position, spectrum, last hop, hop begun
+    assert report.bytes == pytest.approx(sum(kept) * token, rel=0.03)
+
+
+def test_heads_judged_and_stored_apart_are_heads_judged_together(peaked, random_namm):
+    apart = random_namm(update_interval=32, selection="head")
+    together = copy.deepcopy(apart)
+    together.by_head = False
+    mask = torch.ones(2, 100, dtype=torch.long)
+    mask[1, :23] = 0
+    results = []
+    for policy in (apart, together):
+        cache = MemoryCache(peaked.config, policy=policy)
+        logits = peaked(ids(2), attention_mask=mask, past_key_values=cache).logits
+        results.append((logits[mask.bool()], cache))
+    (one, a), (other, b) = results
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    assert [len(layer.groups) for layer in a.layers] == [2, 2] != [len(layer.groups) for layer in b.layers]
+    for layer in range(2):
+        assert torch.equal(a.positions(layer), b.positions(layer))
+    assert a.report().history == b.report().history
+    assert a.report().bytes < b.report().bytes
 
 
 def test_the_cache_size_is_a_share_of_the_real_tokens(model):

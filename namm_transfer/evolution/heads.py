@@ -30,14 +30,14 @@ class WholeHeads(EvictionPolicy):
     whole: Tensor
     """(layers, kv_heads) bool: which keep everything."""
     update_interval: int = 128
+    by_head = True
 
     def __post_init__(self) -> None:
         self.little = Streaming(SINKS, RECENT, update_interval=self.update_interval)
 
     def select(self, view: LayerView) -> Tensor:
         """All or little, by the head."""
-        whole = self.whole[view.layer].to(view.positions.device)
-        return view.real & (self.little.select(view) | whole[:, None])
+        return view.real if self.whole[view.layer, view.head] else self.little.select(view)
 
 
 def worth(
