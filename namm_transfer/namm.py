@@ -109,10 +109,12 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
     # -- the method -------------------------------------------------------------------------------------------------
 
     def state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
-        """``spectrum`` S (batch, heads, 17, tokens) and ``tail``, the last hop of attention rows."""
+        """``spectrum`` S (batch, heads, 17, tokens) and ``tail``, the last hop of attention rows, in the dtype they
+        were rounded to: nothing is lost."""
+        rounded = getattr(torch, self.attention_dtype)
         return {
             "spectrum": torch.zeros(batch, heads, BINS, tokens, device=device),
-            "tail": torch.zeros(batch, heads, HOP, tokens, device=device),
+            "tail": torch.zeros(batch, heads, HOP, tokens, dtype=rounded, device=device),
         }
 
     def observe(self, state: dict[str, Tensor], rows: Tensor, clock: list[int], sizes: list[int]) -> None:

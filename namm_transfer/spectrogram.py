@@ -73,8 +73,9 @@ def fold(average: Tensor, frames: Tensor) -> Tensor:
 def observe(state: dict[str, Tensor], rows: Tensor, clock: list[int], sizes: list[int]) -> None:
     """Fold a block of attention rows into the per-token state, in place.
 
-    ``state`` holds ``spectrum`` (batch, heads, 17, tokens), ``tail`` (batch, heads, 16, tokens), the last hop, and,
-    while some sequence is inside a hop, ``pending`` (batch, heads, 16, tokens), the rows of that hop so far.
+    ``state`` holds ``spectrum`` (batch, heads, 17, tokens) float32, ``tail`` (batch, heads, 16, tokens), the last hop,
+    in a dtype that holds the rows exactly, and, while some sequence is inside a hop, ``pending``, as ``tail``, the rows
+    of that hop so far.
 
     Args:
         rows: group-averaged attention, (batch, heads, queries, tokens) float32; row b has ``sizes[b]`` real queries.
@@ -88,7 +89,7 @@ def observe(state: dict[str, Tensor], rows: Tensor, clock: list[int], sizes: lis
         if not whole:
             _wait(state, rows, clock, sizes)
         elif len(active) == len(sizes):
-            fold(state["spectrum"], magnitudes(state["tail"], rows))
+            fold(state["spectrum"], magnitudes(state["tail"].float(), rows))
             state["tail"].copy_(rows[:, :, -HOP:])
         else:
             _advance(state, active, rows[active])
@@ -104,13 +105,13 @@ def _wait(state: dict[str, Tensor], rows: Tensor, clock: list[int], sizes: list[
         pending[b, :, start : start + size] = rows[b, :, :size]
     complete = [b for b, size in enumerate(sizes) if size and (clock[b] + size) % HOP == 0]
     if complete:
-        _advance(state, complete, pending[complete])
+        _advance(state, complete, pending[complete].float())
     if all((c + size) % HOP == 0 for c, size in zip(clock, sizes, strict=True)):
         del state["pending"]
 
 
 def _advance(state: dict[str, Tensor], chosen: list[int], rows: Tensor) -> None:
     """Fold whole hops of some sequences of the batch."""
-    tail, spectrum = state["tail"][chosen], state["spectrum"][chosen]
+    tail, spectrum = state["tail"][chosen].float(), state["spectrum"][chosen]
     state["spectrum"][chosen] = fold(spectrum, magnitudes(tail, rows))
-    state["tail"][chosen] = rows[:, :, -HOP:]
+    state["tail"][chosen] = rows[:, :, -HOP:].to(state["tail"].dtype)

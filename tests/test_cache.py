@@ -72,13 +72,15 @@ def test_evicting_really_frees_the_storage(model):
     assert sizes["l2:keep=0.25"] == sizes["full"] / 4
 
 
-def test_a_head_that_keeps_less_takes_less(peaked, random_namm):
-    cache = MemoryCache(peaked.config, policy=random_namm(update_interval=32, selection="head"))
+@pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("bfloat16", 2)])
+def test_a_head_that_keeps_less_takes_less(peaked, random_namm, dtype, width):
+    namm = random_namm(update_interval=32, selection="head", attention_dtype=dtype)
+    cache = MemoryCache(peaked.config, policy=namm)
     peaked(ids(), past_key_values=cache)
     report = cache.report()
     kept = report.kept.flatten().tolist()
     assert len(set(kept)) > 1, "the case needs heads of different sizes"
-    token = 2 * 16 * 4 + 4 + 17 * 4 + 16 * 4 + 16 * 4  # keys and values, position, spectrum, last hop, hop begun
+    token = 2 * 16 * 4 + 4 + 17 * 4 + 2 * 16 * width  # keys, values, position, spectrum, a hop and a begun one
     assert report.bytes == pytest.approx(sum(kept) * token, rel=0.03)
 
 
