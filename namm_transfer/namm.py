@@ -8,7 +8,7 @@ and scores it with one linear output. Tokens that score zero or more stay. 4,172
 import json
 import os
 from functools import lru_cache
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,8 +62,9 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         update_interval: real tokens between updates; a multiple of 16.
         selection: ``"layer"``: all KV heads of a layer keep as many tokens as the most generous one, as published;
             ``"head"``: each keeps exactly those that pass. Without effect under a budget.
-        keep, budget, match: keep the top scores instead of those that pass the threshold 0: a share of the tokens seen,
+        keep, budget, match: keep the top scores instead of those that pass the threshold: a share of the tokens seen,
             a number of tokens, or as many as another policy kept.
+        threshold: the score from which a token stays; 0 as published, higher for a smaller cache.
         attention_dtype: what attention rows are rounded to before the spectrogram; ``"bfloat16"`` is the published
             runs' "half attention".
 
@@ -84,6 +85,7 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         budget: int | None = None,
         match: str | None = None,
         attention_dtype: str = "float32",
+        threshold: float = 0.0,
     ) -> None:
         super().__init__()
         check_interval(update_interval, HOP)
@@ -93,8 +95,11 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
             raise NammTransferError(
                 f"attention_dtype={attention_dtype!r}: expected one of {', '.join(ATTENTION_DTYPES)}"
             )
+        if not isfinite(threshold):
+            raise NammTransferError(f"threshold={threshold!r}: expected a finite score")
         self.update_interval = update_interval
         self.selection = selection
+        self.threshold = threshold
         self.match = match
         self.size = CacheSize(keep, budget, match)
         self.by_head = selection == "head" and not self.size.asked
@@ -173,7 +178,7 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         scores[..., -1] = inf
         if self.size.asked:
             return top(scores, self.size.counts(view))
-        passing = scores >= 0
+        passing = scores >= self.threshold
         if self.selection == "head":
             return passing
         return top(scores, passing.sum(-1).amax(-1, keepdim=True).expand(scores.shape[:2]))
@@ -245,7 +250,7 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         Args:
             revision, cache_dir, token, local_files_only: for a hub id, as in huggingface_hub.
             options: override the stored configuration. ``keep``, ``budget`` and ``match`` replace each other, and a
-                ``selection`` asked for without one of them replaces a stored one: the threshold selects.
+                ``selection`` or ``threshold`` asked for without one of them replaces a stored one.
 
         Raises:
             NammTransferError: nothing there, or a configuration or weights that are not exactly a NAMM's.
@@ -255,7 +260,7 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
             source = str(asset(source))
         hub = dict(revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
         sizes = ("keep", "budget", "match")
-        if "selection" in options or any(options.get(size) is not None for size in sizes):
+        if options.keys() & {"selection", "threshold"} or any(options.get(size) is not None for size in sizes):
             options = dict.fromkeys(sizes) | options
         try:
             config = json.loads(_locate(source, "config.json", hub).read_text())

@@ -228,6 +228,7 @@ def _namm(
     keep: float | None = None,
     budget: int | None = None,
     match: str | None = None,
+    threshold: float | None = None,
     attention_dtype: str | None = None,
     update_interval: int | None = None,
 ) -> EvictionPolicy:

@@ -46,6 +46,7 @@ def test_vector_round_trip_keeps_the_layout():
         ({"keep": 1.5}, "keep=1.5"),
         ({"keep": 0.5, "budget": 3}, "keep and budget"),
         ({"attention_dtype": "int8"}, "int8"),
+        ({"threshold": math.nan}, "threshold=nan"),
     ],
 )
 def test_bad_input_is_named(options, says):
@@ -73,6 +74,7 @@ def test_a_size_that_is_asked_for_replaces_the_stored_one(tmp_path):
     assert NAMM.from_pretrained(tmp_path, budget=7).size.budget == 7
     assert policies.make(f"namm:path={tmp_path},budget=7").size.keep is None
     assert not policies.make(f"namm:path={tmp_path},selection=head").size.asked
+    assert not policies.make(f"namm:path={tmp_path},threshold=-1").size.asked
     assert policies.make(f"namm:path={tmp_path},selection=head,keep=0.3").size.keep == 0.3
 
 
@@ -197,6 +199,15 @@ def test_layer_selection_fills_heads_up_to_the_most_generous(random_namm):
     assert (kept | ~passing).all(), "whatever passes stays"
     namm.selection = "head"
     assert torch.equal(namm.select(seen), passing)
+
+
+def test_a_higher_threshold_is_a_lower_bias(random_namm):
+    seen = view(torch.rand(2, 3, BINS, 60) * 0.03)
+    for selection in ("layer", "head"):
+        strict, lowered = random_namm(selection=selection, threshold=3.0), random_namm(selection=selection)
+        lowered.output.bias.sub_(3.0)
+        assert torch.equal(strict.select(seen), lowered.select(seen))
+        assert strict.select(seen).sum() < random_namm(selection=selection).select(seen).sum()
 
 
 def test_the_newest_token_always_stays_and_holes_never_do(random_namm):
