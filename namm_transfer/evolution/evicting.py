@@ -67,7 +67,10 @@ class Evicting:
     def _update(self, spectrum: Tensor, stay: Tensor) -> tuple[Tensor, Tensor]:
         """Which tokens stay, (1, heads, tokens) of 0 and 1, and how many of a head; both with a gradient."""
         namm, places, alive = self.namm, torch.arange(stay.shape[-1], device=stay.device), stay > 0
-        scores = namm.score(namm.features(spectrum, places.expand_as(stay)), alive)
+        # As in the live cache: the living only, a shorter head's holes in front, where they touch no other score.
+        order = alive.to(torch.uint8).argsort(dim=-1, stable=True)[..., -int(alive.sum(-1).max()) :]
+        seen = spectrum.gather(-1, order[:, :, None].expand(-1, -1, BINS, -1))
+        scores = torch.zeros_like(stay).scatter(-1, order, namm.score(namm.features(seen, order)))
         scores = scores.masked_fill(places == len(places) - 1, _NEWEST)
         margin = scores - _edge(scores.detach(), alive) if namm.selection == "layer" else scores
         if self.noise:
