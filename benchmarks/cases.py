@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
@@ -53,20 +54,27 @@ def stopwatch() -> Callable[[str], Measured]:
 
 
 def policy(side: str) -> EvictionPolicy:
-    """A policy by its notation; ``namm`` here is one whose scores are all 0: the work is that of any other."""
+    """A policy by its notation; ``namm`` here is one whose scores are all 0: the work is that of any other.
+
+    ``shipped`` is namm-text, and ``shipped-together`` the same with the heads of a layer stored together.
+    """
+    if side.startswith("shipped"):
+        namm = policies.make("namm")
+        namm.by_head = side == "shipped"
+        return namm
     name, _, options = side.partition(":keep=")
     return TimedNAMM(keep=float(options) if options else None) if name == "namm" else policies.make(side)
 
 
-def language_model(case: str, attention: str) -> Any:
-    """The toy model, or SmolLM2-135M in bfloat16."""
+def language_model(case: str, attention: str, tokens: int) -> tuple[Any, Tensor]:
+    """The toy model and random tokens, or SmolLM2-135M in bfloat16 and Python's documentation; (1, tokens) int64."""
     torch.manual_seed(0)
     if case == "lm":
         from namm_transfer.adapters.causal_lm import CausalLMAdapter
 
-        model = CausalLMAdapter.load("smollm2", dtype=torch.bfloat16, device="cpu").model
-        model.set_attn_implementation(attention)
-        return model
+        adapter = CausalLMAdapter.load("smollm2", dtype=torch.bfloat16, device="cpu")
+        adapter.model.set_attn_implementation(attention)
+        return adapter.model, adapter.tokenizer("\n\n".join(topics.values()), return_tensors="pt").input_ids[:, :tokens]
     config = LlamaConfig(
         vocab_size=1000,
         hidden_size=512,
@@ -75,14 +83,14 @@ def language_model(case: str, attention: str) -> Any:
         num_attention_heads=8,
         max_position_embeddings=65536,
     )
-    return LlamaForCausalLM._from_config(config, attn_implementation=attention).eval()
+    ids = torch.randint(0, 1000, (1, tokens), generator=torch.Generator().manual_seed(0))
+    return LlamaForCausalLM._from_config(config, attn_implementation=attention).eval(), ids
 
 
 def prefill(case: str, side: str, tokens: int) -> Measured:
     """Prompt and decoding. Sides: no-cache, sdpa, dense, or a policy."""
     plain = {"no-cache": "sdpa", "sdpa": "sdpa", "sdpa-again": "sdpa", "dense": "eager"}
-    model = language_model(case, plain.get(side, "memory"))
-    ids = torch.randint(0, 1000, (1, tokens), generator=torch.Generator().manual_seed(0))
+    model, ids = language_model(case, plain.get(side, "memory"), tokens)
     model(ids[:, :64], use_cache=False, logits_to_keep=1)
     new = DynamicCache(config=model.config) if side in plain else MemoryCache(model.config, policy=policy(side))
     cache = None if side == "no-cache" else new
@@ -107,6 +115,9 @@ def prefill(case: str, side: str, tokens: int) -> Measured:
             group.positions.numel()
         )
         found |= {"bytes_held": report.bytes, "bytes_kept": float(report.kept.sum()) * token}
+        found |= {"kept_share": report.kept_share}
+    else:
+        found |= {"bytes_held": sum(x.keys.nbytes + x.values.nbytes for x in cache.layers), "kept_share": 1.0}
     return found
 
 

@@ -52,6 +52,7 @@ CASES = {
     "scoring": Case("toy", ("namm",), (8192,)),
     "lm": Case("lm", ("sdpa", "namm:keep=0.5", "namm:keep=0.25"), (8192,), threads=2),
     "lm-growth": Case("lm", ("sdpa", "namm:keep=0.5", "namm:keep=0.25"), (1024, 2048, 4096), threads=2),
+    "shipped": Case("lm", ("sdpa", "shipped", "shipped-together", "h2o:keep=0.5"), (1024, 4096), threads=2),
     "decision-transformer": Case("decision-transformer", ("1", "16"), (300,)),
     "video": Case("video", ("sdpa", "full", "namm:keep=0.5", "h2o:keep=0.5"), (64,)),
     "reading": Case("reading", ("decord", "pyav"), (64,)),
@@ -139,6 +140,7 @@ def show(name: str, tokens: int, table: Table) -> None:
         parts += [f"cache {row['cache_peak'] / 2**20:7.0f} MiB"] if "cache_peak" in row else []
         if row.get("scoring_cpu_s"):
             parts += [f"scoring {row['scoring_cpu_s'] / row['prefill_cpu_s']:.0%} of it"]
+        parts += [f"held {row['kept_share']:.0%}, {row['bytes_held'] / 2**20:.0f} MiB"] if "kept_share" in row else []
         print(f"  {side:16s} {'   '.join(parts)}   peak {row['peak'] / 2**20:6.0f} MiB")
 
 
