@@ -75,7 +75,7 @@ class EvolutionConfig:
     learn_imitation: int = 1500
     """Steps of that imitation, a few a second."""
 
-    learn_steps: int = 700
+    learn_steps: int = 1500
     """Steps of gradient descent through the evictions, seconds each. Raised, before the search has begun, it lets
     learning go on where it stood, with the rates that the longer schedule has there."""
 
@@ -172,7 +172,7 @@ class EvolutionConfig:
 
 
 PRESETS: dict[str, EvolutionConfig] = {
-    "cpu": EvolutionConfig(price=10.0, allowed=0.48, held=0.49),
+    "cpu": EvolutionConfig(price=1.0, sigma=0.03, held=0.48, attention_dtype="bfloat16"),
     # Spec sections 9 and 10, on the families here: three stages, 64 prompts a task, threshold, ratio to the full cache.
     # pycma's own rates differ from the published ones in the fifth digit.
     "paper": EvolutionConfig(

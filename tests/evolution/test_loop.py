@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,6 +118,20 @@ def test_a_started_evolution_is_not_started_over(config, whole):
 def test_other_settings_are_refused(config, whole):
     with pytest.raises(NammTransferError, match="other settings"):
         evolve.main(arguments(config, whole, 4, "--resume", "--seed", "1"))
+
+
+def test_learning_may_be_given_more_steps_before_the_search_has_begun(config, whole, tmp_path):
+    (tmp_path / "out" / "state").mkdir(parents=True)
+    learned = whole / "state" / "learning.safetensors"
+    shutil.copy(learned, tmp_path / "out" / "state")
+    longer = tmp_path / "longer.toml"
+    longer.write_text(config.read_text().replace("learn_steps = 3", "learn_steps = 4"))
+    with pytest.raises(NammTransferError, match="other settings"):
+        evolve.main(arguments(longer, whole, 4, "--resume"))
+    evolve.main(arguments(longer, tmp_path / "out", 1, "--resume"))
+    before, after = (State.read(out / "state" / "state.safetensors").lessons for out in (whole, tmp_path / "out"))
+    assert len(after) == 4
+    assert np.array_equal(after[:3], before)
 
 
 def test_nothing_to_resume(config):
