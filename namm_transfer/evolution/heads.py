@@ -37,7 +37,9 @@ class WholeHeads(EvictionPolicy):
 
     def select(self, view: LayerView) -> Tensor:
         """All or little, by the head."""
-        return view.real if self.whole[view.layer, view.head] else self.little.select(view)
+        heads = slice(view.head, view.head + view.positions.shape[1])
+        whole = self.whole[view.layer, heads].to(view.positions.device)
+        return view.real & (self.little.select(view) | whole[:, None])
 
 
 def worth(
