@@ -52,7 +52,7 @@ CASES = {
     "scoring": Case("toy", ("namm",), (8192,)),
     "lm": Case("lm", ("sdpa", "namm:keep=0.5", "namm:keep=0.25"), (8192,), threads=2),
     "lm-growth": Case("lm", ("sdpa", "namm:keep=0.5", "namm:keep=0.25"), (1024, 2048, 4096), threads=2),
-    "shipped": Case("lm", ("sdpa", "shipped", "shipped-together", "h2o:keep=0.5"), (1024, 4096), threads=2),
+    "shipped": Case("lm", ("sdpa", "shipped", "shipped-together", "h2o:keep=0.5"), (4096,), threads=2),
     "decision-transformer": Case("decision-transformer", ("1", "16"), (300,)),
     "video": Case("video", ("sdpa", "full", "namm:keep=0.5", "h2o:keep=0.5"), (64,)),
     "reading": Case("reading", ("decord", "pyav"), (64,)),
