@@ -40,6 +40,12 @@ class TimedNAMM(NAMM):
         return found
 
 
+class TogetherNAMM(NAMM):
+    """Stores the heads of a layer together whatever they keep."""
+
+    by_head = False
+
+
 def stopwatch() -> Callable[[str], Measured]:
     """A function that says how long it has been since it was last asked."""
     last = [time.perf_counter(), time.process_time()]
@@ -59,9 +65,7 @@ def policy(side: str) -> EvictionPolicy:
     ``shipped`` is namm-text, and ``shipped-together`` the same with the heads of a layer stored together.
     """
     if side.startswith("shipped"):
-        namm = policies.make("namm")
-        namm.by_head = side == "shipped"
-        return namm
+        return (NAMM if side == "shipped" else TogetherNAMM).from_pretrained("namm-text")
     name, _, options = side.partition(":keep=")
     return TimedNAMM(keep=float(options) if options else None) if name == "namm" else policies.make(side)
 
@@ -115,7 +119,7 @@ def prefill(case: str, side: str, tokens: int) -> Measured:
             group.positions.numel()
         )
         found |= {"bytes_held": report.bytes, "bytes_kept": float(report.kept.sum()) * token}
-        found |= {"kept_share": report.kept_share}
+        found["kept_share"] = report.kept_share
     else:
         found |= {"bytes_held": sum(x.keys.nbytes + x.values.nbytes for x in cache.layers), "kept_share": 1.0}
     return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from namm_transfer.policy import EvictionPolicy, LayerView
-from namm_transfer.storage import TokenStorage
+from namm_transfer.storage import TokenStorage, newest_last
 
 _STATE = "state."
 
@@ -109,8 +109,7 @@ class HeadGroup:
         width, self.holes = int(most), bool(least != most)
         if width == self.stored and not self.holes:
             return
-        index = chosen.to(torch.uint8).argsort(dim=-1, stable=True)[..., chosen.shape[-1] - width :]
-        self.storage.compact(index)
+        self.storage.compact(newest_last(chosen, width))
         if self.holes:
             hole = torch.arange(width, device=counts.device) < width - counts[..., None]
             self.positions.masked_fill_(hole, -1)

@@ -102,7 +102,6 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         self.threshold = threshold
         self.match = match
         self.size = CacheSize(keep, budget, match)
-        self.by_head = selection == "head" and not self.size.asked
         self.attention_dtype = attention_dtype
         self.attention_in = Affine(FEATURES, 3 * WIDTH)
         self.attention_out = Affine(WIDTH, 2 * FEATURES)
@@ -110,6 +109,11 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         self.register_buffer("mean", torch.zeros(BINS))
         self.register_buffer("var", torch.ones(BINS))
         self.requires_grad_(False)
+
+    @property
+    def by_head(self) -> bool:
+        """Heads are independent where each keeps what passes."""
+        return self.selection == "head" and not self.size.asked
 
     # -- the method -------------------------------------------------------------------------------------------------
 

@@ -134,9 +134,12 @@ class EvictionPolicy(ABC):
     """What attention rows are rounded to before `observe` sees them (as float32 again)."""
     hop: ClassVar[int] = 1
     """Rows are handed over in blocks that do not straddle a multiple of this, counted in real tokens."""
-    by_head: bool = False
-    """True: every KV head is shown by itself, and stored by itself, so that one which keeps less takes less. False: the
-    heads of a layer are shown together, and a layer takes what its fullest head needs."""
+
+    @property
+    def by_head(self) -> bool:
+        """True: every KV head is shown by itself, and stored by itself, so that one which keeps less takes less. False:
+        the heads of a layer are shown together, and a layer takes what its fullest head needs."""
+        return False
 
     def state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
         """State of new tokens: zeros, each tensor (batch, heads, ..., tokens)."""

@@ -40,12 +40,12 @@ def magnitudes(tail: Tensor, rows: Tensor) -> Tensor:
     *lead, length, tokens = rows.shape
     kernel, frames = hann_dft(rows.device), length // HOP
     before, now = kernel[:, :HOP], kernel[:, HOP:]
-    hops = rows.reshape(-1, HOP, tokens)
+    hops = rows.float().reshape(-1, HOP, tokens)
     spectrum = now @ hops
     if frames > 1:  # all hops follow the one before in memory, and the first of each row of the batch are done again
         spectrum[1:].baddbmm_(before.expand(len(hops) - 1, -1, -1), hops[:-1])
         spectrum[::frames] = now @ hops[::frames]
-    spectrum[::frames] += before @ tail.reshape(-1, HOP, tokens)
+    spectrum[::frames] += before @ tail.float().reshape(-1, HOP, tokens)
     cosine, sine = spectrum[:, :BINS], spectrum[:, BINS:].square_()
     cosine[:, :: BINS - 1].square_()  # bins 0 and 16 have no sine
     inner = cosine[:, 1 : BINS - 1]
@@ -89,7 +89,7 @@ def observe(state: dict[str, Tensor], rows: Tensor, clock: list[int], sizes: lis
         if not whole:
             _wait(state, rows, clock, sizes)
         elif len(active) == len(sizes):
-            fold(state["spectrum"], magnitudes(state["tail"].float(), rows))
+            fold(state["spectrum"], magnitudes(state["tail"], rows))
             state["tail"].copy_(rows[:, :, -HOP:])
         else:
             _advance(state, active, rows[active])
@@ -105,13 +105,13 @@ def _wait(state: dict[str, Tensor], rows: Tensor, clock: list[int], sizes: list[
         pending[b, :, start : start + size] = rows[b, :, :size]
     complete = [b for b, size in enumerate(sizes) if size and (clock[b] + size) % HOP == 0]
     if complete:
-        _advance(state, complete, pending[complete].float())
+        _advance(state, complete, pending[complete])
     if all((c + size) % HOP == 0 for c, size in zip(clock, sizes, strict=True)):
         del state["pending"]
 
 
 def _advance(state: dict[str, Tensor], chosen: list[int], rows: Tensor) -> None:
     """Fold whole hops of some sequences of the batch."""
-    tail, spectrum = state["tail"][chosen].float(), state["spectrum"][chosen]
+    tail, spectrum = state["tail"][chosen], state["spectrum"][chosen]
     state["spectrum"][chosen] = fold(spectrum, magnitudes(tail, rows))
     state["tail"][chosen] = rows[:, :, -HOP:].to(state["tail"].dtype)

@@ -20,6 +20,11 @@ def _axis(name: str) -> int:
     return -2 if name in ("keys", "values") else -1
 
 
+def newest_last(chosen: Tensor, width: int) -> Tensor:
+    """Index, (..., width), of the marked of (..., tokens) bool, in order; where fewer are marked, others in front."""
+    return chosen.to(torch.uint8).argsort(dim=-1, stable=True)[..., chosen.shape[-1] - width :]
+
+
 def _trim() -> None:
     """Hand freed memory to the system: glibc keeps what lies below a tensor that stays, as much as the tokens kept."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):

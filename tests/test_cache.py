@@ -84,15 +84,14 @@ def test_a_head_that_keeps_less_takes_less(peaked, random_namm, dtype, width):
     assert report.bytes == pytest.approx(sum(kept) * token, rel=0.03)
 
 
-def test_heads_judged_and_stored_apart_are_heads_judged_together(peaked, random_namm):
-    apart = random_namm(update_interval=32, selection="head")
-    together = copy.deepcopy(apart)
-    together.by_head = False
+def test_heads_judged_and_stored_apart_are_heads_judged_together(peaked, random_namm, monkeypatch):
+    namm = random_namm(update_interval=32, selection="head")
     mask = torch.ones(2, 100, dtype=torch.long)
     mask[1, :23] = 0
     results = []
-    for policy in (apart, together):
-        cache = MemoryCache(peaked.config, policy=policy)
+    for by_head in (True, False):
+        monkeypatch.setattr(type(namm), "by_head", by_head)
+        cache = MemoryCache(peaked.config, policy=namm)
         logits = peaked(ids(2), attention_mask=mask, past_key_values=cache).logits
         results.append((logits[mask.bool()], cache))
     (one, a), (other, b) = results

@@ -197,7 +197,9 @@ def test_layer_selection_fills_heads_up_to_the_most_generous(random_namm):
     for row in range(2):  # K is each row's own, where the published code takes it over the batch
         assert kept[row].sum(-1).tolist() == [int(counts[row].max())] * 3
     assert (kept | ~passing).all(), "whatever passes stays"
+    assert not namm.by_head
     namm.selection = "head"
+    assert namm.by_head
     assert torch.equal(namm.select(seen), passing)
 
 

@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from namm_transfer import spectrogram
 from namm_transfer.namm import NAMM
 from namm_transfer.spectrogram import BINS, HOP
+from namm_transfer.storage import newest_last
 
 NAME = "evicting"
 _ALONE = 0.02  # a token with nearly all of the attention is taken to leave at least this to the others
@@ -68,7 +69,7 @@ class Evicting:
         """Which tokens stay, (1, heads, tokens) of 0 and 1, and how many of a head; both with a gradient."""
         namm, places, alive = self.namm, torch.arange(stay.shape[-1], device=stay.device), stay > 0
         # As in the live cache: the living only, a shorter head's holes in front, where they touch no other score.
-        order = alive.to(torch.uint8).argsort(dim=-1, stable=True)[..., -int(alive.sum(-1).max()) :]
+        order = newest_last(alive, int(alive.sum(-1).max()))
         seen = spectrum.gather(-1, order[:, :, None].expand(-1, -1, BINS, -1))
         scores = torch.zeros_like(stay).scatter(-1, order, namm.score(namm.features(seen, order)))
         scores = scores.masked_fill(places == len(places) - 1, _NEWEST)
