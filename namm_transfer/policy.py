@@ -67,7 +67,7 @@ class CacheSize:
     @property
     def asked(self) -> bool:
         """Whether any size was asked for."""
-        return self.keep is not None or self.budget is not None or self.match is not None
+        return any(size is not None for size in (self.keep, self.budget, self.match, self.schedule))
 
     def counts(self, view: LayerView) -> Tensor:
         """Tokens to keep, (batch, kv_heads) int64."""

@@ -138,8 +138,9 @@ def test_ties_keep_the_older_token(scores, count):
     assert [i for i, chosen in enumerate(mask) if chosen] == sorted(ranked[:count])
 
 
-def test_a_schedule_is_met_on_average():
-    policy = policies.with_schedule(policies.make("h2o:match=namm"), [[10.0, 7.5], [3.25, 12.0]])
+@pytest.mark.parametrize("spec", ["h2o:match=namm", "namm:match=h2o"])
+def test_a_schedule_is_met_on_average(spec):
+    policy = policies.with_schedule(policies.make(spec), [[10.0, 7.5], [3.25, 12.0]])
     assert policy.match is None
     state = policy.state(1, 4, 20, torch.device("cpu"))
     for layer, update, mean in ((0, 0, 10.0), (0, 1, 7.5), (1, 0, 3.25), (1, 5, 12.0)):
