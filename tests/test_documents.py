@@ -18,12 +18,20 @@ def test_python_blocks_run(document, tmp_path):
 
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/video.md", "docs/text.md", "docs/reports.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "benchmarks/README.md",
+        "docs/video.md",
+        "docs/text.md",
+        "docs/reports.md",
+        "assets/namm-text/README.md",
+    ],
 )
 def test_files_that_are_named_exist(document):
     text = (ROOT / document).read_text()
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
-    named = re.findall(r"(?:python|launch) ((?:evals|benchmarks)/\w+\.py)", text)
+    named = re.findall(r"(?:python|launch) ((?:evals|benchmarks|studies)/\w+\.py)", text)
     missing = [
         name
         for name in [*links, *named]
