@@ -59,7 +59,7 @@ def write(folders: Sequence[Path], out: Path) -> list[Item]:
         report = build(folder)
         render.write(report, folder)
         items.append(Item(folder.name, Path(os.path.relpath(folder, out)).as_posix(), folder.as_posix(), report))
-    write_atomic(out / "headline.svg", headline_figure([item.report for item in items]))
+    write_atomic(out / "headline.svg", headline_figure(items))
     write_atomic(out / "index.md", _markdown(items, (out / GUIDE).exists()))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
@@ -85,13 +85,13 @@ def _markdown(items: Sequence[Item], guided: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def headline_figure(reports: Sequence[Report]) -> str:
+def headline_figure(items: Sequence[Item]) -> str:
     """SVG with a panel a domain: change of the score against the full cache, in % of its score, with 95 % intervals.
 
     Tasks in a group of several are one panel; a hollow point is a policy that hardly acted. A domain where the full
     cache scores nothing has none.
     """
-    panels = [panel for report in reports for panel in _panels(report)]
+    panels = [panel for item in items for panel in _panels(item)]
     with rc_context({**figures.STYLE, "svg.hashsalt": "headline"}):
         tallest = max((len(rows) for _, _, rows in panels), default=1)
         figure = Figure(figsize=(max(4.0, 3.0 * len(panels)), 1.2 + 0.28 * tallest), layout="constrained")
@@ -112,13 +112,15 @@ def headline_figure(reports: Sequence[Report]) -> str:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{svg[:start]}{ADAPTING}{svg[start:]}'
 
 
-def _panels(report: Report) -> list[tuple[str, Row, list[Row]]]:
-    """(title, the full cache's row, the rows to show) of each domain of a report."""
+def _panels(item: Item) -> list[tuple[str, Row, list[Row]]]:
+    """(title, the full cache's row, the rows to show) of each domain of a report, one alone under the folder's name: two
+    reports may be of one task."""
+    report = item.report
     grouped = [row for row in report.overall if row.tasks > 1]
     every: list[Row] = [*grouped]
     every += [row for row in report.summary if not (grouped and row.task.startswith(f"{grouped[0].task}/"))]
-    panels = []
-    for task in dict.fromkeys(row.task for row in every):
+    panels, domains = [], dict.fromkeys(row.task for row in every)
+    for task in domains:
         rows = [row for row in every if row.task == task]
         full = next((row for row in rows if row.policy == "full" and row.score), None)
         others = [row for row in rows if row.policy != "full" and row.diff_full is not None and row.diff_ci is not None]
@@ -127,7 +129,8 @@ def _panels(report: Report) -> list[tuple[str, Row, list[Row]]]:
         namm = next((row for row in others if row.policy.partition(":")[0] == "namm"), others[0])
         matched = [row for row in others if row is not namm and "match=namm" in row.policy]
         shown = [namm, *(matched or [row for row in others if row is not namm])]
-        panels.append((f"{task}, {percent(namm.kept_share)} held", full, shown))
+        name = task if len(domains) > 1 else item.name
+        panels.append((f"{name}, {percent(namm.kept_share)} held", full, shown))
     return panels
 
 

@@ -47,3 +47,12 @@ def test_nothing_to_show_is_an_error_and_nothing_to_compare_a_figure_that_says_s
         gallery.write([], tmp_path)
     gallery.write([write_folder(tmp_path / "a", {"namm": MIXED})], tmp_path)
     assert "nothing was compared" in (tmp_path / "headline.svg").read_text()
+
+
+def test_two_reports_of_one_task_are_told_apart(write_folder, tmp_path):
+    scores = {"full": MIXED, "namm": MIXED}
+    folders = [write_folder(tmp_path / name, scores, task="text") for name in ("text", "text-long")]
+    gallery.write(folders, tmp_path)
+    label = ElementTree.parse(tmp_path / "headline.svg").getroot().get("aria-label")
+    assert "text, " in label
+    assert "text-long, " in label
