@@ -113,7 +113,7 @@ def headline_figure(items: Sequence[Item]) -> str:
 
 
 def _panels(item: Item) -> list[tuple[str, Row, list[Row]]]:
-    """(title, the full cache's row, the rows to show) of each domain of a report, one alone under the folder's name: two
+    """(title, full cache, rows to show) of each domain of a report. One that is alone has the name of its folder: two
     reports may be of one task."""
     report = item.report
     grouped = [row for row in report.overall if row.tasks > 1]
