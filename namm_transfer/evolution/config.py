@@ -77,7 +77,8 @@ class EvolutionConfig:
 
     learn_steps: int = 1500
     """Steps of gradient descent through the evictions, seconds each. Raised, before the search has begun, it lets
-    learning go on where it stood, with the rates that the longer schedule has there."""
+    learning go on where it stood, with the rates that the longer schedule has there; on quizzes of other lengths and
+    intervals, if these have changed."""
 
     learn_rate: float = 2e-3
     """Adam's step size in them at its largest; it falls to a twentieth by the end."""

@@ -37,7 +37,10 @@ LEARNED = (
     "selection",
     "attention_dtype",
 )
-"""What decides the learned start, besides the `learn_...` fields; how many steps it takes may be raised later."""
+"""What decides the learned start, besides the `learn_...` fields."""
+
+CURRICULUM = ("learn_steps", "learn_tokens", "learn_intervals")
+"""What may differ from sitting to sitting while learning goes on."""
 
 _BIASES = (-4.0, 4.0)  # between which the output bias is moved to hold `held`; scores differ by about 1.5
 _HALVINGS = 8
@@ -261,7 +264,7 @@ class Evolution:
             seed=self.seed,
             path=self._learning_path,
             settings=self._settings(
-                [n for n in vars(config) if n in LEARNED or (n.startswith("learn_") and n != "learn_steps")]
+                [n for n in vars(config) if n in LEARNED or (n.startswith("learn_") and n not in CURRICULUM)]
             ),
             accelerator=self.accelerator,
         )

@@ -121,12 +121,13 @@ def test_other_settings_are_refused(config, whole):
         evolve.main(arguments(config, whole, 4, "--resume", "--seed", "1"))
 
 
-def test_learning_may_be_given_more_steps_before_the_search_has_begun(config, whole, tmp_path):
+def test_learning_may_be_given_more_steps_of_another_length_before_the_search_has_begun(config, whole, tmp_path):
     (tmp_path / "out" / "state").mkdir(parents=True)
     learned = whole / "state" / "learning.safetensors"
     shutil.copy(learned, tmp_path / "out" / "state")
     longer = tmp_path / "longer.toml"
-    longer.write_text(config.read_text().replace("learn_steps = 3", "learn_steps = 4"))
+    changed = config.read_text().replace("learn_steps = 3", "learn_steps = 4")
+    longer.write_text(changed.replace("learn_tokens = [900]", "learn_tokens = [800]"))
     with pytest.raises(NammTransferError, match="other settings"):
         evolve.main(arguments(longer, whole, 4, "--resume"))
     evolve.main(arguments(longer, tmp_path / "out", 1, "--resume"))
