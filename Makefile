@@ -9,7 +9,7 @@ RUNS   ?= runs
 
 help:
 	@echo "make transfer   install, evaluate the frozen NAMM on video and control with the shipped models, print the report"
-	@echo "make reports    the committed reports in docs/ again: four comparisons, three hours of one core; goes on where it was"
+	@echo "make reports    the committed reports in docs/ again: five comparisons, four hours of one core; goes on where it was"
 	@echo "make test       install, run all tests"
 	@echo "make lint       ruff and mypy"
 	@echo "make benchmark  speed and memory against plain transformers, two hours of one core"
@@ -34,8 +34,9 @@ reports: $(VENV)/.stamp
 	$(BIN)/python evals/video.py --config evals/configs/report-video.toml --out $(RUNS)/report-video --resume
 	$(BIN)/python evals/rl.py --config evals/configs/report-rl.toml --out $(RUNS)/report-rl --resume
 	$(BIN)/python evals/text.py --config evals/configs/report-text.toml --out $(RUNS)/report-text --resume
-	$(BIN)/python evals/text.py --config evals/configs/report-text-long.toml --out $(RUNS)/report-text-long --resume
-	for task in video rl text text-long; do $(BIN)/namm-transfer report merge $(RUNS)/report-$$task --out docs/reports/$$task || exit 1; done
+	$(BIN)/python evals/text.py --config evals/configs/report-text-long.toml --out $(RUNS)/report-text-2000 --resume
+	$(BIN)/python evals/text.py --config evals/configs/report-text-long.toml --tokens 3000 --out $(RUNS)/report-text-3000 --resume
+	for task in video rl text text-2000 text-3000; do $(BIN)/namm-transfer report merge $(RUNS)/report-$$task --out docs/reports/$$task || exit 1; done
 	$(BIN)/namm-transfer report gallery docs/reports/* --out docs
 
 test: $(VENV)/.stamp
