@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import exp
 from pathlib import Path
 
@@ -22,13 +22,13 @@ from torch import Tensor
 from namm_transfer import NAMM, EvictionPolicy, LayerView, NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.evaluation import EvalOptions, start
-from namm_transfer.evolution.heads import WholeHeads
+from namm_transfer.evolution.heads import RECENT, SINKS, WholeHeads, worthiest
 from namm_transfer.evolution.progress import progress
-from namm_transfer.evolution.scoring import share
+from namm_transfer.evolution.scoring import answers, share
 from namm_transfer.evolution.tasks import TRAINED, Prompt, make_prompt
 from namm_transfer.files import asset
 from namm_transfer.options import parse
-from namm_transfer.policies import FullCache
+from namm_transfer.policies import FullCache, Streaming
 
 _FACTS = ("passkey", "multikey", "lookup")  # their answer stands in the text as it is
 
@@ -56,26 +56,19 @@ class Corrected(EvictionPolicy):
     """A NAMM whose decisions are overruled in some heads, or at the first updates."""
 
     namm: NAMM
-    worthy: Tensor
-    """(layers, kv_heads) bool"""
-    in_worthy: str = "namm"
-    """What decides there: namm, all (everything stays) or little (sinks and recent tokens)."""
-    in_others: str = "namm"
+    whole: Tensor
+    """(layers, kv_heads) bool: where everything stays"""
+    cut: Tensor
+    """(layers, kv_heads) bool: where sinks and recent tokens do"""
     wait: int = 0
     """Updates at which everything stays."""
     by_head = True
     needs_attention = True
     hop = NAMM.hop
-    rules: dict[str, EvictionPolicy] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.update_interval = self.namm.update_interval
-        nowhere = torch.zeros_like(self.worthy)
-        self.rules = {
-            "namm": self.namm,
-            "all": WholeHeads(~nowhere, self.update_interval),
-            "little": WholeHeads(nowhere, self.update_interval),
-        }
+        self.update_interval, self.attention_dtype = self.namm.update_interval, self.namm.attention_dtype
+        self.little = Streaming(SINKS, RECENT, update_interval=self.update_interval)
 
     def state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
         """The NAMM's."""
@@ -86,28 +79,25 @@ class Corrected(EvictionPolicy):
         self.namm.observe(state, rows, clock, sizes)
 
     def select(self, view: LayerView) -> Tensor:
-        """By the rule of the head that the view shows."""
-        if view.update < self.wait:
+        """By what is said of the head that the view shows."""
+        if view.update < self.wait or self.whole[view.layer, view.head]:
             return view.real
-        return self.rules[self.in_worthy if self.worthy[view.layer, view.head] else self.in_others].select(view)
+        return (self.little if self.cut[view.layer, view.head] else self.namm).select(view)
 
 
-def lineup(namm: NAMM, worth: Tensor, worthy: int) -> dict[str, EvictionPolicy]:
+def lineup(namm: NAMM, worth: Tensor, count: int) -> dict[str, EvictionPolicy]:
     """What is compared, by the name that the table gives it."""
-
-    def corrected(in_worthy: str, in_others: str, count: int = worthy, wait: int = 0) -> Corrected:
-        return Corrected(namm, worth >= worth.flatten().topk(count).values[-1], in_worthy, in_others, wait)
-
-    more = worthy * 6 // 5
+    interval, more = namm.update_interval, count * 6 // 5
+    worthy, none = worthiest(worth, count), torch.zeros_like(worth, dtype=torch.bool)
     return {
-        "full cache": FullCache(namm.update_interval),
+        "full cache": FullCache(interval),
         "the NAMM": namm,
-        f"all of {worthy} worthy heads, the NAMM in the others": corrected("all", "namm"),
-        f"the NAMM in {worthy} worthy heads, little of the others": corrected("namm", "little"),
-        f"all of {worthy} worthy heads, little of the others": corrected("all", "little"),
-        f"all of {more} worthy heads, little of the others": corrected("all", "little", more),
-        "the NAMM, nothing lost at the first update": corrected("namm", "namm", wait=1),
-        "the NAMM, nothing lost at the first three": corrected("namm", "namm", wait=3),
+        f"all of {count} worthy heads, the NAMM in the others": Corrected(namm, worthy, none),
+        f"the NAMM in {count} worthy heads, little of the others": Corrected(namm, none, ~worthy),
+        f"all of {count} worthy heads, little of the others": WholeHeads(worthy, interval),
+        f"all of {more} worthy heads, little of the others": WholeHeads(worthiest(worth, more), interval),
+        "the NAMM, nothing lost at the first update": Corrected(namm, none, none, wait=1),
+        "the NAMM, nothing lost at the first three": Corrected(namm, none, none, wait=3),
     }
 
 
@@ -163,11 +153,8 @@ def scores(
         for prompt in share(list(prompts), accelerator):
             encoded = adapter.encode(prompt)
             for row, policy in enumerate(policies):
-                cache = adapter.memory(policy)
-                logits = adapter.read(encoded, cache)
-                kept = cache.kept_share()[0]
-                said = adapter.judge(encoded, cache, logits)[0].logprob
-                sums[row] += 100 * torch.tensor([exp(said), kept], dtype=torch.float64)
+                logprob, _, kept = answers(adapter, encoded, adapter.memory(policy), 1)[0].tolist()
+                sums[row] += 100 * torch.tensor([exp(logprob), kept], dtype=torch.float64)
             bar.update()
     return accelerator.reduce(sums.to(accelerator.device), "sum").cpu() / len(prompts)
 
@@ -195,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
         table(["", "score", "held"], [[name, f"{said:.1f}", f"{kept:.1f} %"] for name, (said, kept) in rows])
     )
 
-    worthy, hidden = worth >= worth.flatten().topk(options.worthy).values[-1], prompts(_FACTS, options.samples)
+    worthy, hidden = worthiest(worth, options.worthy), prompts(_FACTS, options.samples)
     counts = torch.zeros(2, 3, 2, dtype=torch.float64)
     for prompt in share(hidden, accelerator):
         counts += facts(adapter, prompt, namm, worthy)

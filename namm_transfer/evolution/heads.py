@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
+from namm_transfer.errors import NammTransferError
 from namm_transfer.evolution.quiz import Quiz
 from namm_transfer.evolution.scoring import share
 from namm_transfer.policies import Streaming
@@ -68,3 +69,14 @@ def worth(
         tick()
     losses = accelerator.reduce(losses.to(accelerator.device), "sum").cpu()  # one process filled each
     return (losses[1:] - losses[0]).view(layers, heads).float()
+
+
+def worthiest(worth: Tensor, count: int) -> Tensor:
+    """Which heads are worth most, (layers, kv_heads) bool; more than `count` only where the last ones are equal.
+
+    Raises:
+        NammTransferError: `count` is not between 1 and the number of heads.
+    """
+    if not 1 <= count <= worth.numel():
+        raise NammTransferError(f"the {count} worthiest heads: expected 1 to {worth.numel()}, as many as the model has")
+    return worth >= worth.flatten().topk(count).values[-1]

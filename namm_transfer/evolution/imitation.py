@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
-from namm_transfer.errors import NammTransferError
 from namm_transfer.evolution.coordinates import gradient, through
-from namm_transfer.evolution.heads import WholeHeads
+from namm_transfer.evolution.heads import WholeHeads, worthiest
 from namm_transfer.evolution.quiz import Quiz
 from namm_transfer.moments import Moments
 from namm_transfer.namm import NAMM
@@ -83,11 +82,9 @@ class Imitation:
     """
 
     def __init__(self, worth: Tensor, whole: int) -> None:
-        if not 1 <= whole <= worth.numel():
-            raise NammTransferError(f"learn_heads={whole}: expected 1 to {worth.numel()}, the KV heads of the model")
+        self.whole = worthiest(worth, whole)
         ranked = worth.flatten().sort(descending=True).values
         self.price = float(ranked[whole - 1 : whole + 1].mean().clamp_min(1e-4))
-        self.whole = worth >= ranked[whole - 1]
         capped = worth.clamp(0, _CAP)
         self._keep = capped / (capped + self.price)
         self._weight = capped.clamp_min(self.price)

@@ -112,11 +112,11 @@ def evaluate(
             prefix, last = shared_prefix(adapter, encoded, config), p
         if m == 0:
             full = fork(prefix, FullCache(config.update_interval), 1)
-            table[p, -1:] = _answers(adapter, encoded, full, 1)
+            table[p, -1:] = answers(adapter, encoded, full, 1)
         policy = population(batches[m], mean=mean, var=var, **options).to(adapter.device)
         first = m * config.batch
         rows = len(batches[m])
-        table[p, first : first + rows] = _answers(adapter, encoded, fork(prefix, policy, rows), rows)
+        table[p, first : first + rows] = answers(adapter, encoded, fork(prefix, policy, rows), rows)
         tick()
     table = accelerator.reduce(table.to(accelerator.device), "sum").cpu()  # every cell was filled by one process
     logprob, exact, kept = table.numpy().transpose(2, 0, 1)
@@ -151,13 +151,13 @@ def held(adapter: CausalLMAdapter, prompts: Sequence[Prompt], namm: NAMM, accele
     return float(accelerator.reduce(shares.to(accelerator.device), "sum").mean())
 
 
-def _answers(adapter: CausalLMAdapter, encoded: EncodedPrompt, cache: MemoryCache, rows: int) -> Tensor:
-    """(rows, 3) float64: log-probability, exactness, kept share."""
+def answers(adapter: CausalLMAdapter, encoded: EncodedPrompt, cache: MemoryCache, rows: int) -> Tensor:
+    """What `rows` equal rows that read a prompt say, (rows, 3) float64: log-probability, exactness, kept share."""
     logits = adapter.read(encoded, cache, rows=rows)
     kept = cache.kept_share()
-    answers = adapter.judge(encoded, cache, logits)
+    said = adapter.judge(encoded, cache, logits)
     # Rounded, so that the last bits of the arithmetic, which may depend on where memory lies, do not reach the search.
-    table = [[round(a.logprob, 4), float(a.exact), share] for a, share in zip(answers, kept, strict=True)]
+    table = [[round(a.logprob, 4), float(a.exact), share] for a, share in zip(said, kept, strict=True)]
     return torch.tensor(table, dtype=torch.float64)
 
 
