@@ -60,6 +60,11 @@ prompts. The weights are the search's mean with the best validation. Made by `ev
 """
 
 
+def learned_by(config: EvolutionConfig) -> list[str]:
+    """Fields that have to stay as they are while learning goes on."""
+    return [n for n in vars(config) if n in LEARNED or (n.startswith("learn_") and n not in CURRICULUM)]
+
+
 def start_vector(kind: str) -> np.ndarray:
     """(4172,) float64 that needs no learning; see `EvolutionConfig.start`."""
     vector = np.zeros(SIZE)
@@ -263,9 +268,7 @@ class Evolution:
             start_vector("attention"),
             seed=self.seed,
             path=self._learning_path,
-            settings=self._settings(
-                [n for n in vars(config) if n in LEARNED or (n.startswith("learn_") and n not in CURRICULUM)]
-            ),
+            settings=self._settings(learned_by(config)),
             accelerator=self.accelerator,
         )
         vector, matrix = learning.run()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors import safe_open
 from tiny_text import evolution_config
 
 from namm_transfer import NAMM, NammTransferError
@@ -20,8 +21,10 @@ from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.evals import evolve
 from namm_transfer.evolution import scoring
 from namm_transfer.evolution.config import PRESETS
+from namm_transfer.evolution.loop import learned_by
 from namm_transfer.evolution.state import FIELDS, State
 from namm_transfer.evolution.tasks import make_prompt
+from namm_transfer.files import asset
 
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -134,6 +137,16 @@ def test_learning_may_be_given_more_steps_of_another_length_before_the_search_ha
     before, after = (State.read(out / "state" / "state.safetensors").lessons for out in (whole, tmp_path / "out"))
     assert len(after) == 4
     assert np.array_equal(after[:3], before)
+
+
+def test_what_ships_goes_on_under_its_preset():
+    folder, config = asset("namm-text") / "state", PRESETS["cpu"]
+    fields = json.loads(config.to_json())
+    with safe_open(folder / "learning.safetensors", framework="pt") as file:
+        learned = json.loads(file.metadata()["settings"])["config"]
+    assert learned == {name: fields[name] for name in learned_by(config)}
+    searched = json.loads(State.read(folder / "state.safetensors").settings)["config"]
+    assert searched == {name: fields[name] for name in fields if name not in ("generations", "held")}
 
 
 def test_nothing_to_resume(config):
