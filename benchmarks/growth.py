@@ -50,7 +50,7 @@ def draw(folder: Path) -> str:
     side = next(iter(SIDES))
     models = {m: (names, k) for m, (names, k) in models.items() if len(points(folder, names, side, "prefill_s")) > 1}
     figure = Figure(figsize=(4.5 * max(2, len(models)), 6), layout="constrained")
-    grid = figure.subplots(2, len(models), sharex=True, squeeze=False)
+    grid = figure.subplots(2, len(models), sharex="col", squeeze=False)
     for row, part in zip(grid, ("prefill", "decode"), strict=True):
         for axis, (model, (names, clock)) in zip(row, models.items(), strict=True):
             axis.axhline(1, color="black", linewidth=0.8)
