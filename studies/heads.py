@@ -3,7 +3,8 @@
     accelerate launch --multi_gpu --num_processes 2 studies/heads.py --samples 6
 
 Prints two tables of the shipped NAMM's card, made on validation documents. The worthy heads are those whose cache was
-measured to be worth most when the NAMM was made (`namm_transfer/evolution/heads.py`).
+measured to be worth most when the NAMM was made (`namm_transfer/evolution/heads.py`), or with --worth others, such as
+those that `gates.py` learns.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class Options(EvalOptions):
     """Causal language model: folder, hub id, .gguf file, or smollm2."""
     namm: str = "namm-text"
     """Name of a shipped NAMM, or folder of an evolution with a learned start."""
+    worth: Path | None = None
+    """Safetensors file whose `worth`, (layers, kv_heads), says which heads are worthy; the NAMM's own if not given."""
     samples: int = 6
     """Prompts of each trained family."""
     tokens: int = 950
@@ -165,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
     accelerator = start(options)
     adapter = CausalLMAdapter.load(options.model, dtype=torch.bfloat16, device=accelerator.device)
     folder = Path(options.namm) if Path(options.namm).is_dir() else asset(options.namm)
-    worth = load_file(folder / "state" / "learning.safetensors")["worth"]
+    worth = load_file(options.worth or folder / "state" / "learning.safetensors")["worth"]
     namm = NAMM.from_pretrained(folder, update_interval=options.update_interval).to(adapter.device)
     compared = lineup(namm, worth, options.worthy)
 
