@@ -118,12 +118,14 @@ class Gates:
         worth: (layers, kv_heads), measured head by head: where the gates begin.
 
     Raises:
-        NammTransferError: the file is not of this model's heads.
+        NammTransferError: a share of open heads that is none, or a file that is no state of this model's gates.
     """
 
     def __init__(self, adapter: CausalLMAdapter, worth: Tensor, options: Options, accelerator: Accelerator) -> None:
         self.adapter, self.options, self.accelerator = adapter, options, accelerator
-        count, ranked = round(options.opened * worth.numel()), worth.flatten().sort(descending=True).values
+        if not 0 < options.opened < 1:
+            raise NammTransferError(f"opened={options.opened}: expected a share between 0 and 1")
+        count, ranked = max(1, round(options.opened * worth.numel())), worth.flatten().sort(descending=True).values
         edge = ranked[count - 1 : count + 3].mean().clamp_min(1e-4)
         self.values = (worth.clamp_min(1e-4) / edge).log().clamp(-_BEGINS, _BEGINS).requires_grad_(True)
         self.optimizer = torch.optim.Adam([self.values], betas=(0.9, 0.98))

@@ -162,6 +162,12 @@ def test_a_file_of_another_model_or_without_a_state_is_refused(adapter, tmp_path
         learned(adapter, path)
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_no_heads_or_all_of_them_are_refused(adapter, tmp_path, share):
+    with pytest.raises(NammTransferError, match=f"opened={share}"):
+        learned(adapter, tmp_path / "gates.safetensors", opened=share)
+
+
 def test_the_area_counts_pairs_in_the_right_order():
     scores, right = torch.tensor([3.0, 1.0, 2.0, 1.0]), torch.tensor([True, True, False, False])
     assert looks.area(scores, right) == pytest.approx((2 + 0.5) / 4)
