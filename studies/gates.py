@@ -19,17 +19,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save
+from subject import StudyOptions, load
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from namm_transfer import NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
-from namm_transfer.evaluation import EvalOptions, start
 from namm_transfer.evolution.heads import RECENT, SINKS
 from namm_transfer.evolution.progress import progress
 from namm_transfer.evolution.quiz import Quiz
-from namm_transfer.files import asset, write_atomic
+from namm_transfer.files import write_atomic
 from namm_transfer.options import parse
 
 NAME = "gated"
@@ -45,13 +45,9 @@ _SAVE_EVERY = 10
 
 
 @dataclass
-class Options(EvalOptions):
+class Options(StudyOptions):
     """Learn which KV heads need their cache."""
 
-    model: str = "smollm2"
-    """Causal language model: folder, hub id, .gguf file, or smollm2."""
-    namm: str = "namm-text"
-    """Shipped NAMM whose measured heads are where the gates begin."""
     steps: int = 240
     """Of Adam, about six seconds each on two cores."""
     opened: float = 0.42
@@ -207,10 +203,7 @@ class Gates:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     options = parse(Options, arguments)
-    accelerator = start(options)
-    adapter = CausalLMAdapter.load(options.model, dtype=torch.bfloat16, device=accelerator.device)
-    folder = Path(options.namm) if Path(options.namm).is_dir() else asset(options.namm)
-    worth = load_file(folder / "state" / "learning.safetensors")["worth"]
+    accelerator, adapter, _, worth = load(options)
     gates = Gates(adapter, worth, options, accelerator).run()
     accelerator.print(f"{int((gates > 0).sum())} of {gates.numel()} heads open; gates in {options.gates}")
 

@@ -13,21 +13,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from subject import StudyOptions, load
 from torch import Tensor
 
 from namm_transfer import NAMM, EvictionPolicy, LayerView, NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
-from namm_transfer.evaluation import EvalOptions, start
 from namm_transfer.evolution.heads import RECENT, SINKS, WholeHeads, worthiest
 from namm_transfer.evolution.progress import progress
 from namm_transfer.evolution.scoring import answers, share
 from namm_transfer.evolution.tasks import TRAINED, Prompt, make_prompt
-from namm_transfer.files import asset
 from namm_transfer.options import parse
 from namm_transfer.policies import FullCache, Streaming
 
@@ -35,15 +32,9 @@ _FACTS = ("passkey", "multikey", "lookup")  # their answer stands in the text as
 
 
 @dataclass
-class Options(EvalOptions):
+class Options(StudyOptions):
     """Take the decisions of a NAMM apart."""
 
-    model: str = "smollm2"
-    """Causal language model: folder, hub id, .gguf file, or smollm2."""
-    namm: str = "namm-text"
-    """Name of a shipped NAMM, or folder of an evolution with a learned start."""
-    worth: Path | None = None
-    """Safetensors file whose `worth`, (layers, kv_heads), says which heads are worthy; the NAMM's own if not given."""
     samples: int = 6
     """Prompts of each trained family."""
     tokens: int = 950
@@ -165,10 +156,7 @@ def scores(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     options = parse(Options, arguments)
-    accelerator = start(options)
-    adapter = CausalLMAdapter.load(options.model, dtype=torch.bfloat16, device=accelerator.device)
-    folder = Path(options.namm) if Path(options.namm).is_dir() else asset(options.namm)
-    worth = load_file(options.worth or folder / "state" / "learning.safetensors")["worth"]
+    accelerator, adapter, folder, worth = load(options)
     namm = NAMM.from_pretrained(folder, update_interval=options.update_interval).to(adapter.device)
     compared = lineup(namm, worth, options.worthy)
 

@@ -1,6 +1,6 @@
 """Whether a KV head that needs its cache can be told by what a NAMM sees of it.
 
-    accelerate launch --num_processes 1 studies/looks.py --worth assets/namm-text/state/gates.safetensors
+    accelerate launch --num_processes 1 studies/looks.py --worth studies/gates.safetensors
 
 Reads the first tokens of training quizzes, as many as are seen at a first update, and says how well worthy heads are
 told from others by the NAMM, and by two networks that are fitted to nothing else: a linear one and one with a hidden
@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from subject import StudyOptions, load
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from namm_transfer import NAMM, NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
-from namm_transfer.evaluation import EvalOptions, start
 from namm_transfer.evolution.heads import RECENT, SINKS, worthiest
 from namm_transfer.evolution.progress import progress
 from namm_transfer.evolution.quiz import Quiz
 from namm_transfer.evolution.statistics import Spectra
-from namm_transfer.files import asset
 from namm_transfer.options import parse
 
 _HIDDEN, _STEPS, _RATE, _DECAY = 32, 1500, 3e-3, 0.05
@@ -34,15 +31,9 @@ _FIRST, _LENGTH = 20_000, 560  # of the quizzes; learned from by nothing else
 
 
 @dataclass
-class Options(EvalOptions):
+class Options(StudyOptions):
     """Tell heads by their looks."""
 
-    model: str = "smollm2"
-    """Causal language model: folder, hub id, .gguf file, or smollm2."""
-    namm: str = "namm-text"
-    """Name of a shipped NAMM, or folder of an evolution with a learned start."""
-    worth: Path | None = None
-    """Safetensors file whose `worth`, (layers, kv_heads), says which heads are worthy; the NAMM's own if not given."""
     worthy: int = 38
     """How many KV heads count as worthy."""
     quizzes: int = 200
@@ -101,10 +92,7 @@ def read(adapter: CausalLMAdapter, namm: NAMM, options: Options, accelerator: Ac
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     options = parse(Options, arguments)
-    accelerator = start(options)
-    adapter = CausalLMAdapter.load(options.model, dtype=torch.bfloat16, device=accelerator.device)
-    folder = Path(options.namm) if Path(options.namm).is_dir() else asset(options.namm)
-    worth = load_file(options.worth or folder / "state" / "learning.safetensors")["worth"]
+    accelerator, adapter, folder, worth = load(options)
     namm = NAMM.from_pretrained(folder, update_interval=options.update_interval).to(adapter.device)
     seen, scores = read(adapter, namm, options, accelerator)
     right = worthiest(worth, options.worthy).flatten().repeat(options.quizzes)
