@@ -162,30 +162,43 @@ def decision_transformer(side: str, steps: int) -> Measured:
 
 
 def evolution(side: str, tokens: int) -> Measured:
-    """Eight members on two prompts: ``shared`` as the evolution does it, ``one-by-one`` each from the beginning."""
+    """Eight members answer five questions about a text.
+
+    ``one-by-one``: each member reads the text anew for each question. ``prompts``: the members share the beginning of
+    it, for each question. ``shared``: and ask all of its questions in one reading, as an evolution with quizzes does.
+    """
     from accelerate import Accelerator
 
     from namm_transfer.adapters.causal_lm import CausalLMAdapter
     from namm_transfer.evolution.config import EvolutionConfig
+    from namm_transfer.evolution.quiz import Quiz
     from namm_transfer.evolution.scoring import evaluate
-    from namm_transfer.evolution.tasks import make_prompt
+    from namm_transfer.evolution.tasks import make_quiz
     from namm_transfer.moments import Moments
 
     config = EvolutionConfig(members=8)
     adapter = CausalLMAdapter.load(config.model, dtype=torch.float32, device="cpu")
-    prompts = [make_prompt(f, "train", 0, 0, tokens=tokens, count=adapter.count) for f in config.families[:2]]
+    made = (make_quiz("train", 0, number, tokens=tokens, count=adapter.count) for number in range(100))
+    parts = next(parts for parts in made if len(parts) == 5)
+    together, singly = [Quiz.encode(adapter, parts)], [Quiz.encode(adapter, [part]) for part in apart(parts)]
     vectors = np.random.default_rng(0).normal(size=(config.members, 4172)) * 0.1
     moments = Moments()
     moments.add(torch.rand(100, BINS))
     lap = stopwatch()
-    if side == "shared":
-        evaluate(adapter, prompts, vectors, moments, config, Accelerator(cpu=True))
-    else:
+    if side == "one-by-one":
         for vector in vectors:
             namm = NAMM.from_vector(vector, mean=moments.mean.float(), var=moments.var.float(), **config.memory)
-            for prompt in prompts:
-                adapter.answer(adapter.encode(prompt), adapter.memory(copy.deepcopy(namm)))
+            for quiz in singly:
+                quiz.judge(adapter.model, adapter.memory(copy.deepcopy(namm)))
+    else:
+        evaluate(adapter, together if side == "shared" else singly, vectors, moments, config, Accelerator(cpu=True))
     return lap("evaluation")
+
+
+def apart(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Every question of a quiz right after its text, with its answer."""
+    text, _, first = parts[0][0].rpartition("\n\n")
+    return [(f"{text}\n\n{question.lstrip()}", answer) for question, answer in [(first, parts[0][1]), *parts[1:]]]
 
 
 def video(side: str, frames: int) -> Measured:

@@ -56,7 +56,7 @@ CASES = {
     "decision-transformer": Case("decision-transformer", ("1", "16"), (300,)),
     "video": Case("video", ("sdpa", "full", "namm:keep=0.5", "h2o:keep=0.5"), (64,)),
     "reading": Case("reading", ("decord", "pyav"), (64,)),
-    "evolution": Case("evolution", ("one-by-one", "shared"), (400,)),
+    "evolution": Case("evolution", ("one-by-one", "prompts", "shared"), (400,)),
     "kvpress": Case("toy", ("h2o:keep=0.5", "kvpress"), (4096,)),
     "guard": Case("toy", ("sdpa", "full", "namm", "namm:keep=0.25"), (2048,), rounds=3),
 }

@@ -23,6 +23,7 @@ from namm_transfer import NAMM, EvictionPolicy, LayerView, NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.evolution.heads import RECENT, SINKS, WholeHeads, worthiest
 from namm_transfer.evolution.progress import progress
+from namm_transfer.evolution.quiz import Quiz
 from namm_transfer.evolution.scoring import answers, share
 from namm_transfer.evolution.tasks import TRAINED, Prompt, make_prompt
 from namm_transfer.options import parse
@@ -145,9 +146,9 @@ def scores(
     sums = torch.zeros(len(policies), 2, dtype=torch.float64)
     with progress(accelerator, "answers", len(prompts) // accelerator.num_processes) as bar:
         for prompt in share(list(prompts), accelerator):
-            encoded = adapter.encode(prompt)
+            quiz = Quiz.of(adapter, prompt)
             for row, policy in enumerate(policies):
-                logprob, _, kept = answers(adapter, encoded, adapter.memory(policy), 1)[0].tolist()
+                logprob, _, kept = answers(adapter, quiz, adapter.memory(policy), 1)[0].tolist()
                 sums[row] += 100 * torch.tensor([exp(logprob), kept], dtype=torch.float64)
             bar.update()
     return accelerator.reduce(sums.to(accelerator.device), "sum").cpu() / len(prompts)

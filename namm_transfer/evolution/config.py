@@ -28,8 +28,12 @@ class EvolutionConfig:
     prompts: int = 4
     """Prompts of each family a generation, the same for all members, new ones every generation."""
 
+    quizzes: int = 0
+    """Quizzes (texts with up to five questions) a generation instead of prompts of the families: more answers from as
+    much reading. Validation stays on prompts."""
+
     tokens: tuple[int, ...] = (420, 580, 740)
-    """Lengths of the prompts in tokens, taken in turn."""
+    """Lengths of the prompts or quizzes in tokens, taken in turn."""
 
     update_interval: int = 128
     """Tokens between updates; what all members share of a prompt is its first update interval."""
@@ -138,6 +142,11 @@ class EvolutionConfig:
         for name in (*counts, "learn_steps", "learn_quizzes", "learn_measured", "learn_heads", "learn_imitation"):
             if getattr(self, name) < 1:
                 raise NammTransferError(f"{name}={getattr(self, name)}: expected 1 or more")
+        if self.quizzes < 0 or (self.quizzes and len(set(self.introduced)) > 1):
+            raise NammTransferError(
+                f"quizzes={self.quizzes}: expected 0 or more, and 0 where families come in one after another "
+                f"(introduced={self.introduced})"
+            )
         if self.held is not None and (self.keep is not None or not 0 < self.held < 1):
             raise NammTransferError(f"held={self.held}: expected a share between 0 and 1, and no keep={self.keep}")
         if not 1 <= self.dimensions <= SIZE:

@@ -20,11 +20,12 @@ from namm_transfer.evolution.config import EvolutionConfig
 from namm_transfer.evolution.coordinates import through
 from namm_transfer.evolution.learning import Learning
 from namm_transfer.evolution.progress import progress
+from namm_transfer.evolution.quiz import Quiz
 from namm_transfer.evolution.scoring import Scores
 from namm_transfer.evolution.state import State
 from namm_transfer.evolution.statistics import Moments
 from namm_transfer.evolution.strategy import Search, SearchOptions
-from namm_transfer.evolution.tasks import Prompt, make_prompt
+from namm_transfer.evolution.tasks import make_prompt
 from namm_transfer.files import write_atomic
 from namm_transfer.namm import FEATURES, NAMM, RECENCY, SHAPES, SIZE
 
@@ -44,6 +45,7 @@ CURRICULUM = ("learn_steps", "learn_tokens", "learn_intervals")
 
 _BIASES = (-4.0, 4.0)  # between which the output bias is moved to hold `held`; scores differ by about 1.5
 _HALVINGS = 8
+_SEARCHED = 10**6  # number of the first quiz of the search; those before are learned from
 
 _CARD = """---
 license: apache-2.0
@@ -182,12 +184,12 @@ class Evolution:
     def _generation(self) -> tuple[np.ndarray, float]:
         """Fitness of the members of this generation, (members,), and their mean kept share."""
         config, number = self.config, self.search.generation
-        prompts = self._prompts("train", config.active(number), config.prompts, number, config.tokens)
-        bar = self._bar(len(prompts) * -(-config.members // config.batch), f"generation {number + 1}")
+        quizzes = self._quizzes(number)
+        bar = self._bar(len(quizzes) * -(-config.members // config.batch), f"generation {number + 1}")
         with bar:
             scores = scoring.evaluate(
                 self.adapter,
-                prompts,
+                quizzes,
                 self._whole(self.search.ask()),
                 self.statistics,
                 config,
@@ -196,15 +198,25 @@ class Evolution:
             )
         return scores.fitness(config), scores.kept.mean()
 
+    def _quizzes(self, generation: int) -> list[Quiz]:
+        """What the members of this generation are scored on: quizzes not learned from, or prompts of the families."""
+        config = self.config
+        if not config.quizzes:
+            return self._prompts("train", config.active(generation), config.prompts, generation, config.tokens)
+        numbers = range(generation * config.quizzes, (generation + 1) * config.quizzes)
+        lengths = config.tokens
+        return [Quiz.make(self.adapter, self.seed, _SEARCHED + n, lengths[n % len(lengths)]) for n in numbers]
+
     def _prompts(
         self, split: text.Split, families: Sequence[str], each: int, generation: int, tokens: Sequence[int]
-    ) -> list[Prompt]:
+    ) -> list[Quiz]:
         numbers = range(generation * each, (generation + 1) * each)
-        return [
+        prompts = [
             make_prompt(f, split, self.seed, n, tokens=tokens[n % len(tokens)], count=self.adapter.count)
             for f in families
             for n in numbers
         ]
+        return [Quiz.of(self.adapter, prompt) for prompt in prompts]
 
     def _bar(self, total: int, what: str) -> tqdm:
         """Of work that the processes share."""

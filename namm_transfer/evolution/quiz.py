@@ -1,4 +1,4 @@
-"""A text and several questions about it, in tokens: what the learned start is measured on and learned from."""
+"""A text and one or more questions about it, in tokens: what is learned from, and what members are scored on."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
-from namm_transfer.evolution.tasks import make_quiz
+from namm_transfer.cache import MemoryCache
+from namm_transfer.evolution.tasks import Prompt, make_quiz
 
 
 @dataclass(frozen=True)
 class Quiz:
-    """A text and several questions in a row, in tokens."""
+    """A text and the questions about it in a row, each after the answer to the one before, in tokens."""
 
     tokens: Tensor
     """(length,) int64"""
@@ -24,9 +25,11 @@ class Quiz:
     """Tokens before the first answer."""
     answers: tuple[slice, ...]
     """Where the answers stand in `tokens`."""
+    family: str = "quiz"
+    """What it is counted with."""
 
     @classmethod
-    def encode(cls, adapter: CausalLMAdapter, parts: Sequence[tuple[str, str]]) -> Quiz:
+    def encode(cls, adapter: CausalLMAdapter, parts: Sequence[tuple[str, str]], family: str = "quiz") -> Quiz:
         """From (text, answer) of each question in turn."""
         texts = [text for part in parts for text in part]
         pieces = [
@@ -35,12 +38,37 @@ class Quiz:
         ]
         ends = list(accumulate(len(piece) for piece in pieces))
         spans = tuple(slice(*span) for span in zip(ends[::2], ends[1::2], strict=True))
-        return cls(torch.cat(pieces).to(adapter.device), ends[0], spans)
+        return cls(torch.cat(pieces).to(adapter.device), ends[0], spans, family)
+
+    @classmethod
+    def of(cls, adapter: CausalLMAdapter, prompt: Prompt) -> Quiz:
+        """A prompt: a text with one question."""
+        return cls.encode(adapter, [(prompt.text, prompt.answer)], prompt.family)
 
     @classmethod
     def make(cls, adapter: CausalLMAdapter, seed: int, number: int, tokens: int) -> Quiz:
         """A training quiz of about this length; the same arguments make the same one."""
         return cls.encode(adapter, make_quiz("train", seed, number, tokens=tokens, count=adapter.count))
+
+    @torch.inference_mode()
+    def read(self, model: Any, cache: MemoryCache, upto: int) -> None:
+        """Feed the tokens that `cache` has not seen, up to token `upto`."""
+        tokens = self.tokens[None, cache.get_seq_length() : upto]
+        model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    @torch.inference_mode()
+    def judge(self, model: Any, cache: MemoryCache, rows: int = 1) -> tuple[Tensor, Tensor]:
+        """How each of `rows` equal rows of a cache answers, which has seen a part of the text and now gets the rest.
+
+        Returns:
+            (rows,) mean log-probability of the answers, each counting the same, given the right ones before; (rows,)
+            share of them of which every token is the most probable one.
+        """
+        right, best = self._scores(model, self._answered, cache.get_seq_length(), rows, past_key_values=cache)
+        sizes = [span.stop - span.start for span in self.answers]
+        logprob = torch.stack([answer.mean(-1) for answer in right.split(sizes, -1)], -1)
+        exact = torch.stack([answer.all(-1) for answer in best.split(sizes, -1)], -1)
+        return logprob.mean(-1), exact.double().mean(-1)
 
     def likelihood(self, model: Any, beside: Sequence[int] = (), **memory: Any) -> tuple[Tensor, Tensor]:
         """Mean log-probability of the answers, each counting the same, and of the tokens after the places `beside`.
@@ -52,9 +80,25 @@ class Quiz:
         Returns:
             Two scalars; the second is NaN with no places.
         """
-        answers = [list(range(span.start - 1, span.stop - 1)) for span in self.answers]
-        at = torch.tensor([p for part in (beside, *answers) for p in part], device=self.tokens.device)
-        logits = model(self.tokens[None], logits_to_keep=at, **memory).logits[0]
-        right = logits.float().log_softmax(-1).gather(-1, self.tokens[at + 1, None]).squeeze(-1)
-        first, *said = right.split([len(beside), *map(len, answers)])
+        right, _ = self._scores(model, [*beside, *self._answered], **memory)
+        first, *said = right[0].split([len(beside), *(span.stop - span.start for span in self.answers)])
         return torch.stack([answer.mean() for answer in said]).mean(), first.mean()
+
+    @property
+    def _answered(self) -> list[int]:
+        """Places after which the tokens of the answers follow."""
+        return [place for span in self.answers for place in range(span.start - 1, span.stop - 1)]
+
+    def _scores(
+        self, model: Any, places: Sequence[int], start: int = 0, rows: int = 1, **memory: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of the token after each place, (rows, places), and whether no other is more probable.
+
+        Args:
+            start: the first token that is read, by `rows` equal rows.
+        """
+        at = torch.tensor(places, device=self.tokens.device)
+        tokens = self.tokens[None, start:].expand(rows, -1)
+        scores = model(tokens, logits_to_keep=at - start, **memory).logits.float().log_softmax(-1)
+        right = self.tokens[at + 1].expand(rows, -1)
+        return scores.gather(-1, right[..., None]).squeeze(-1), scores.argmax(-1) == right

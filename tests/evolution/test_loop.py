@@ -22,6 +22,7 @@ from namm_transfer.evals import evolve
 from namm_transfer.evolution import scoring
 from namm_transfer.evolution.config import PRESETS
 from namm_transfer.evolution.loop import learned_by
+from namm_transfer.evolution.quiz import Quiz
 from namm_transfer.evolution.state import FIELDS, State
 from namm_transfer.evolution.tasks import make_prompt
 from namm_transfer.files import asset
@@ -76,7 +77,8 @@ def test_what_comes_out_holds_what_was_asked_for(config, whole):
     """And no less than a little higher bias would hold."""
     settings = json.loads(State.read(whole / "state" / "state.safetensors").settings)["config"]
     adapter = CausalLMAdapter.load(settings["model"], dtype=torch.float32, device="cpu")
-    prompts = [make_prompt(f, "validation", 0, 0, tokens=300, count=adapter.count) for f in settings["families"]]
+    made = [make_prompt(f, "validation", 0, 0, tokens=300, count=adapter.count) for f in settings["families"]]
+    prompts = [Quiz.of(adapter, prompt) for prompt in made]
     namm, shares = NAMM.from_pretrained(whole), []
     for _ in range(2):
         shares.append(scoring.held(adapter, prompts, namm, Accelerator(cpu=True)))
@@ -137,6 +139,22 @@ def test_learning_may_be_given_more_steps_of_another_length_before_the_search_ha
     before, after = (State.read(out / "state" / "state.safetensors").lessons for out in (whole, tmp_path / "out"))
     assert len(after) == 4
     assert np.array_equal(after[:3], before)
+
+
+def test_members_may_be_scored_on_quizzes(config, whole, tmp_path, monkeypatch):
+    """New ones every generation; validation stays on prompts of the families."""
+    (tmp_path / "out" / "state").mkdir(parents=True)
+    shutil.copy(whole / "state" / "learning.safetensors", tmp_path / "out" / "state")
+    asking = tmp_path / "asking.toml"
+    asking.write_text(config.read_text().replace("introduced = [0, 1]", "introduced = [0, 0]\nquizzes = 2"))
+    asked, evaluate = [], scoring.evaluate
+    monkeypatch.setattr(scoring, "evaluate", lambda *given: (asked.append(given[1]), evaluate(*given))[1])
+    evolve.main(arguments(asking, tmp_path / "out", 2, "--resume"))
+    families = [[quiz.family for quiz in quizzes] for quizzes in asked]
+    assert families == [["passkey", "lookup"], ["quiz", "quiz"], ["quiz", "quiz"], ["passkey", "lookup"]]
+    texts = [tuple(quiz.tokens.tolist()) for quizzes in asked[1:3] for quiz in quizzes]
+    assert len(set(texts)) == 4
+    assert max(len(quiz.answers) for quizzes in asked[1:3] for quiz in quizzes) > 1
 
 
 def test_what_ships_goes_on_under_its_preset():

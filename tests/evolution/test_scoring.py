@@ -13,6 +13,7 @@ from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.evolution.config import PRESETS, EvolutionConfig
 from namm_transfer.evolution.loop import start_vector
 from namm_transfer.evolution.population import population
+from namm_transfer.evolution.quiz import Quiz
 from namm_transfer.evolution.scoring import Scores, estimate_statistics, evaluate, fork, shared_prefix
 from namm_transfer.evolution.statistics import Moments
 from namm_transfer.evolution.tasks import make_prompt
@@ -37,7 +38,8 @@ def adapter(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prompts(adapter):
-    return [make_prompt(f, "train", 0, n, tokens=300, count=adapter.count) for f in CONFIG.families for n in range(2)]
+    made = [make_prompt(f, "train", 0, n, tokens=300, count=adapter.count) for f in CONFIG.families for n in range(2)]
+    return [Quiz.of(adapter, prompt) for prompt in made]
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +54,11 @@ def member(vector, statistics, **options) -> NAMM:
 @pytest.mark.parametrize("keep", [0.5, None])
 def test_shared_beginning_equals_reading_it_under_the_members_own_policy(adapter, prompts, statistics, keep):
     namm = member(VECTORS[0], statistics, keep=keep)
-    encoded = adapter.encode(prompts[0])
-    shared = fork(shared_prefix(adapter, encoded, CONFIG), namm, 1)
+    shared = fork(shared_prefix(adapter, prompts[0], CONFIG), namm, 1)
     alone = adapter.memory(namm)
-    adapter.read(encoded, alone, CONFIG.update_interval)
-    logits = [adapter.read(encoded, cache) for cache in (shared, alone)]
-    assert torch.equal(*logits)
+    prompts[0].read(adapter.model, alone, CONFIG.update_interval)
+    said = [prompts[0].judge(adapter.model, cache) for cache in (shared, alone)]
+    assert torch.equal(said[0][0], said[1][0])
     for layer in range(2):
         assert torch.equal(shared.positions(layer), alone.positions(layer))
     assert shared.report().row(0).updates == 2
@@ -65,13 +66,41 @@ def test_shared_beginning_equals_reading_it_under_the_members_own_policy(adapter
 
 
 def test_a_prefix_can_be_forked_again_and_again(adapter, prompts, statistics):
-    encoded = adapter.encode(prompts[0])
-    prefix = shared_prefix(adapter, encoded, CONFIG)
+    prefix = shared_prefix(adapter, prompts[0], CONFIG)
     policy = member(VECTORS[0], statistics)
-    first, again = (adapter.read(encoded, fork(prefix, policy, 1)) for _ in range(2))
-    full = adapter.read(encoded, fork(prefix, FullCache(128), 1))
+    first, again = (prompts[0].judge(adapter.model, fork(prefix, policy, 1))[0] for _ in range(2))
+    full, _ = prompts[0].judge(adapter.model, fork(prefix, FullCache(128), 1))
+    alone, _ = prompts[0].judge(adapter.model, adapter.memory(FullCache(128)))
     assert torch.equal(first, again)
-    torch.testing.assert_close(full, adapter.read(encoded, adapter.memory(FullCache(128))), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(full, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_prompt_is_scored_as_the_adapter_answers_it(adapter, statistics):
+    """And its kept share is that of the cache that has read all."""
+    prompt = make_prompt("multikey", "train", 0, 0, tokens=300, count=adapter.count)
+    encoded, memory = adapter.encode(prompt), adapter.memory(member(VECTORS[0], statistics))
+    scores = evaluate(adapter, [Quiz.of(adapter, prompt)], VECTORS[:1], statistics, CONFIG, Accelerator(cpu=True))
+    assert scores.families == ("multikey",)
+    said = adapter.answer(encoded, memory)
+    assert scores.logprob[0, 0] == pytest.approx(said.logprob, abs=2e-4)
+    assert scores.exact[0, 0] == said.exact
+    assert scores.kept[0, 0] == pytest.approx(memory.kept_share()[0], abs=0.01)
+
+
+def test_every_answer_of_a_quiz_counts_the_same(adapter):
+    """Against a reading without any cache, token by token."""
+    quiz = Quiz.encode(adapter, [("A key is hidden here: 31. The key is", " 31"), ("\n\nIts colour is", " redder")])
+    with torch.inference_mode():
+        scores = adapter.model(quiz.tokens[None], use_cache=False).logits[0].log_softmax(-1)
+    given = [[scores[i - 1, quiz.tokens[i]] for i in range(span.start, span.stop)] for span in quiz.answers]
+    expected = torch.stack([torch.stack(answer).mean() for answer in given]).mean()
+    logprob, _ = quiz.judge(adapter.model, adapter.memory(FullCache(128)), rows=2)
+    torch.testing.assert_close(logprob, expected.expand(2), atol=1e-4, rtol=1e-4)
+    best = scores.argmax(-1)
+    easy = dataclasses.replace(quiz, tokens=quiz.tokens.clone(), answers=(quiz.answers[0], slice(40, 41)))
+    easy.tokens[40] = best[39]
+    _, exact = easy.judge(adapter.model, adapter.memory(FullCache(128)))
+    assert exact.tolist() == [0.5]
 
 
 def test_members_in_one_batch_are_scored_as_alone(adapter, prompts, statistics):
@@ -95,7 +124,7 @@ def test_population_rows_are_the_members(statistics):
 
 
 def test_statistics_are_of_the_full_cache_and_of_all_updates(adapter, prompts, statistics):
-    seen = [len(adapter.encode(p).tokens) // 128 * 128 for p in prompts]
+    seen = [p.text // 128 * 128 for p in prompts]
     expected = sum(2 * 2 * (128 + 256 if n >= 256 else 128) for n in seen)  # layers x heads x tokens
     assert statistics.count == expected
     assert (statistics.var > 0).all()
@@ -138,6 +167,8 @@ def test_moments_row_round_trip(statistics):
         ({"introduced": (1, 2)}, "one of them 0"),
         ({"tokens": (100,)}, "update_interval=128"),
         ({"members": 0}, "members=0"),
+        ({"quizzes": -1}, "quizzes=-1"),
+        ({"quizzes": 4, "introduced": (0, 5)}, r"quizzes=4.*introduced=\(0, 5\)"),
         ({"learn_tokens": (900, 256), "learn_intervals": (128, 256)}, r"learn_tokens=\(900, 256\)"),
     ],
 )
