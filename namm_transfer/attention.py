@@ -217,7 +217,8 @@ def _watched(
         allowed = _allowed(layer, group, new, start, stop, window)
         end = base + stop
         keys, values = (tensor[:, :, :end] for tensor in stored)
-        out, rows = _explicit(query[:, :, start:stop], keys, values, allowed, scaling, layer.policy.attention_dtype)
+        with torch.autocast(query.device.type, enabled=False):  # which would round the products before the softmax
+            out, rows = _explicit(query[:, :, start:stop], keys, values, allowed, scaling, layer.policy.attention_dtype)
         blocks.append(out)
         here = [min(max(size - start, 0), stop - start) for size in sizes]
         if ragged:
@@ -293,7 +294,11 @@ def _explicit(
     kv_heads, tokens = keys.shape[1:3]
     groups = heads // kv_heads
     packed = query.reshape(batch, kv_heads, groups * new, width)
-    scores = (packed @ keys.transpose(-1, -2)).float().mul_(scaling).view(batch, kv_heads, groups, new, tokens)
+    if packed.dtype.itemsize == 2:  # unscaled, a product may be more than half precision can hold
+        scores = ((packed * scaling) @ keys.transpose(-1, -2)).float()
+    else:
+        scores = (packed @ keys.transpose(-1, -2)).float().mul_(scaling)
+    scores = scores.view(batch, kv_heads, groups, new, tokens)
     if allowed is None:
         future = torch.ones(new, new, dtype=torch.bool, device=query.device).triu(1)
         scores[..., tokens - new :].masked_fill_(future, -inf)

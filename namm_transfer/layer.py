@@ -38,6 +38,8 @@ class MemoryLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget everything, the batch size included."""
+        if opened_layer() is self:  # something ended a call between the keys and their attention
+            self.release()
         self.groups: list[HeadGroup] = []
         self.is_initialized = False
         self.columns = 0
@@ -196,7 +198,8 @@ class MemoryLayer(CacheLayerMixin):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Only these rows of the batch."""
-        self._select_rows(torch.arange(len(self.sequences))[indices.cpu()])
+        if self.is_initialized:
+            self._select_rows(torch.arange(len(self.sequences))[indices.cpu()])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Every row ``repeats`` times."""
@@ -213,6 +216,7 @@ class MemoryLayer(CacheLayerMixin):
         else:
             self.padding = self.padding[:, :target]
             lengths = self.padding.sum(-1).tolist()
+            self.padding = None if min(lengths) == target else self.padding
         for sequence, length in zip(self.sequences, lengths, strict=True):
             sequence.clock, sequence.held = length, length
         self.columns = target

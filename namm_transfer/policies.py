@@ -154,9 +154,12 @@ class TOVA(ScoredPolicy):
                 state["last"][b] = rows[b, :, size - 1]
 
     def scores(self, view: LayerView) -> Tensor:
-        """The same for all heads."""
-        last = view.state["last"]
-        return last.mean(1, keepdim=True).expand_as(last)
+        """The same for all heads; one that no longer holds a token gives it nothing."""
+        last, positions = view.state["last"], view.positions.long()
+        newest = int(positions.max())
+        place = positions.masked_fill(~view.real, newest + 1)  # heads of unequal length store a token in unequal places
+        by_position = last.new_zeros(*last.shape[:2], newest + 2).scatter(-1, place, last)
+        return by_position.mean(1, keepdim=True).expand_as(by_position).gather(-1, place)
 
 
 @dataclass
@@ -194,10 +197,10 @@ class SnapKV(ScoredPolicy):
                 state["votes"][b] += rows[b, :, first:size].sum(1)
 
     def scores(self, view: LayerView) -> Tensor:
-        """Pooled votes, the window in front."""
-        votes = view.state["votes"]
+        """Pooled votes, the window in front: the newest first, in case there is no place for all of it."""
+        votes, age = view.state["votes"], _age(view)
         pooled = torch.nn.functional.max_pool1d(votes, self.kernel, stride=1, padding=self.kernel // 2)
-        return pooled.masked_fill(_age(view) < self.window, inf)
+        return torch.where(age < self.window, 2.0 * self.window - age, pooled)  # no token has more votes than queries
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Tensors that share a token axis, with a little room to grow: appended to, compacted and written in place."""
 
+import copy
 import ctypes
 import sys
 
@@ -97,10 +98,17 @@ class TokenStorage:
             self.view(name, kept).copy_(chosen)
         self.length = kept
 
+    @torch.inference_mode(False)
     def select_rows(self, rows: Tensor) -> None:
         """Sequences of the batch in another order, left out or repeated."""
         self._tensors = {name: self.view(name).index_select(0, rows) for name in self._tensors}
         self.room = self.length
+
+    @torch.inference_mode(False)
+    def __deepcopy__(self, memo: dict[int, object]) -> "TokenStorage":
+        twin = copy.copy(self)
+        twin._tensors = {name: tensor.clone() for name, tensor in self._tensors.items()}
+        return twin
 
     def fit(self) -> None:
         """A call ends: give back the room that decoding does not need."""
@@ -120,5 +128,5 @@ class TokenStorage:
     def _allocate(self, name: str, like: Tensor) -> Tensor:
         shape = list(like.shape)
         shape[_axis(name)] = self.room
-        with torch.inference_mode(False):  # a cache filled in inference mode may be used on outside it
+        with torch.inference_mode(False):  # here, as in all that makes tensors: a cache may be used on outside it
             return torch.empty(shape, dtype=like.dtype, device=like.device)

@@ -12,7 +12,7 @@ from packaging.version import Version
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 from namm_transfer import MemoryCache, NammTransferError, policies
-from namm_transfer.attention import plan
+from namm_transfer.attention import _explicit, plan
 from namm_transfer.parity import Carry, published_update
 from namm_transfer.spectrogram import BINS, HOP
 
@@ -153,6 +153,34 @@ def test_half_precision_is_as_close_to_float32_as_the_plain_model(name, zero_nam
     for policy in (policies.make("full"), zero_namm(update_interval=32)):
         logits = model(ids, past_key_values=MemoryCache(model.config, policy=policy)).logits.float()
         assert (logits - expected).pow(2).mean().sqrt() <= 1.5 * distance
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bias", [0.0, 20.0, 60.0, 180.0])
+def test_autocast_is_as_close_to_float32_as_the_plain_model(bias, dtype, zero_namm):
+    """Also where products of queries and keys, before they are scaled, are more than half precision can hold."""
+    model = build(tf.Qwen2Config(**SMALL, head_dim=64, initializer_range=0.1))
+    for layer in model.model.layers:
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+            projection.bias.data.view(-1, 64)[:, [30, 31, 62, 63]] = bias
+    ids = torch.randint(0, 97, (1, 64))
+    expected = model(ids).logits
+    with torch.autocast("cpu", dtype=dtype):
+        plain = model(ids).logits.float()
+        logits = model(ids, past_key_values=MemoryCache(model.config, policy=zero_namm(update_interval=16))).logits
+    distances = [(some.float() - expected).pow(2).mean().sqrt() for some in (logits, plain)]
+    assert distances[0] <= 1.5 * distances[1]
+
+
+def test_half_precision_holds_the_products_of_large_queries_and_keys():
+    """In the open, where nothing is widened: on accelerators."""
+    query, keys, values = 100 * torch.randn(1, 4, 8, 64), 100 * torch.randn(1, 2, 8, 64), torch.randn(1, 2, 8, 64)
+    halves = [tensor.half() for tensor in (query, keys, values)]
+    assert (halves[0] @ halves[1].repeat_interleave(2, 1).transpose(-1, -2)).isinf().any()
+    output, rows = _explicit(*halves, None, 0.125, "float32")
+    expected, _ = _explicit(*(tensor.float() for tensor in halves), None, 0.125, "float32")
+    torch.testing.assert_close(output.float(), expected, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(rows.sum(-1), torch.ones(1, 2, 8))
 
 
 def refusal(model, ids):

@@ -170,6 +170,43 @@ def test_crop_is_exact_for_the_full_policy(model, padding):
     torch.testing.assert_close(feed(cropped, slice(50, 100)), feed(plain, slice(50, 100)), atol=1e-5, rtol=0)
 
 
+def test_a_crop_that_takes_all_padding_away_leaves_none(model):
+    mask = torch.ones(2, 20, dtype=torch.long)
+    mask[0, 15:] = 0
+    cache, plain = (MemoryCache(model.config, policy=policies.make("full")) for _ in range(2))
+    model(ids(2, 20), attention_mask=mask, past_key_values=cache)
+    cache.crop(-10)
+    model(ids(2, 20)[:, :10], past_key_values=plain)
+    more = ids(2, 24)[:, 20:]
+    logits = [model(more, attention_mask=torch.ones(2, 14), past_key_values=some).logits for some in (cache, plain)]
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=0)
+
+
+def test_rows_of_an_empty_cache_may_be_chosen(model):
+    cache = MemoryCache(model.config, policy=policies.make("full"))
+    cache.batch_select_indices(torch.tensor([1]))
+    assert model(ids(2), past_key_values=cache).logits.shape == (2, 100, 97)
+
+
+@pytest.mark.parametrize("change", [copy.deepcopy, lambda cache: (cache.reorder_cache(torch.tensor([1, 0])), cache)[1]])
+def test_a_cache_made_from_another_in_inference_mode_can_be_used_on_outside(model, change):
+    cache = MemoryCache(model.config, policy=policies.make("full"))
+    with torch.inference_mode():
+        model(ids(2), past_key_values=cache)
+        model(ids(2, 1), past_key_values=cache)  # which leaves room for more
+        cache = change(cache)
+    cache.crop(-1)
+    assert model(ids(2, 1), past_key_values=cache).logits.shape == (2, 1, 97)
+
+
+def test_reset_ends_a_call_that_was_interrupted_before_its_attention(model):
+    cache = MemoryCache(model.config, policy=policies.make("full"))
+    keys = torch.zeros(1, 2, 5, 16)
+    cache.update(keys, keys, 0)
+    cache.reset()
+    assert model(ids(), past_key_values=cache).logits.shape == (1, 100, 97)
+
+
 def test_an_evicting_cache_refuses_to_crop_before_anything_is_lost(model, random_namm):
     cache = MemoryCache(model.config, policy=random_namm(update_interval=32))
     model(ids(), past_key_values=cache)

@@ -105,6 +105,24 @@ def test_tova_keeps_what_the_last_query_sees_in_all_heads():
     assert kept(policy, view(state=state)) == [[4, 8]] * 2
 
 
+def test_tova_averages_a_token_over_heads_that_store_it_in_different_places():
+    policy = policies.make("tova:budget=3")
+    positions = torch.tensor([[[-1, 0, 4, 5, 9], [0, 2, 4, 5, 9]]], dtype=torch.int32)
+    last = torch.tensor([[[0.9, 0.1, 0.1, 0.4, 0.4], [0.1, 0.3, 0.1, 0.2, 0.3]]])  # of a hole anything
+    seen = LayerView(0, torch.zeros(1, 2, 5, 4), positions, {"last": last}, [10], 1)
+    torch.testing.assert_close(policy.scores(seen)[0, 1], torch.tensor([0.1, 0.15, 0.1, 0.3, 0.35]))
+    torch.testing.assert_close(policy.scores(seen)[0, 0, 1:], torch.tensor([0.1, 0.1, 0.3, 0.35]))
+
+
+def test_snapkv_without_place_for_its_window_keeps_the_newest_of_it():
+    policy = policies.make("snapkv:window=4,budget=2")
+    state = policy.state(1, 2, 20, torch.device("cpu"))
+    state["votes"][..., 5] = 4.0  # all that four queries can give
+    assert kept(policy, view(state=state)) == [[18, 19]] * 2
+    roomy = policies.make("snapkv:window=4,kernel=1,budget=5")
+    assert kept(roomy, view(state=state)) == [[5, 16, 17, 18, 19]] * 2
+
+
 def test_snapkv_counts_its_window_only_and_starts_anew_each_interval():
     policy = policies.make("snapkv:window=2,kernel=1,budget=3", update_interval=4)
     state = policy.state(1, 1, 20, torch.device("cpu"))

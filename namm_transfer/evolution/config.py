@@ -10,6 +10,10 @@ from typing import Any, Literal
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evolution.tasks import FAMILIES, TRAINED
 from namm_transfer.namm import SIZE
+from namm_transfer.policy import check_interval
+from namm_transfer.spectrogram import HOP
+
+_SHORT = 100  # tokens that a quiz may lack of the length it was asked for, its questions included
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,9 @@ class EvolutionConfig:
                 f"introduced={self.introduced}: expected one generation for each of the {len(self.families)} families, "
                 "one of them 0"
             )
-        counts = ("prompts", "members", "generations", "statistics_prompts", "validation_prompts", "batch")
+        if self.members < 2 or not self.sigma > 0:
+            raise NammTransferError(f"members={self.members}, sigma={self.sigma}: expected 2 or more, and above 0")
+        counts = ("prompts", "generations", "statistics_prompts", "validation_prompts", "validation_every", "batch")
         for name in (*counts, "learn_steps", "learn_quizzes", "learn_measured", "learn_heads", "learn_imitation"):
             if getattr(self, name) < 1:
                 raise NammTransferError(f"{name}={getattr(self, name)}: expected 1 or more")
@@ -151,12 +157,17 @@ class EvolutionConfig:
             raise NammTransferError(f"held={self.held}: expected a share between 0 and 1, and no keep={self.keep}")
         if not 1 <= self.dimensions <= SIZE:
             raise NammTransferError(f"dimensions={self.dimensions}: expected 1 to {SIZE}")
-        if min(self.learn_tokens) <= max(self.learn_intervals):
+        for name in ("tokens", "validation_tokens", "learn_tokens", "learn_intervals"):
+            if not getattr(self, name):
+                raise NammTransferError(f"{name} is empty: expected one length or more")
+        for interval in (self.update_interval, *self.learn_intervals):
+            check_interval(interval, HOP)
+        if min(self.learn_tokens) <= max(self.learn_intervals) + _SHORT:
             raise NammTransferError(
                 f"learn_tokens={self.learn_tokens}: expected all of them above every one of learn_intervals="
-                f"{self.learn_intervals}, or nothing is ever evicted"
+                f"{self.learn_intervals} by more than {_SHORT}, which a quiz may lack, or nothing is ever evicted"
             )
-        if min(*self.tokens, *self.validation_tokens) <= self.update_interval:
+        if min([*self.tokens, *self.validation_tokens]) <= self.update_interval:
             raise NammTransferError(
                 f"tokens {self.tokens} and {self.validation_tokens}: prompts have to be longer than update_interval="
                 f"{self.update_interval}, or nothing is ever evicted"

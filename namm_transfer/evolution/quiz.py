@@ -57,18 +57,22 @@ class Quiz:
         model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     @torch.inference_mode()
-    def judge(self, model: Any, cache: MemoryCache, rows: int = 1) -> tuple[Tensor, Tensor]:
+    def judge(self, model: Any, cache: MemoryCache, rows: int = 1) -> tuple[Tensor, Tensor, list[float]]:
         """How each of `rows` equal rows of a cache answers, which has seen a part of the text and now gets the rest.
 
         Returns:
             (rows,) mean log-probability of the answers, each counting the same, given the right ones before; (rows,)
-            share of them of which every token is the most probable one.
+            share of them of which every token is the most probable one; each row's kept share when the first begins.
         """
-        right, best = self._scores(model, self._answered, cache.get_seq_length(), rows, past_key_values=cache)
+        (first, *others), start = self._answered, cache.get_seq_length()
+        begun = self._scores(model, [first], range(start, self.text), rows, past_key_values=cache)
+        kept = cache.kept_share()
+        went_on = self._scores(model, others, range(self.text, len(self.tokens)), rows, past_key_values=cache)
+        right, best = (torch.cat(parts, -1) for parts in zip(begun, went_on, strict=True))
         sizes = [span.stop - span.start for span in self.answers]
         logprob = torch.stack([answer.mean(-1) for answer in right.split(sizes, -1)], -1)
         exact = torch.stack([answer.all(-1) for answer in best.split(sizes, -1)], -1)
-        return logprob.mean(-1), exact.double().mean(-1)
+        return logprob.mean(-1), exact.double().mean(-1), kept
 
     def likelihood(self, model: Any, beside: Sequence[int] = (), **memory: Any) -> tuple[Tensor, Tensor]:
         """Mean log-probability of the answers, each counting the same, and of the tokens after the places `beside`.
@@ -80,7 +84,7 @@ class Quiz:
         Returns:
             Two scalars; the second is NaN with no places.
         """
-        right, _ = self._scores(model, [*beside, *self._answered], **memory)
+        right, _ = self._scores(model, [*beside, *self._answered], range(len(self.tokens)), **memory)
         first, *said = right[0].split([len(beside), *(span.stop - span.start for span in self.answers)])
         return torch.stack([answer.mean() for answer in said]).mean(), first.mean()
 
@@ -90,15 +94,15 @@ class Quiz:
         return [place for span in self.answers for place in range(span.start - 1, span.stop - 1)]
 
     def _scores(
-        self, model: Any, places: Sequence[int], start: int = 0, rows: int = 1, **memory: Any
+        self, model: Any, places: Sequence[int], given: range, rows: int = 1, **memory: Any
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of the token after each place, (rows, places), and whether no other is more probable.
 
         Args:
-            start: the first token that is read, by `rows` equal rows.
+            given: tokens that `rows` equal rows read, the places among them.
         """
-        at = torch.tensor(places, device=self.tokens.device)
-        tokens = self.tokens[None, start:].expand(rows, -1)
-        scores = model(tokens, logits_to_keep=at - start, **memory).logits.float().log_softmax(-1)
+        at = torch.tensor(places, dtype=torch.int64, device=self.tokens.device)
+        tokens = self.tokens[None, given.start : given.stop].expand(rows, -1)
+        scores = model(tokens, logits_to_keep=at - given.start, **memory).logits.float().log_softmax(-1)
         right = self.tokens[at + 1].expand(rows, -1)
         return scores.gather(-1, right[..., None]).squeeze(-1), scores.argmax(-1) == right

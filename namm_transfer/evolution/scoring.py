@@ -45,7 +45,7 @@ class Scores:
     exact: np.ndarray
     """(quizzes, members) share of the answers that are exactly right"""
     kept: np.ndarray
-    """(quizzes, members) tokens held over tokens seen after the last answer"""
+    """(quizzes, members) tokens held over tokens seen when the first answer begins"""
     full_logprob: np.ndarray
     """(quizzes,)"""
     full_exact: np.ndarray
@@ -153,10 +153,10 @@ def held(adapter: CausalLMAdapter, quizzes: Sequence[Quiz], namm: NAMM, accelera
 
 def answers(adapter: CausalLMAdapter, quiz: Quiz, cache: MemoryCache, rows: int) -> Tensor:
     """How `rows` equal rows do in a quiz, (rows, 3) float64: log-probability, exactness, kept share."""
-    logprob, exact = quiz.judge(adapter.model, cache, rows)
+    logprob, exact, kept = quiz.judge(adapter.model, cache, rows)
     # Rounded, so that the last bits of the arithmetic, which may depend on where memory lies, do not reach the search.
     said = logprob.double().cpu().round(decimals=4)
-    return torch.stack([said, exact.cpu(), torch.tensor(cache.kept_share(), dtype=torch.float64)], dim=1)
+    return torch.stack([said, exact.cpu(), torch.tensor(kept, dtype=torch.float64)], dim=1)
 
 
 def share(jobs: list[Any], accelerator: Accelerator) -> list[Any]:

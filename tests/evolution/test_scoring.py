@@ -16,7 +16,7 @@ from namm_transfer.evolution.population import population
 from namm_transfer.evolution.quiz import Quiz
 from namm_transfer.evolution.scoring import Scores, estimate_statistics, evaluate, fork, shared_prefix
 from namm_transfer.evolution.statistics import Moments
-from namm_transfer.evolution.tasks import make_prompt
+from namm_transfer.evolution.tasks import Prompt, make_prompt
 from namm_transfer.policies import FullCache
 
 CONFIG = EvolutionConfig(
@@ -69,22 +69,25 @@ def test_a_prefix_can_be_forked_again_and_again(adapter, prompts, statistics):
     prefix = shared_prefix(adapter, prompts[0], CONFIG)
     policy = member(VECTORS[0], statistics)
     first, again = (prompts[0].judge(adapter.model, fork(prefix, policy, 1))[0] for _ in range(2))
-    full, _ = prompts[0].judge(adapter.model, fork(prefix, FullCache(128), 1))
-    alone, _ = prompts[0].judge(adapter.model, adapter.memory(FullCache(128)))
+    full, *_ = prompts[0].judge(adapter.model, fork(prefix, FullCache(128), 1))
+    alone, *_ = prompts[0].judge(adapter.model, adapter.memory(FullCache(128)))
     assert torch.equal(first, again)
     torch.testing.assert_close(full, alone, atol=1e-4, rtol=1e-4)
 
 
 def test_a_prompt_is_scored_as_the_adapter_answers_it(adapter, statistics):
-    """And its kept share is that of the cache that has read all."""
-    prompt = make_prompt("multikey", "train", 0, 0, tokens=300, count=adapter.count)
+    """And its kept share is that of the cache when the answer begins, even if an update comes within the answer."""
+    text = make_prompt("multikey", "train", 0, 0, tokens=300, count=adapter.count).text[-253:]  # a token is a character
+    prompt = Prompt("any", "multikey", text, " 12345")
     encoded, memory = adapter.encode(prompt), adapter.memory(member(VECTORS[0], statistics))
     scores = evaluate(adapter, [Quiz.of(adapter, prompt)], VECTORS[:1], statistics, CONFIG, Accelerator(cpu=True))
     assert scores.families == ("multikey",)
-    said = adapter.answer(encoded, memory)
+    logits = adapter.read(encoded, memory)
+    assert scores.kept[0, 0] == memory.kept_share()[0]
+    said = adapter.judge(encoded, memory, logits)[0]
+    assert memory.kept_share()[0] < scores.kept[0, 0] - 0.1
     assert scores.logprob[0, 0] == pytest.approx(said.logprob, abs=2e-4)
     assert scores.exact[0, 0] == said.exact
-    assert scores.kept[0, 0] == pytest.approx(memory.kept_share()[0], abs=0.01)
 
 
 def test_every_answer_of_a_quiz_counts_the_same(adapter):
@@ -94,12 +97,12 @@ def test_every_answer_of_a_quiz_counts_the_same(adapter):
         scores = adapter.model(quiz.tokens[None], use_cache=False).logits[0].log_softmax(-1)
     given = [[scores[i - 1, quiz.tokens[i]] for i in range(span.start, span.stop)] for span in quiz.answers]
     expected = torch.stack([torch.stack(answer).mean() for answer in given]).mean()
-    logprob, _ = quiz.judge(adapter.model, adapter.memory(FullCache(128)), rows=2)
+    logprob, *_ = quiz.judge(adapter.model, adapter.memory(FullCache(128)), rows=2)
     torch.testing.assert_close(logprob, expected.expand(2), atol=1e-4, rtol=1e-4)
     best = scores.argmax(-1)
     easy = dataclasses.replace(quiz, tokens=quiz.tokens.clone(), answers=(quiz.answers[0], slice(40, 41)))
     easy.tokens[40] = best[39]
-    _, exact = easy.judge(adapter.model, adapter.memory(FullCache(128)))
+    _, exact, _ = easy.judge(adapter.model, adapter.memory(FullCache(128)))
     assert exact.tolist() == [0.5]
 
 
@@ -166,10 +169,14 @@ def test_moments_row_round_trip(statistics):
         ({"families": ("poetry",)}, "poetry"),
         ({"introduced": (1, 2)}, "one of them 0"),
         ({"tokens": (100,)}, "update_interval=128"),
-        ({"members": 0}, "members=0"),
+        ({"members": 1}, "members=1"),
+        ({"sigma": 0.0}, "sigma=0.0"),
+        ({"validation_every": 0}, "validation_every=0"),
+        ({"tokens": ()}, "tokens is empty"),
+        ({"learn_intervals": (100,)}, "update_interval=100"),
         ({"quizzes": -1}, "quizzes=-1"),
         ({"quizzes": 4, "introduced": (0, 5)}, r"quizzes=4.*introduced=\(0, 5\)"),
-        ({"learn_tokens": (900, 256), "learn_intervals": (128, 256)}, r"learn_tokens=\(900, 256\)"),
+        ({"learn_tokens": (900, 300), "learn_intervals": (128, 256)}, r"learn_tokens=\(900, 300\)"),
     ],
 )
 def test_configurations_that_cannot_work_are_refused(change, message):
