@@ -17,8 +17,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import NammTransferError
-from ..files import safe_name
-from .schema import SCHEMA_VERSION, Record, Run
+from ..files import safe_name, write_atomic
+from .schema import SCHEMA_VERSION, Provenance, Record, Run
 
 
 @dataclasses.dataclass
@@ -104,8 +104,8 @@ def read_task(folder: Path, task: str) -> list[Contents]:
 def prepare(folder: Path, run: Run, resume: bool) -> list[str]:
     """Make the folder ready for a run to write into, by one process, before any of them opens its ledger.
 
-    With `resume`, earlier ledgers of the task must be of the same run and lose their damaged ends; without, they are
-    renamed to *.old. Returns what the user should be told.
+    With `resume`, earlier ledgers of the task must be of the same run, lose their damaged ends and note a change of the
+    code; without, they are renamed to *.old. Returns what the user should be told.
 
     Raises:
         NammTransferError: a ledger was made with another configuration; the message names the differences.
@@ -127,7 +127,20 @@ def prepare(folder: Path, run: Run, resume: bool) -> list[str]:
         if contents.damage:
             os.truncate(contents.path, contents.intact_bytes)
             notes.append(f"{contents.damage}; the damaged end is evaluated again")
+        if (
+            contents.run is not None
+            and [contents.run.provenance, *contents.run.resumed][-1].code != run.provenance.code
+        ):
+            _go_on(contents.path, contents.run, run.provenance)
+            notes.append(f"{contents.path.name} was made with other code or packages; the report says so")
     return notes
+
+
+def _go_on(path: Path, begun: Run, now: Provenance) -> None:
+    """Write into the first line that another sitting follows."""
+    first = begun.model_copy(update={"resumed": [*begun.resumed, now]}).model_dump_json()
+    _, _, records = path.read_bytes().partition(b"\n")
+    write_atomic(path, first.encode() + b"\n" + records)
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from ..files import write_atomic
 from . import figures, samples, tables
-from .schema import Report, Run
+from .schema import Provenance, Report, Run
 from .verdict import HOLD_MARGIN, MIN_DRAWS, MIN_UPDATES, headline
 
 JSON_LIMIT = 2_000_000
@@ -154,16 +154,20 @@ def _distinct(words: Iterable[str]) -> list[str]:
     return sorted(set(words))
 
 
+def _code(made: Provenance) -> str:
+    return "git none" if made.git_hash is None else f"git {made.git_hash}{' with local changes' * bool(made.git_dirty)}"
+
+
 def provenance(run: Run) -> list[tuple[str, str]]:
     """How a run was made, as names and texts."""
     made = run.provenance
-    git = "none" if made.git_hash is None else f"{made.git_hash}{' with local changes' if made.git_dirty else ''}"
     pairs = [
         ("command", made.command),
         ("started", made.started),
-        ("code", f"git {git}"),
+        ("code", _code(made)),
         ("versions", ", ".join(f"{name} {version}" for name, version in made.versions.items())),
         ("machine", f"{made.cpu}, {made.cores} cores, {made.platform}, accelerator {made.accelerator}"),
+        *(("resumed", f"{later.started}, {_code(later)}") for later in run.resumed),
         ("processes", f"{made.processes}, {run.options.get('threads', '?')} threads each"),
         ("samples", f"{run.samples}, {run.batch} at once, ids sha256 {run.samples_sha256}"),
     ]

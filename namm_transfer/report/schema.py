@@ -82,6 +82,11 @@ class Provenance(_Strict):
     git_hash: str | None
     git_dirty: bool | None
 
+    @property
+    def code(self) -> tuple[Any, ...]:
+        """What may change a result without being part of a run's identity."""
+        return self.git_hash, self.git_dirty, self.versions
+
 
 class Run(_Strict):
     """One evaluation: everything that decides its records, and how it was made. First line of a ledger."""
@@ -98,10 +103,12 @@ class Run(_Strict):
     description: dict[str, Any]
     """What was evaluated: model, data, their SHA-256, dtype, prompts, what the score is."""
     provenance: Provenance
+    resumed: list[Provenance] = []
+    """Later sittings with other code or packages, whose records stand among the others."""
 
     def identity(self) -> dict[str, Any]:
         """All that two runs must share for their records to belong together; files count by content, not by place."""
-        found = json.loads(self.model_dump_json(exclude={"provenance"}))
+        found = json.loads(self.model_dump_json(exclude={"provenance", "resumed"}))
         placed = {key.removesuffix("_sha256") for key in self.description if key.endswith("_sha256")}
         found["description"] = {key: value for key, value in found["description"].items() if key not in placed}
         return found

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from namm_transfer import NammTransferError
-from namm_transfer.report import ledger
+from namm_transfer.report import ledger, render
 
 
 @pytest.fixture
@@ -71,6 +71,20 @@ def test_resume_cuts_the_damage_off_and_appending_goes_on(path, make_run, make_r
     book.close()
     contents = ledger.read(path)
     assert (contents.damage, len(contents.records)) == (None, 6)
+
+
+def test_resumed_with_other_code_says_so(path, make_run, tmp_path):
+    begun = make_run(["full", "l2"], 3)
+    records = ledger.read(path).records
+    changed = begun.model_copy(update={"provenance": begun.provenance.model_copy(update={"git_hash": "1" * 40})})
+    assert ledger.prepare(tmp_path, begun, resume=True) == []
+    for _ in range(2):  # the second time, nothing is new
+        notes = ledger.prepare(tmp_path, changed, resume=True)
+    assert notes == []
+    contents = ledger.read(path)
+    assert (contents.run.provenance, contents.run.resumed) == (begun.provenance, [changed.provenance])
+    assert contents.records == records
+    assert ("resumed", f"{begun.provenance.started}, git {'1' * 40}") in render.provenance(contents.run)
 
 
 def test_tasks_share_a_folder_and_leave_each_other_alone(write_folder, make_run, tmp_path):
