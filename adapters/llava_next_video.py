@@ -121,7 +121,7 @@ class LlavaNextVideoAdapter(ModalityAdapter):
                 str(source), dtype=dtype or "auto", device_map=device_map
             )
             processor = AutoProcessor.from_pretrained(str(source))
-        except (OSError, ValueError, RuntimeError) as problem:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
             raise NammTransferError(
                 f"{str(source)!r} holds no LLaVA-NeXT-Video that can be loaded: {problem}"
             ) from problem

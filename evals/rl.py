@@ -54,7 +54,9 @@ class Options(EvalOptions):
     window: int = 20
     """Steps of --context window."""
     episodes: int = 20
-    """Episodes a policy, over all seeds. --limit says the same."""
+    """Episodes a policy, over all seeds."""
+    limit: int | None = None
+    """Episodes a policy, instead of --episodes."""
     seeds: int = 1
     """Groups the episodes are split into, numbered from --seed; the report has a line for each."""
     target_return: float | None = None

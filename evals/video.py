@@ -81,6 +81,8 @@ def questions(options: Options) -> list[VideoQuestion]:
         raise NammTransferError(
             f"--films {options.films} for --frames {options.frames}: expected one number, or as many"
         )
+    if min(*films, *options.frames) < 1:
+        raise NammTransferError(f"--films {options.films} --frames {options.frames}: expected positive numbers")
     several = len(options.frames) > 1
     by_frames = []
     for count, frames in zip(films, options.frames, strict=True):

@@ -98,6 +98,11 @@ def start(options: EvalOptions) -> Accelerator:
 
     Call it before loading a model, which belongs on `start(options).device`. Safe to call again: `run` does.
     """
+    if options.threads < 1 or not 0 <= options.seed < 2**32 or (options.limit is not None and options.limit < 1):
+        raise NammTransferError(
+            f"--threads {options.threads} --seed {options.seed} --limit {options.limit}: expected positive numbers, "
+            "and a seed from 0 to 4294967295"
+        )
     # Without an accelerator, only cpu=True makes the processes of `accelerate launch --multi_gpu` find each other. A
     # process may finish hours before another and has to wait for it.
     patience = InitProcessGroupKwargs(timeout=timedelta(days=7))

@@ -42,6 +42,24 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> Path:
     return path
 
 
+def make_folder(path: Path) -> Path:
+    """`path` as a folder, made if it is not there; `NammTransferError` if it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NammTransferError(f"{str(path)!r} cannot be a folder to write to: {error.strerror}") from None
+    return path
+
+
+def put_aside(path: Path) -> Path:
+    """Rename a file to the first free one of NAME.old, NAME.old2, NAME.old3, ...; its new path."""
+    number = 1
+    while (old := path.with_name(f"{path.name}.old{number if number > 1 else ''}")).exists():
+        number += 1
+    os.replace(path, old)
+    return old
+
+
 def safe_join(root: str | os.PathLike[str], relative: str | os.PathLike[str]) -> Path:
     """`root / relative`, refused with `NammTransferError` if it lies outside `root` (`..`, absolute, or by a link).
 

@@ -102,6 +102,8 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         self.threshold = threshold
         self.match = match
         self.size = CacheSize(keep, budget, match)
+        if threshold and self.size.asked:
+            raise NammTransferError(f"threshold={threshold} and a size ({self.size}): expected one of the two")
         self.attention_dtype = attention_dtype
         self.attention_in = Affine(FEATURES, 3 * WIDTH)
         self.attention_out = Affine(WIDTH, 2 * FEATURES)
@@ -264,7 +266,9 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
             source = str(asset(source))
         hub = dict(revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
         sizes = ("keep", "budget", "match")
-        if options.keys() & {"selection", "threshold"} or any(options.get(size) is not None for size in sizes):
+        if any(options.get(size) is not None for size in sizes):
+            options = dict.fromkeys(sizes) | {"threshold": 0.0} | options
+        elif options.keys() & {"selection", "threshold"}:
             options = dict.fromkeys(sizes) | options
         try:
             config = json.loads(_locate(source, "config.json", hub).read_text())

@@ -268,15 +268,18 @@ def make(spec: str, *, update_interval: int | None = None) -> EvictionPolicy:
         raise NammTransferError(f"unknown policy {name!r} in {spec!r}: expected one of {', '.join(REGISTRY)}")
     keys = {key: _parser(parameter) for key, parameter in inspect.signature(REGISTRY[name]).parameters.items()}
     options: dict[str, Any] = {} if update_interval is None else {"update_interval": update_interval}
+    given: dict[str, Any] = {}
     for part in filter(None, (p.strip() for p in rest.split(","))):
         key, equals, value = part.partition("=")
         if not equals or key not in keys:
             raise NammTransferError(f"unknown key {key!r} in {spec!r}: expected key=value with {', '.join(keys)}")
+        if key in given:
+            raise NammTransferError(f"{key!r} stands twice in {spec!r}: expected each key once")
         try:
-            options[key] = keys[key](value)
+            given[key] = keys[key](value)
         except ValueError:
             raise NammTransferError(f"{key}={value!r} in {spec!r}: expected {keys[key].__name__}") from None
-    return REGISTRY[name](**options)
+    return REGISTRY[name](**options | given)
 
 
 def _parser(parameter: inspect.Parameter) -> type:

@@ -82,6 +82,21 @@ def test_an_earlier_run_in_the_same_folder_is_kept_aside(tmp_path, capsys):
     main(["--out", str(tmp_path), "--limit", "1"])
     assert "kept as records-tiny-0.jsonl.old" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "report.json").read_text())["records"]) == 2
+    main(["--out", str(tmp_path), "--limit", "1"])
+    assert "kept as records-tiny-0.jsonl.old2" in capsys.readouterr().out
+    assert len((tmp_path / "records-tiny-0.jsonl.old").read_text().splitlines()) == 5, "the first is still there"
+
+
+@pytest.mark.parametrize("flags", [["--threads", "0"], ["--seed", "-1"], ["--limit", "0"], ["--limit", "-1"]])
+def test_numbers_that_mean_nothing_are_refused(flags, tmp_path):
+    with pytest.raises(NammTransferError, match=f"{flags[0]} {flags[1]}"):
+        main(["--out", str(tmp_path), *flags])
+
+
+def test_an_out_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NammTransferError, match="cannot be a folder"):
+        main(["--out", str(tmp_path / "file")])
 
 
 # --- failures

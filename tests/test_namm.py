@@ -47,6 +47,7 @@ def test_vector_round_trip_keeps_the_layout():
         ({"keep": 0.5, "budget": 3}, "keep and budget"),
         ({"attention_dtype": "int8"}, "int8"),
         ({"threshold": math.nan}, "threshold=nan"),
+        ({"threshold": 1.0, "keep": 0.5}, "threshold=1.0 and a size"),
     ],
 )
 def test_bad_input_is_named(options, says):
@@ -76,6 +77,9 @@ def test_a_size_that_is_asked_for_replaces_the_stored_one(tmp_path):
     assert not policies.make(f"namm:path={tmp_path},selection=head").size.asked
     assert not policies.make(f"namm:path={tmp_path},threshold=-1").size.asked
     assert policies.make(f"namm:path={tmp_path},selection=head,keep=0.3").size.keep == 0.3
+    NAMM.from_pretrained(tmp_path, threshold=1.0).save_pretrained(tmp_path / "strict")
+    assert NAMM.from_pretrained(tmp_path / "strict").threshold == 1
+    assert NAMM.from_pretrained(tmp_path / "strict", keep=0.3).size.keep == 0.3
 
 
 @pytest.mark.parametrize("damage", ["unknown", "missing", "shape", "dtype", "nan", "garbage", "gone"])

@@ -63,6 +63,7 @@ def test_options_reach_the_policy():
         ("h2o:keep=2", "keep=2.0"),
         ("h2o:keep=0.5,budget=3", "keep and budget"),
         ("h2o:budget=0", "budget=0"),
+        ("h2o:keep=0.5,keep=0.7", "'keep' stands twice"),
         ("streaming:window=9,keep=0.5", "window or one of"),
         ("snapkv:kernel=4", "kernel=4"),
         ("h2o:recent=1.5", "recent=1.5"),

@@ -35,6 +35,8 @@ _CITIES = (
     "Boston Chicago Denver Houston Dallas Toronto Sydney"
 ).split()
 _NAMES = "Anna Peter Maria John Laura David Sarah Paul Emma Tom Alice Mark Julia Simon Clara Henry Ruth George".split()
+SHORTEST = 60
+"""Tokens of the shortest prompt."""
 _QUESTIONS = 5
 """At most so many are asked about the text of a quiz."""
 _COLOURS = "red blue green yellow black white orange purple brown pink gray gold".split()
@@ -263,6 +265,8 @@ def make_prompt(family: str, split: Split, seed: int, number: int, *, tokens: in
     """
     if family not in FAMILIES:
         raise NammTransferError(f"unknown task family {family!r}; there are {', '.join(FAMILIES)}")
+    if tokens < SHORTEST:
+        raise NammTransferError(f"a prompt of {tokens} tokens: expected {SHORTEST} or more, or nothing fits into it")
     name = f"{family}/{split}/{tokens}/{seed}/{number}"
     make, prose = FAMILIES[family], documents(split)
     first, _ = make(random.Random(name), prose, tokens, count)

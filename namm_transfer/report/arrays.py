@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -43,11 +44,13 @@ class ArrayStore:
         loose = self.loose / f"{name}.npy"
         if loose.exists():
             return loose.read_bytes()
-        if self.packed.exists():
+        if not self.packed.exists():
+            return None
+        try:
             with zipfile.ZipFile(self.packed) as archive:
-                if f"{name}.npy" in archive.namelist():
-                    return archive.read(f"{name}.npy")
-        return None
+                return archive.read(f"{name}.npy")
+        except (KeyError, zipfile.BadZipFile, zlib.error):  # not in it, or damaged
+            return None
 
     def pack(self, names: Iterable[str], sources: Iterable[ArrayStore] = ()) -> None:
         """Put the named arrays (from here or from `sources`) into kept.npz and remove the loose files.

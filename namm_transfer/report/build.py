@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,7 +91,8 @@ def _sizes(task: Task, spec: str) -> list[Sizes]:
         return []
     held = np.mean(matching.mean_history(task.records[spec]), axis=0)
     reached = [sum(len(history[0]) > update for history in histories) for update in range(len(held))]
-    interval = int(task.run.options.get("update_interval", 1))
+    own = re.search(r"\bupdate_interval=(\d+)", spec)
+    interval = int(own[1] if own else task.run.options.get("update_interval", 1))
     return [Sizes(task=task.run.task, policy=spec, interval=interval, held=held.round(2).tolist(), samples=reached)]
 
 

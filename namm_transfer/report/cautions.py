@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from . import statistics, verdict
+from .ledger import differences
 from .records import Task
-from .schema import Overall, Published, SummaryRow
+from .schema import Overall, Published, Run, SummaryRow
+
+TASKS_OWN = ("env", "dataset", "model", "target_return")
+"""Options in which the tasks of a group may differ."""
 
 MATCH_TOLERANCE = 0.02
 """Relative difference of cache sizes up to which match=NAME counts as met."""
@@ -40,7 +45,26 @@ def of_group(overall: Sequence[Overall], tasks: Sequence[Task], summary: Sequenc
     partial = {spec for task in tasks for spec in task.records if task.records[spec]} - {row.policy for row in overall}
     if partial:
         found.append(f"not run in every task and so not in the overall table: {', '.join(sorted(partial))}")
+    found += _unlike(tasks)
     return [f"{name}: {warning}" for warning in found]
+
+
+def _unlike(tasks: Sequence[Task]) -> list[str]:
+    """Tasks whose runs differ in more than what they are about."""
+
+    def settings(run: Run) -> dict[str, Any]:
+        options = {name: value for name, value in run.options.items() if name not in TASKS_OWN}
+        return {"options": options, "weights": {policy.spec: policy.sha256 for policy in run.policies}}
+
+    first, found = tasks[0].run, []
+    for other in (task.run for task in tasks[1:]):
+        both = {policy.spec for policy in first.policies} & {policy.spec for policy in other.policies}
+        there, here = settings(first), settings(other)
+        for side in (there, here):
+            side["weights"] = {spec: sha for spec, sha in side["weights"].items() if spec in both}
+        if different := differences(there, here, sides=(f"in {first.task}", f"in {other.task}")):
+            found.append(f"tasks of different settings are taken together: {'; '.join(different)}")
+    return found
 
 
 def _missing(task: Task, rows: dict[str, SummaryRow]) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import NammTransferError
-from ..files import safe_name, write_atomic
+from ..files import make_folder, put_aside, safe_name, write_atomic
 from .schema import SCHEMA_VERSION, Provenance, Record, Run
 
 
@@ -96,8 +96,8 @@ def path_of(folder: Path, task: str, process: int) -> Path:
 
 def read_task(folder: Path, task: str) -> list[Contents]:
     """All ledgers of one task in a folder, those of other tasks left alone."""
-    pattern = path_of(folder, task, 0).name.replace("-0.jsonl", "-*.jsonl")
-    found = [read(path) for path in sorted(folder.glob(pattern))]
+    stem = path_of(folder, task, 0).name.removesuffix("0.jsonl")
+    found = [read(path) for path in find(folder) if path.name.startswith(stem)]
     return [contents for contents in found if contents.run is None or contents.run.task == task]
 
 
@@ -105,25 +105,25 @@ def prepare(folder: Path, run: Run, resume: bool) -> list[str]:
     """Make the folder ready for a run to write into, by one process, before any of them opens its ledger.
 
     With `resume`, earlier ledgers of the task must be of the same run, lose their damaged ends and note a change of the
-    code; without, they are renamed to *.old. Returns what the user should be told.
+    code, and compressed ones are unpacked; without, they are renamed to *.old. Returns what the user should be told.
 
     Raises:
         NammTransferError: a ledger was made with another configuration; the message names the differences.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     notes = []
     for contents in read_task(folder, run.task):
         if not resume:
-            os.replace(contents.path, contents.path.with_suffix(".jsonl.old"))
-            notes.append(
-                f"records of an earlier run kept as {contents.path.name}.old (--resume would have gone on from them)"
-            )
+            old = put_aside(contents.path)
+            notes.append(f"records of an earlier run kept as {old.name} (--resume would have gone on from them)")
             continue
         if contents.run is not None and (difference := differences(contents.run.identity(), run.identity())):
             raise NammTransferError(
                 f"cannot resume: {contents.path} was made with another configuration ({'; '.join(difference)}); "
                 "use the same flags, or another --out"
             )
+        if contents.path.suffix == ".gz":
+            contents.path = _unpack(contents.path)
         if contents.damage:
             os.truncate(contents.path, contents.intact_bytes)
             notes.append(f"{contents.damage}; the damaged end is evaluated again")
@@ -136,6 +136,16 @@ def prepare(folder: Path, run: Run, resume: bool) -> list[str]:
     return notes
 
 
+def _unpack(path: Path) -> Path:
+    """A compressed ledger as one that can be appended to."""
+    unpacked = path.with_suffix("")
+    if unpacked.exists():
+        raise NammTransferError(f"{path} and {unpacked.name} are the same ledger: expected one of them")
+    write_atomic(unpacked, content(path))
+    path.unlink()
+    return unpacked
+
+
 def _go_on(path: Path, begun: Run, now: Provenance) -> None:
     """Write into the first line that another sitting follows."""
     first = begun.model_copy(update={"resumed": [*begun.resumed, now]}).model_dump_json()
@@ -143,15 +153,15 @@ def _go_on(path: Path, begun: Run, now: Provenance) -> None:
     write_atomic(path, first.encode() + b"\n" + records)
 
 
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
+def differences(old: Any, new: Any, name: str = "", sides: tuple[str, str] = ("there", "here")) -> list[str]:
     """Where two JSON values differ, as `options.seed: 0 there, 1 here`."""
     if old == new:
         return []
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]
-        nested = [differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key)) for key in keys]
+        nested = [differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key), sides) for key in keys]
         return [line for lines in nested for line in lines]
-    return [f"{name}: {old!r} there, {new!r} here"]
+    return [f"{name}: {old!r} {sides[0]}, {new!r} {sides[1]}"]
 
 
 class Ledger:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import NammTransferError
-from ..files import write_atomic
+from ..files import put_aside, write_atomic
 from . import ledger, render, samples
 from .arrays import ArrayStore
 from .build import build
@@ -44,7 +43,7 @@ def merge(folders: Sequence[Path], out: Path) -> Report:
         if run is None or run.task not in origin:
             raise NammTransferError(f"{str(out)!r} has records of something else ({path.name}); expected another --out")
         if path.name not in copies:  # an earlier merge of the same tasks, run by more processes then
-            os.replace(path, path.with_name(f"{path.name}.old"))
+            put_aside(path)
     for file, content in copies.items():
         write_atomic(out / file, content)
     report = build(out)

@@ -254,8 +254,9 @@ def _bytes(count: float | None) -> str:
 
 
 def as_text(table: Table) -> str:
-    """The table for a terminal; columns in which every cell is 0 or a dash are left out."""
-    shown = [i for i in range(len(table.columns)) if not {row[i].text for row in table.rows} <= {"0", "-"}]
+    """The table for a terminal; columns that say nothing are left out: dashes only, or that nothing went wrong."""
+    empty = {column.name: {"-", "0"} if column.name in ("failed", "unparsed") else {"-"} for column in table.columns}
+    shown = [i for i, c in enumerate(table.columns) if not {row[i].text for row in table.rows} <= empty[c.name]]
     lines = [[table.columns[i].name for i in shown], *([row[i].text for i in shown] for row in table.rows)]
     widths = [max(len(line[k]) for line in lines) for k in range(len(shown))]
     numeric = [table.columns[i].numeric for i in shown]

@@ -1,8 +1,9 @@
 """The answer in words: does a policy help, hold or hurt, by how much, how sure, at which cache size.
 
 Help and hurt need an interval that does not contain zero. Hold needs one that contains zero and excludes a loss of more
-than `HOLD_MARGIN` of the full cache's score; a wider one is unsettled, whatever its middle. A policy that acted fewer
-than `MIN_UPDATES` times a sample gets none of these words: its score is that of a cache it hardly touched.
+than `HOLD_MARGIN` of the full cache's score; a wider one is unsettled, whatever its middle. Where no sample came out
+differently, a bootstrap sees no spread however few they are, and the rule of three takes its place. A policy that acted
+fewer than `MIN_UPDATES` times a sample gets none of these words: its score is that of a cache it hardly touched.
 """
 
 from __future__ import annotations
@@ -51,7 +52,12 @@ def judge(row: Row, full: Row | None, draws: int) -> Verdict:
         return "helps" if low > 0 else "hurts"
     if full.score == 0:
         return "cannot tell"  # where the full cache gets nothing right there is nothing to hold
-    return "holds" if low >= -HOLD_MARGIN * abs(full.score) else "unsettled"
+    return "holds" if min(low, -_unseen(row, full, draws)) >= -HOLD_MARGIN * abs(full.score) else "unsettled"
+
+
+def _unseen(row: Row, full: Row, draws: int) -> float:
+    """The loss that may hide where no difference was seen: with 95 %, at most 3 of as many draws lose all they have."""
+    return 3 / draws * abs(full.score or 0.0) if row.diff_ci == (0, 0) else 0.0
 
 
 def answer(row: Row, *, full: Row | None, pairs: int, draws: int, unit: str) -> Answer:
@@ -67,13 +73,13 @@ def answer(row: Row, *, full: Row | None, pairs: int, draws: int, unit: str) -> 
     unit = unit.partition(" (")[0]  # what follows explains it, and stands above the table
     counted = f"{pairs} pairs" if draws == pairs else f"{pairs} pairs in {draws} clusters"
     caution = f" Fewer than {FEW_DRAWS} independent draws: the interval is too narrow." if draws < FEW_DRAWS else ""
-    text = _sentence(row, word, full, counted, unit)
+    text = _sentence(row, word, full, counted, unit, draws)
     if word in ("helps", "holds", "hurts", "unsettled"):
         text += caution + _improvement(row)
     return Answer(task=row.task, policy=row.policy, verdict=word, text=text)
 
 
-def _sentence(row: Row, word: Verdict, full: Row | None, counted: str, unit: str) -> str:
+def _sentence(row: Row, word: Verdict, full: Row | None, counted: str, unit: str, draws: int) -> str:
     score = f"{number(row.score)} ({unit})"
     if word == "baseline":
         return f"The full cache is what the others are compared with: {score}."
@@ -92,6 +98,8 @@ def _sentence(row: Row, word: Verdict, full: Row | None, counted: str, unit: str
         f"{number(row.score)} against {number(full.score)} with the full cache ({unit}), {signed(row.diff_full)} "
         f"(95 % interval {signed(low)} to {signed(high)}, {counted}), {held}."
     )
+    if word == "unsettled" and (loss := _unseen(row, full, draws)):
+        return f"Unsettled: {facts} Nothing changed, but so few draws may hide a loss of up to {number(loss)}."
     if word == "unsettled":
         gain = f" to a gain of {number(high)}" if high > 0 else " to none"
         return f"Unsettled: {facts} Anything from a loss of {number(-low)}{gain} fits these samples."

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from namm_transfer.errors import NammTransferError
-from namm_transfer.files import write_atomic
+from namm_transfer.files import make_folder, write_atomic
 from namm_transfer.video.draw import draw
 from namm_transfer.video.scenes import TYPES, Film, make_film, questions
 
@@ -36,7 +36,7 @@ def generate(
 
     Files that are there already are not written again.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     entries = []
     for seed in tqdm(range(films), desc="films", disable=None, leave=False):
         film = make_film(split, seed, seconds)

@@ -133,6 +133,14 @@ def test_a_folder_without_a_model(tmp_path):
         CausalLMAdapter.load(tmp_path)
 
 
+def test_cut_off_weights(tmp_path):
+    folder = save_tiny_llama(tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(NammTransferError, match="no causal language model"):
+        CausalLMAdapter.load(folder)
+
+
 def test_a_gguf_file_that_is_not_there():
     with pytest.raises(NammTransferError, match="no such file"):
         locate("missing.gguf")

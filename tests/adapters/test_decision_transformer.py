@@ -258,6 +258,13 @@ def test_bad_statistics_are_refused(folder, content, complaint):
         DecisionTransformerAdapter.load(folder, device="cpu")
 
 
+def test_cut_off_weights_are_refused(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(NammTransferError, match="no Decision Transformer"):
+        DecisionTransformerAdapter.load(folder, device="cpu")
+
+
 def test_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(NammTransferError, match="no Decision Transformer"):
         DecisionTransformerAdapter.load(tmp_path)

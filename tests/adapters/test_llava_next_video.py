@@ -1,6 +1,7 @@
 """The LLaVA-NeXT-Video adapter against plain transformers: same logits, same choices, same words."""
 
 import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -271,6 +272,14 @@ def test_half_precision_goes_through(folder, frames):
 def test_what_is_no_llava_is_refused(tmp_path):
     with pytest.raises(NammTransferError, match="holds no LLaVA-NeXT-Video"):
         LlavaNextVideoAdapter.load(tmp_path, device="cpu")
+
+
+def test_cut_off_weights_are_refused(folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "copy")
+    weights = copied / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(NammTransferError, match="LLaVA-NeXT-Video"):
+        LlavaNextVideoAdapter.load(copied, device="cpu")
 
 
 def test_choices_that_are_no_continuation_are_refused(adapter, frames):

@@ -238,6 +238,8 @@ def test_wrong_benchmarks_are_named(tmp_path):
             evaluate(tmp_path / "run", "--benchmark", name)
     with pytest.raises(NammTransferError, match="expected one number, or as many"):
         evaluate(tmp_path / "run", "--films", 1, 2, "--frames", 16, 32, 64)
+    with pytest.raises(NammTransferError, match=r"--frames \(0,\)"):
+        evaluate(tmp_path / "run", "--films", 1, "--frames", 0)
     with pytest.raises(NammTransferError, match=r"nothing\.json"):
         evaluate(tmp_path / "run", "--benchmark", tmp_path / "nothing.json")
 

@@ -70,6 +70,12 @@ def test_some_families_are_never_trained_on():
     assert not set(HELD_OUT) & set(TRAINED)
 
 
+def test_a_length_into_which_nothing_fits():
+    with pytest.raises(NammTransferError, match="59 tokens: expected 60 or more"):
+        make_prompt("retrieval", "train", 0, 0, tokens=59, count=words)
+    assert make_prompt("retrieval", "train", 0, 0, tokens=60, count=words).answer
+
+
 def test_unknown_family():
     with pytest.raises(NammTransferError, match="'poetry'"):
         make_prompt("poetry", "train", 0, 0, tokens=100, count=words)

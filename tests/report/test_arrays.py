@@ -30,6 +30,18 @@ def test_packing_again_keeps_what_is_still_wanted(tmp_path):
     assert [len(store.get(name)) for name in (old, new)] == [3, 4]
 
 
+def test_a_cut_off_package_is_as_good_as_none(tmp_path):
+    store = ArrayStore(tmp_path)
+    name = store.put(np.arange(3))
+    store.pack([name])
+    store.packed.write_bytes(store.packed.read_bytes()[:-30])
+    with pytest.raises(NammTransferError, match="is missing"):
+        store.get(name)
+    again = store.put(np.arange(3))
+    store.pack([again])
+    assert len(store.get(again)) == 3
+
+
 def test_missing_damaged_and_pickled_arrays_are_refused(tmp_path):
     store = ArrayStore(tmp_path)
     name = store.put(np.arange(3))

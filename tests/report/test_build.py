@@ -60,10 +60,26 @@ def test_failed_samples_are_counted_and_left_out_of_means_and_pairs(write_folder
     ("scores", "word"), [(RIGHT, "helps"), (MIXED, "holds"), (WRONG, "hurts"), (MIXED[::-1], "unsettled")]
 )
 def test_the_word_follows_from_the_interval(scores, word, write_folder, tmp_path):
-    answer = build(write_folder(tmp_path, {"full": MIXED, "namm": scores})).answers[1]
+    answer = build(write_folder(tmp_path, {"full": 2 * MIXED, "namm": 2 * scores})).answers[1]
     assert answer.verdict == word
     assert "50.0 % of the cache" in answer.text
     assert "95 % interval" in answer.text
+
+
+@pytest.mark.parametrize(("draws", "word"), [(29, "unsettled"), (30, "holds")])
+def test_few_draws_without_any_difference_exclude_little(draws, word, write_folder, tmp_path):
+    """By the rule of three, of 29 with no loss more than a tenth may yet lose."""
+    same = {"full": [1.0] * draws, "namm": [1.0] * draws}
+    answer = build(write_folder(tmp_path, same)).answers[1]
+    assert answer.verdict == word
+    assert ("may hide a loss of up to 0.103" in answer.text) == (word == "unsettled")
+
+
+@pytest.mark.parametrize("interval", ["", ":keep=0.3,update_interval=64"])
+def test_sizes_stand_at_the_updates_of_the_policy(interval, write_folder, tmp_path):
+    folder = write_folder(tmp_path, {f"namm{interval}": RIGHT})
+    (sizes,) = build(folder).sizes
+    assert sizes.interval == (64 if interval else 1)
 
 
 @pytest.mark.parametrize("scores", [RIGHT, MIXED, WRONG])

@@ -12,7 +12,9 @@ MIXED = [40.0, 60.0] * 10
 
 
 def test_one_command_makes_pages_and_figure(write_folder, tmp_path):
-    video = write_folder(tmp_path / "docs/reports/video", {"full": MIXED, "namm": MIXED, "h2o:match=namm": [0.0] * 20})
+    video = write_folder(
+        tmp_path / "docs/reports/video", {"full": 2 * MIXED, "namm": 2 * MIXED, "h2o:match=namm": [0.0] * 40}
+    )
     text = write_folder(tmp_path / "docs/reports/text", {"full": MIXED, "namm": [20.0] * 20}, task="text")
     (tmp_path / "docs/reports.md").write_text("how to read them")
     gallery.write([text, video], tmp_path / "docs")

@@ -73,6 +73,20 @@ def test_resume_cuts_the_damage_off_and_appending_goes_on(path, make_run, make_r
     assert (contents.damage, len(contents.records)) == (None, 6)
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_compressed_ledger_is_resumed_or_put_aside(path, make_run, tmp_path, resume):
+    before = ledger.read(path)
+    packed = path.with_name(f"{path.name}.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    ledger.prepare(tmp_path, make_run(["full", "l2"], 3), resume=resume)
+    assert ledger.find(tmp_path) == ([path] if resume else [])
+    if resume:
+        assert ledger.read(path).records == before.records
+    else:
+        assert [p.name for p in tmp_path.iterdir()] == [f"{packed.name}.old"]
+
+
 def test_resumed_with_other_code_says_so(path, make_run, tmp_path):
     begun = make_run(["full", "l2"], 3)
     records = ledger.read(path).records

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from namm_transfer.report import render, tables
+from namm_transfer.report import ledger, render, tables
 from namm_transfer.report.build import build
 
 TASKS = [f"rl/{env}-{tier}" for env in ("hopper", "halfcheetah", "walker2d") for tier in ("medium", "expert")]
@@ -66,6 +66,19 @@ def test_a_policy_that_was_not_run_everywhere_is_named(write_folder, tmp_path):
     report = build(write_folder(tmp_path, {"full": [1.0] * 5, "namm": [1.0] * 5}, task="rl/b"))
     assert [row.policy for row in report.overall] == ["full", "namm"]
     assert "rl: not run in every task and so not in the overall table: l2" in report.warnings
+
+
+def test_tasks_of_different_settings_are_named(write_folder, make_run, tmp_path):
+    scores = {"full": [1.0] * 5, "namm": [1.0] * 5}
+    write_folder(tmp_path, scores, task="rl/a")
+    assert not any("taken together" in text for text in build(write_folder(tmp_path, scores, task="rl/b")).warnings)
+    path = ledger.path_of(tmp_path, "rl/b", 0)
+    path.write_text(
+        path.read_text().replace('"options":{"seed":0', '"options":{"env":"b","update_interval":9,"seed":0')
+    )
+    (warning,) = (text for text in build(tmp_path).warnings if "taken together" in text)
+    assert "options.update_interval: None in rl/a, 9 in rl/b" in warning
+    assert "env" not in warning
 
 
 def test_where_it_hardly_acted_is_said_and_too_few_updates_are_not_judged(write_folder, tmp_path):

@@ -137,6 +137,13 @@ def test_the_terminal_shows_answer_table_and_path(report, tmp_path):
     assert max(map(len, text.split("\n\n")[2].splitlines())) <= 120
 
 
+def test_the_terminal_shows_a_column_of_zeros_unless_it_counts_what_went_wrong(write_folder, tmp_path):
+    report = build(write_folder(tmp_path, {"full": [0.0] * 8, "namm": [0.0] * 8}))
+    heads = next(line for line in render.terminal(report, tmp_path).splitlines() if line.startswith("policy"))
+    assert "score" in heads
+    assert "failed" not in heads
+
+
 def test_merged_reports_have_every_task_once(write_folder, tmp_path):
     first = write_folder(tmp_path / "a", {"full": [1.0] * 3, "namm": [0.0] * 3}, task="video")
     second = write_folder(tmp_path / "b", {"full": [5.0] * 3, "namm": [6.0] * 3}, task="rl/hopper")
