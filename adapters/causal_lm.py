@@ -35,7 +35,7 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class TextAnswer:
-    """How one row of a batch answered."""
+    """How a prompt was answered."""
 
     logprob: float
     """Mean log-probability (natural) of the answer's tokens, each given the right ones before it."""
@@ -150,35 +150,33 @@ class CausalLMAdapter(ModalityAdapter):
         return EncodedPrompt(tokens, answer)
 
     @torch.inference_mode()
-    def read(self, encoded: EncodedPrompt, cache: MemoryCache, upto: int | None = None, rows: int = 1) -> Tensor:
-        """Feed the prompt's tokens that `cache` has not seen, up to token `upto` (default all), to `rows` equal rows.
+    def read(self, encoded: EncodedPrompt, cache: MemoryCache) -> Tensor:
+        """Feed the prompt's tokens that `cache` has not seen.
 
         Returns:
-            (rows, vocabulary) logits after the last of them.
+            (1, vocabulary) logits after the last of them.
         """
-        tokens = encoded.tokens[None, cache.get_seq_length() : upto].expand(rows, -1)
+        tokens = encoded.tokens[None, cache.get_seq_length() :]
         return self.model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
 
     @torch.inference_mode()
-    def judge(self, encoded: EncodedPrompt, cache: MemoryCache, logits: Tensor) -> list[TextAnswer]:
-        """How each row of a cache that has read the prompt would answer.
+    def judge(self, encoded: EncodedPrompt, cache: MemoryCache, logits: Tensor) -> TextAnswer:
+        """How a cache that has read the prompt would answer.
 
         Args:
-            logits: (rows, vocabulary), what `read` returned.
+            logits: (1, vocabulary), what `read` returned.
         """
-        rows, predicted = len(logits), [logits[:, None]]
+        predicted = [logits]
         if len(encoded.answer) > 1:
-            given = encoded.answer[None, :-1].expand(rows, -1)
-            predicted.append(self.model(given, past_key_values=cache, use_cache=True).logits)
-        scores = torch.cat(predicted, dim=1).float().log_softmax(-1)
-        right = encoded.answer[None, :, None].expand(rows, -1, -1)
-        logprob = scores.gather(-1, right).squeeze(-1).mean(-1).tolist()
-        exact = (scores.argmax(-1) == encoded.answer).all(-1).tolist()
-        return [TextAnswer(logprob[b], exact[b]) for b in range(rows)]
+            given = encoded.answer[None, :-1]
+            predicted.append(self.model(given, past_key_values=cache, use_cache=True).logits[0])
+        scores = torch.cat(predicted).float().log_softmax(-1)
+        logprob = float(scores.gather(-1, encoded.answer[:, None]).mean())
+        return TextAnswer(logprob, bool((scores.argmax(-1) == encoded.answer).all()))
 
     def answer(self, encoded: EncodedPrompt, cache: MemoryCache) -> TextAnswer:
         """Read the prompt and say how likely the right answer is."""
-        return self.judge(encoded, cache, self.read(encoded, cache))[0]
+        return self.judge(encoded, cache, self.read(encoded, cache))
 
     @torch.inference_mode()
     def generate(

@@ -147,7 +147,7 @@ def likelihoods(options: Options, adapter: CausalLMAdapter) -> Callable[[list[Sa
         encoded, cache = adapter.encode(sample.payload), adapter.memory(policy)
         logits = adapter.read(encoded, cache)
         report, kept = cache.report(), adapter.kept(cache, encoded)  # when the first answer token is produced
-        answer = adapter.judge(encoded, cache, logits)[0]
+        answer = adapter.judge(encoded, cache, logits)
         return [
             Outcome(
                 score=scored(answer, options.score),

@@ -127,10 +127,7 @@ def prepare(folder: Path, run: Run, resume: bool) -> list[str]:
         if contents.damage:
             os.truncate(contents.path, contents.intact_bytes)
             notes.append(f"{contents.damage}; the damaged end is evaluated again")
-        if (
-            contents.run is not None
-            and [contents.run.provenance, *contents.run.resumed][-1].code != run.provenance.code
-        ):
+        if contents.run is not None and contents.run.latest.code != run.provenance.code:
             _go_on(contents.path, contents.run, run.provenance)
             notes.append(f"{contents.path.name} was made with other code or packages; the report says so")
     return notes

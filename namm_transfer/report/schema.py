@@ -106,6 +106,11 @@ class Run(_Strict):
     resumed: list[Provenance] = []
     """Later sittings with other code or packages, whose records stand among the others."""
 
+    @property
+    def latest(self) -> Provenance:
+        """Of the last sitting that had other code or packages than the one before."""
+        return [self.provenance, *self.resumed][-1]
+
     def identity(self) -> dict[str, Any]:
         """All that two runs must share for their records to belong together; files count by content, not by place."""
         found = json.loads(self.model_dump_json(exclude={"provenance", "resumed"}))

@@ -136,7 +136,7 @@ def _short(value: Any) -> str:
 
 def _notes(task: Task) -> list[str]:
     here = provenance.collect(processes=1).model_dump()
-    there = [task.run.provenance, *task.run.resumed][-1].model_dump()
+    there = task.run.latest.model_dump()
     watched = ("versions", "cpu", "accelerator", "git_hash", "git_dirty")
     return ledger.differences({key: there[key] for key in watched}, {key: here[key] for key in watched})
 

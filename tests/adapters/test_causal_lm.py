@@ -106,17 +106,6 @@ def test_no_rotary_embedding_to_change(folder, tmp_path):
         CausalLMAdapter.load(tmp_path, rope_theta=5e5)
 
 
-def test_reading_in_parts_changes_nothing(adapter):
-    encoded = adapter.encode(make_prompt("passkey", "train", 0, 0, tokens=300, count=adapter.count))
-    policy = policies.make("h2o:keep=0.5", update_interval=64)
-    whole, parts = adapter.memory(policy), adapter.memory(policy)
-    logits = adapter.read(encoded, whole)
-    for upto in (50, 128, 200):
-        adapter.read(encoded, parts, upto)
-    torch.testing.assert_close(adapter.read(encoded, parts), logits, atol=1e-4, rtol=1e-4)
-    assert torch.equal(whole.positions(1), parts.positions(1))
-
-
 def test_kept_is_the_share_of_heads_that_hold_a_token(adapter):
     encoded = adapter.encode(make_prompt("passkey", "train", 0, 0, tokens=300, count=adapter.count))
     cache = adapter.memory(policies.make("streaming:sinks=4,window=60", update_interval=64))

@@ -84,7 +84,7 @@ def test_a_prompt_is_scored_as_the_adapter_answers_it(adapter, statistics):
     assert scores.families == ("multikey",)
     logits = adapter.read(encoded, memory)
     assert scores.kept[0, 0] == memory.kept_share()[0]
-    said = adapter.judge(encoded, memory, logits)[0]
+    said = adapter.judge(encoded, memory, logits)
     assert memory.kept_share()[0] < scores.kept[0, 0] - 0.1
     assert scores.logprob[0, 0] == pytest.approx(said.logprob, abs=2e-4)
     assert scores.exact[0, 0] == said.exact
