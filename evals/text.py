@@ -90,7 +90,7 @@ class Options(EvalOptions):
 
 def asked(options: Options) -> list[str]:
     """The families and benchmark tasks asked for, in order and without repeats."""
-    for flag in ("samples", "tokens", "max_tokens", "limit"):
+    for flag in ("samples", "tokens", "max_tokens"):
         if (count := getattr(options, flag)) is not None and count < 1:
             raise NammTransferError(f"--{flag.replace('_', '-')} {count}: expected a positive number")
     names: list[str] = []

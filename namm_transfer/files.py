@@ -26,7 +26,7 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> Path:
     Folders on the way are made. The bytes are on the disk (fsync) before the name points to them.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

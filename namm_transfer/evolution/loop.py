@@ -312,7 +312,6 @@ class Evolution:
         state.history, state.mean = search.history, self.mean
         state.log = np.vstack([state.log, [search.generation, fitness, validation, kept, search.sigma]])
         if self.accelerator.is_main_process:
-            self.out.mkdir(parents=True, exist_ok=True)
             state.write(self._state_path)
             write_atomic(self.out / "evolution.jsonl", state.jsonl())
         if validated is not None:

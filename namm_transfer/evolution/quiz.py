@@ -69,9 +69,8 @@ class Quiz:
         kept = cache.kept_share()
         went_on = self._scores(model, others, range(self.text, len(self.tokens)), rows, past_key_values=cache)
         right, best = (torch.cat(parts, -1) for parts in zip(begun, went_on, strict=True))
-        sizes = [span.stop - span.start for span in self.answers]
-        logprob = torch.stack([answer.mean(-1) for answer in right.split(sizes, -1)], -1)
-        exact = torch.stack([answer.all(-1) for answer in best.split(sizes, -1)], -1)
+        logprob = torch.stack([answer.mean(-1) for answer in right.split(self._sizes, -1)], -1)
+        exact = torch.stack([answer.all(-1) for answer in best.split(self._sizes, -1)], -1)
         return logprob.mean(-1), exact.double().mean(-1), kept
 
     def likelihood(self, model: Any, beside: Sequence[int] = (), **memory: Any) -> tuple[Tensor, Tensor]:
@@ -85,13 +84,18 @@ class Quiz:
             Two scalars; the second is NaN with no places.
         """
         right, _ = self._scores(model, [*beside, *self._answered], range(len(self.tokens)), **memory)
-        first, *said = right[0].split([len(beside), *(span.stop - span.start for span in self.answers)])
+        first, *said = right[0].split([len(beside), *self._sizes])
         return torch.stack([answer.mean() for answer in said]).mean(), first.mean()
 
     @property
     def _answered(self) -> list[int]:
         """Places after which the tokens of the answers follow."""
         return [place for span in self.answers for place in range(span.start - 1, span.stop - 1)]
+
+    @property
+    def _sizes(self) -> list[int]:
+        """Tokens of each answer."""
+        return [span.stop - span.start for span in self.answers]
 
     def _scores(
         self, model: Any, places: Sequence[int], given: range, rows: int = 1, **memory: Any

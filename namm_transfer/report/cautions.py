@@ -51,20 +51,19 @@ def of_group(overall: Sequence[Overall], tasks: Sequence[Task], summary: Sequenc
 
 def _unlike(tasks: Sequence[Task]) -> list[str]:
     """Tasks whose runs differ in more than what they are about."""
-
-    def settings(run: Run) -> dict[str, Any]:
-        options = {name: value for name, value in run.options.items() if name not in TASKS_OWN}
-        return {"options": options, "weights": {policy.spec: policy.sha256 for policy in run.policies}}
-
     first, found = tasks[0].run, []
     for other in (task.run for task in tasks[1:]):
         both = {policy.spec for policy in first.policies} & {policy.spec for policy in other.policies}
-        there, here = settings(first), settings(other)
-        for side in (there, here):
-            side["weights"] = {spec: sha for spec, sha in side["weights"].items() if spec in both}
+        there, here = _settings(first, both), _settings(other, both)
         if different := differences(there, here, sides=(f"in {first.task}", f"in {other.task}")):
             found.append(f"tasks of different settings are taken together: {'; '.join(different)}")
     return found
+
+
+def _settings(run: Run, specs: set[str]) -> dict[str, Any]:
+    """The options that tasks of a group share, and the weights of these policies."""
+    options = {name: value for name, value in run.options.items() if name not in TASKS_OWN}
+    return {"options": options, "weights": {p.spec: p.sha256 for p in run.policies if p.spec in specs}}
 
 
 def _missing(task: Task, rows: dict[str, SummaryRow]) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from tiny_text import save_tiny_llama
 
-from namm_transfer import NAMM, NammTransferError
+from namm_transfer import NAMM, NammTransferError, policies
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.evolution.config import PRESETS, EvolutionConfig
 from namm_transfer.evolution.loop import start_vector
@@ -63,6 +63,16 @@ def test_shared_beginning_equals_reading_it_under_the_members_own_policy(adapter
         assert torch.equal(shared.positions(layer), alone.positions(layer))
     assert shared.report().row(0).updates == 2
     assert shared.report().kept_share < 1
+
+
+def test_reading_in_parts_changes_nothing(adapter, prompts):
+    policy, quiz = policies.make("h2o:keep=0.5", update_interval=64), prompts[0]
+    whole, parts = adapter.memory(policy), adapter.memory(policy)
+    logprob, *_ = quiz.judge(adapter.model, whole)
+    for upto in (50, 128, 200):
+        quiz.read(adapter.model, parts, upto)
+    torch.testing.assert_close(quiz.judge(adapter.model, parts)[0], logprob, atol=1e-4, rtol=1e-4)
+    assert torch.equal(whole.positions(1), parts.positions(1))
 
 
 def test_a_prefix_can_be_forked_again_and_again(adapter, prompts, statistics):
@@ -169,6 +179,7 @@ def test_moments_row_round_trip(statistics):
         ({"families": ("poetry",)}, "poetry"),
         ({"introduced": (1, 2)}, "one of them 0"),
         ({"tokens": (100,)}, "update_interval=128"),
+        ({"members": 0}, "members=0"),
         ({"members": 1}, "members=1"),
         ({"sigma": 0.0}, "sigma=0.0"),
         ({"validation_every": 0}, "validation_every=0"),
@@ -176,6 +187,7 @@ def test_moments_row_round_trip(statistics):
         ({"learn_intervals": (100,)}, "update_interval=100"),
         ({"quizzes": -1}, "quizzes=-1"),
         ({"quizzes": 4, "introduced": (0, 5)}, r"quizzes=4.*introduced=\(0, 5\)"),
+        ({"learn_tokens": (900, 256), "learn_intervals": (128, 256)}, r"learn_tokens=\(900, 256\)"),
         ({"learn_tokens": (900, 300), "learn_intervals": (128, 256)}, r"learn_tokens=\(900, 300\)"),
     ],
 )
