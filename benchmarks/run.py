@@ -48,7 +48,7 @@ CASES = {
     "dense": Case("toy", ("sdpa", "dense"), (4096,)),
     "memory": Case("toy", ("sdpa", "no-cache", "namm:keep=0.5", "namm:keep=0.25", "h2o:keep=0.25"), (16384,)),
     "growth": Case("toy", ("sdpa", "namm:keep=0.5", "namm:keep=0.25"), (1024, 2048, 4096, 8192)),
-    "long": Case("toy", ("sdpa", "namm:keep=0.25"), (32768,), rounds=1),
+    "long": Case("toy", ("sdpa", "namm:keep=0.25"), (32768,)),
     "scoring": Case("toy", ("namm",), (8192,)),
     "lm": Case("lm", ("sdpa", "namm:keep=0.5", "namm:keep=0.25"), (8192,), threads=2),
     "lm-growth": Case("lm", ("sdpa", "namm:keep=0.5", "namm:keep=0.25"), (1024, 2048, 4096), threads=2),

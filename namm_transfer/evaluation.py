@@ -160,7 +160,7 @@ def run(
     accelerator.wait_for_everyone()
     report = build(options.out)
     if accelerator.is_main_process:
-        ArrayStore(options.out).pack(name for record in report.records for name in record.arrays.values())
+        ArrayStore(options.out).pack()
         write(report, options.out)
         print(terminal(report, options.out))
     accelerator.wait_for_everyone()

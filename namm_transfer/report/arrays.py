@@ -14,6 +14,8 @@ import numpy as np
 from ..errors import NammTransferError
 from ..files import write_atomic
 
+_UNREADABLE = (FileNotFoundError, KeyError, zipfile.BadZipFile, zlib.error)  # not there, not in it, or damaged
+
 
 class ArrayStore:
     """The arrays of a report folder, by the SHA-256 of their .npy bytes."""
@@ -44,21 +46,30 @@ class ArrayStore:
         loose = self.loose / f"{name}.npy"
         if loose.exists():
             return loose.read_bytes()
-        if not self.packed.exists():
-            return None
         try:
             with zipfile.ZipFile(self.packed) as archive:
                 return archive.read(f"{name}.npy")
-        except (KeyError, zipfile.BadZipFile, zlib.error):  # not in it, or damaged
+        except _UNREADABLE:
             return None
 
-    def pack(self, names: Iterable[str], sources: Iterable[ArrayStore] = ()) -> None:
-        """Put the named arrays (from here or from `sources`) into kept.npz and remove the loose files.
+    def _names(self) -> set[str]:
+        """Names of all arrays that are here."""
+        loose = {path.stem for path in self.loose.glob("*.npy")}
+        try:
+            with zipfile.ZipFile(self.packed) as archive:
+                return loose | {Path(name).stem for name in archive.namelist()}
+        except _UNREADABLE:
+            return loose
 
-        Arrays that are nowhere to be found are left out: the records still say that they existed.
+    def pack(self, names: Iterable[str] = (), sources: Iterable[ArrayStore] = ()) -> None:
+        """Put all arrays that are here, and the named ones from `sources`, into kept.npz and remove the loose files.
+
+        Those of a run that was put aside stay, as its records do. Arrays that are nowhere to be found are left out: the
+        records still say that they existed.
         """
         stores = [self, *sources]
-        found = {name: next((data for store in stores if (data := store._bytes(name))), None) for name in set(names)}
+        wanted = self._names().union(names)
+        found = {name: next((data for store in stores if (data := store._bytes(name))), None) for name in wanted}
         if any(found.values()):
             buffer = io.BytesIO()
             with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -13,7 +13,7 @@ def test_arrays_survive_packing_and_are_packed_the_same_every_time(tmp_path):
     names = [stores[0].put(value) for value in values]
     assert [stores[1].put(value) for value in reversed(values)] == names[::-1]
     for store in stores:
-        store.pack(names)
+        store.pack()
         assert not store.loose.exists()
         for name, value in zip(names, values, strict=True):
             assert store.get(name).dtype == value.dtype
@@ -21,24 +21,34 @@ def test_arrays_survive_packing_and_are_packed_the_same_every_time(tmp_path):
     assert stores[0].packed.read_bytes() == stores[1].packed.read_bytes()
 
 
-def test_packing_again_keeps_what_is_still_wanted(tmp_path):
+def test_packing_again_keeps_everything(tmp_path):
     store = ArrayStore(tmp_path)
     old = store.put(np.arange(3))
-    store.pack([old])
+    store.pack()
     new = store.put(np.arange(4))
-    store.pack([old, new])
+    store.pack()
     assert [len(store.get(name)) for name in (old, new)] == [3, 4]
+
+
+def test_only_what_is_named_comes_from_elsewhere(tmp_path):
+    store, source = ArrayStore(tmp_path / "all"), ArrayStore(tmp_path / "one")
+    wanted, other = source.put(np.arange(3)), source.put(np.arange(4))
+    store.pack([wanted], [source])
+    assert len(store.get(wanted)) == 3
+    assert len(source.get(other)) == 4
+    with pytest.raises(NammTransferError, match="is missing"):
+        store.get(other)
 
 
 def test_a_cut_off_package_is_as_good_as_none(tmp_path):
     store = ArrayStore(tmp_path)
     name = store.put(np.arange(3))
-    store.pack([name])
+    store.pack()
     store.packed.write_bytes(store.packed.read_bytes()[:-30])
     with pytest.raises(NammTransferError, match="is missing"):
         store.get(name)
     again = store.put(np.arange(3))
-    store.pack([again])
+    store.pack()
     assert len(store.get(again)) == 3
 
 
