@@ -22,7 +22,7 @@ from namm_transfer.evolution.learning import Learning
 from namm_transfer.evolution.progress import progress
 from namm_transfer.evolution.quiz import Quiz
 from namm_transfer.evolution.scoring import Scores
-from namm_transfer.evolution.state import State
+from namm_transfer.evolution.state import FIELDS, State
 from namm_transfer.evolution.statistics import Moments
 from namm_transfer.evolution.strategy import Search, SearchOptions
 from namm_transfer.evolution.tasks import make_prompt
@@ -143,11 +143,13 @@ class Evolution:
         )
         with bar:
             while search.generation < config.generations:
-                fitness, kept = self._generation()
+                scores = self._generation()
+                fitness = scores.fitness(config)
                 search.tell(fitness)
                 due = search.generation % config.validation_every == 0 or search.generation == config.generations
-                self._record(float(fitness.mean()), float(kept), self.validate(self.mean) if due else None)
-                bar.set_postfix(fitness=f"{fitness.mean():.3f}", validation=f"{np.nanmax(self.state.log[:, 2]):.3f}")
+                self._record(scores, self.validate(self.mean) if due else None)
+                validation, signal = np.nanmax(self.state.log[:, 2]), self.state.log[-1, 5]
+                bar.set_postfix(fitness=f"{fitness.mean():.3f}", best=f"{validation:.3f}", signal=f"{signal:.2f}")
                 bar.update()
         namm = self.best() if config.held is None else self._sized(self.best(), config.held)
         self._publish(namm)
@@ -181,13 +183,13 @@ class Evolution:
                 bar.update()
         return _raised(namm, low)
 
-    def _generation(self) -> tuple[np.ndarray, float]:
-        """Fitness of the members of this generation, (members,), and their mean kept share."""
+    def _generation(self) -> Scores:
+        """Scores of the members of this generation."""
         config, number = self.config, self.search.generation
         quizzes = self._quizzes(number)
         bar = self._bar(len(quizzes) * -(-config.members // config.batch), f"generation {number + 1}")
         with bar:
-            scores = scoring.evaluate(
+            return scoring.evaluate(
                 self.adapter,
                 quizzes,
                 self._whole(self.search.ask()),
@@ -196,7 +198,6 @@ class Evolution:
                 self.accelerator,
                 bar.update,
             )
-        return scores.fitness(config), scores.kept.mean()
 
     def _quizzes(self, generation: int) -> list[Quiz]:
         """What the members of this generation are scored on: quizzes not learned from, or prompts of the families."""
@@ -249,12 +250,11 @@ class Evolution:
             lessons=lessons,
             history=self.search.history,
             mean=start,
-            log=np.zeros((0, 5)),
+            log=np.zeros((0, len(FIELDS))),
             best=start,
             best_generation=np.array([0]),
         )
-        scores = self.validate(self.mean)
-        self._record(float("nan"), float(scores.kept.mean()), scores)
+        self._record(None, self.validate(self.mean))
         return self.state
 
     def _search(self, start: np.ndarray) -> Search:
@@ -302,15 +302,19 @@ class Evolution:
             )
         return state
 
-    def _record(self, fitness: float, kept: float, validated: Scores | None) -> None:
-        """One more line of the log; on disk when this returns."""
-        state, search = self.state, self.search
-        validation = float("nan") if validated is None else float(validated.fitness(self.config)[0])
+    def _record(self, members: Scores | None, validated: Scores | None) -> None:
+        """One more line of the log, the start's where there are no members; on disk when this returns."""
+        state, search, config = self.state, self.search, self.config
+        fitness = validation = signal = kept = float("nan")
+        if validated is not None:
+            validation, kept = validated.fitness(config)[0], validated.kept.mean()
+        if members is not None:
+            fitness, signal, kept = members.fitness(config).mean(), members.signal(config), members.kept.mean()
         improved = validated is not None and not (state.log[:, 2] >= validation).any()
         if improved:
             state.best, state.best_generation = self.mean, np.array([search.generation])
         state.history, state.mean = search.history, self.mean
-        state.log = np.vstack([state.log, [search.generation, fitness, validation, kept, search.sigma]])
+        state.log = np.vstack([state.log, [search.generation, fitness, validation, kept, search.sigma, signal]])
         if self.accelerator.is_main_process:
             state.write(self._state_path)
             write_atomic(self.out / "evolution.jsonl", state.jsonl())

@@ -1,4 +1,4 @@
-"""The picture of an evolution: what the gradient taught before it, then fitness, validation, cache size, step size."""
+"""The picture of an evolution: what the gradient taught before it, then scores, cache size, step size and signal."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+_SMOOTH = 10  # generations over which the share of signal is averaged
+
 
 def draw(log: np.ndarray, lessons: np.ndarray) -> str:
     """An SVG of both stages, side by side, or of the search alone.
 
     Args:
-        log: (generations + 1, 5), columns as in `state.FIELDS`.
+        log: (generations + 1, 6), columns as in `state.FIELDS`.
         lessons: (steps, 3), as in `State`; may be empty.
     """
     figure = Figure(figsize=(11 if len(lessons) else 7, 6), layout="constrained")
@@ -31,29 +33,37 @@ def draw(log: np.ndarray, lessons: np.ndarray) -> str:
 def _draw_lessons(figure: Any, lessons: np.ndarray) -> None:
     figure.suptitle("start learned by gradient through evictions", fontsize=10)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    width = max(1, len(lessons) // 40)
     for axes, values, colour in ((top, lessons[:, 0], "tab:blue"), (bottom, lessons[:, 1], "tab:green")):
-        smooth = np.convolve(values, np.full(width, 1 / width), "valid")
-        axes.plot(values, lw=0.6, color="0.75")
-        axes.plot(np.arange(len(smooth)) + width // 2, smooth, color=colour)
+        _draw_smoothed(axes, values, max(1, len(lessons) // 40), colour)
     top.set_ylabel("log-probability of the answers")
     bottom.set_ylabel("held share")
     bottom.set_xlabel("step")
 
 
+def _draw_smoothed(axes: Any, values: np.ndarray, width: int, colour: str) -> None:
+    """Values in grey and their mean over windows of this width."""
+    axes.plot(values, lw=0.6, color="0.75")
+    if len(values) >= width:
+        smooth = np.convolve(values, np.full(width, 1 / width), "valid")
+        axes.plot(np.arange(len(smooth)) + width // 2, smooth, color=colour)
+
+
 def _draw_search(figure: Any, log: np.ndarray) -> None:
-    generation, fitness, validation, kept, sigma = log.T
+    generation, fitness, validation, kept, sigma, signal = log.T
     seen = ~np.isnan(validation)
     figure.suptitle("search by CMA-ES", fontsize=10)
-    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1, 1])
-    top.plot(generation, fitness, lw=1, color="0.6", label="mean fitness of the members (training prompts)")
-    top.plot(generation[seen], validation[seen], "o-", ms=3, label="mean vector (validation prompts)")
+    top, middle, step, bottom = figure.subplots(4, 1, sharex=True, height_ratios=[3, 1, 1, 1])
+    top.plot(generation, fitness, lw=1, color="0.6", label="mean fitness of the members (training)")
+    top.plot(generation[seen], validation[seen], "o-", ms=3, label="mean vector (validation)")
     top.axhline(0, color="0.3", lw=0.8, ls=":", label="full cache, without a price")
     top.set_ylabel("score against the full cache\nminus the price of size")
     top.legend(fontsize=8)
     middle.plot(generation, kept, color="tab:green")
     middle.set_ylabel("kept share")
     middle.set_ylim(0, 1.02)
-    bottom.plot(generation, sigma, color="tab:orange")
-    bottom.set_ylabel("sigma")
+    step.plot(generation, sigma, color="tab:orange")
+    step.set_ylabel("sigma")
+    _draw_smoothed(bottom, signal, _SMOOTH, "tab:purple")
+    bottom.axhline(0, color="0.3", lw=0.8, ls=":")
+    bottom.set_ylabel("signal")
     bottom.set_xlabel("generation")

@@ -62,6 +62,24 @@ class Scores:
                 parts.append((self.logprob[own] - self.full_logprob[own, None]).mean(0))
         return np.mean(parts, axis=0) - config.price * np.maximum(self.kept.mean(0) - config.allowed, 0)
 
+    def signal(self, config: EvolutionConfig) -> float:
+        """How much of the members' differences is theirs: 1 if another draw of quizzes would show the same ones, 0 on
+        average if the members are all as good and only chance tells them apart. NaN if it cannot be said.
+
+        The factor by which James and Stein shrink means, 1 - (members - 3) / (members - 1) / F, where F is that of
+        members in a two-way analysis of variance, quizzes by members, with the price counted a quiz at a time. A single
+        generation's wavers, and may be negative; look at means over ten.
+        """
+        price = config.price * np.maximum(self.kept - config.allowed, 0)
+        table = (self.exact if config.fitness == "exact" else self.logprob) - price
+        quizzes, members = table.shape
+        between = quizzes * table.mean(0).var(ddof=1)
+        if quizzes < 2 or members < 4 or not between > 0:
+            return float("nan")
+        rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+        noise = (rest**2).sum() / ((quizzes - 1) * (members - 1))
+        return float(1 - (members - 3) / (members - 1) * noise / between)
+
 
 def shared_prefix(adapter: CausalLMAdapter, quiz: Quiz, config: EvolutionConfig) -> MemoryCache:
     """A cache that has read the first `update_interval` tokens and waits for its first update."""

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from namm_transfer.errors import NammTransferError
 from namm_transfer.files import write_atomic
 
-FIELDS = ("generation", "fitness", "validation", "kept", "sigma")
+FIELDS = ("generation", "fitness", "validation", "kept", "sigma", "signal")
 
 
 @dataclass
@@ -37,7 +37,8 @@ class State:
     mean: np.ndarray
     """(4172,) float64: the flat vector of the search's mean, to check the replay by"""
     log: np.ndarray
-    """(generations + 1, 5) float64, columns `FIELDS`; row 0 is the start; NaN where there was no validation"""
+    """(generations + 1, 6) float64, columns `FIELDS`, the last of them `Scores.signal` of the members; row 0 is the
+    start; NaN where there was no validation"""
     best: np.ndarray
     """(4172,) float64: the mean with the best validation so far"""
     best_generation: np.ndarray

@@ -201,3 +201,36 @@ def test_schedule():
     assert paper.active(0) == ["retrieval"]
     assert paper.active(100) == ["retrieval", "lookup"]
     assert len(paper.active(500)) == 3
+
+
+def drawn(spread: float, draw: int = 0) -> Scores:
+    """Eight members that differ by `spread`, alike in draws 0 and 1, 2 and 3, ..., on 100 quizzes; noise 1."""
+    quality = spread * np.random.default_rng((0, draw // 2)).standard_normal(8)
+    random = np.random.default_rng((1, draw))
+    logprob = quality + 5 * random.standard_normal((100, 1)) + random.standard_normal((100, 8))
+    nothing = np.zeros((100, 8))
+    return Scores(("quiz",) * 100, logprob, nothing, nothing, nothing[:, 0], nothing[:, 0])
+
+
+def test_signal_is_how_much_of_the_members_differences_another_draw_shows_again():
+    draws = [drawn(0.1, draw) for draw in range(2000)]
+    means = np.array([scores.fitness(CONFIG) for scores in draws])
+    means -= means.mean(1, keepdims=True)
+    again = (means[::2] * means[1::2]).mean() / (means**2).mean()
+    assert 0.3 < again < 0.7
+    assert np.mean([scores.signal(CONFIG) for scores in draws]) == pytest.approx(again, abs=0.08)
+    assert drawn(10.0).signal(CONFIG) > 0.99
+    assert np.mean([drawn(0.0, draw).signal(CONFIG) for draw in range(2000)]) == pytest.approx(0, abs=0.08)
+
+
+def test_what_is_held_counts_in_the_signal_at_its_price():
+    scores = drawn(0.0)
+    held = dataclasses.replace(scores, kept=np.tile(np.linspace(0, 1, 8), (100, 1)))
+    assert held.signal(dataclasses.replace(CONFIG, price=1.0)) > 0.9
+    assert held.signal(CONFIG) == scores.signal(CONFIG)
+
+
+@pytest.mark.parametrize(("quizzes", "logprob"), [(1, [[0.0, 1.0]]), (2, [[0.0, 0.0], [1.0, 1.0]])])
+def test_one_quiz_or_members_all_alike_say_nothing_of_the_signal(quizzes, logprob):
+    table, row = np.array(logprob), np.zeros(quizzes)
+    assert np.isnan(Scores(("quiz",) * quizzes, table, table * 0, table * 0, row, row).signal(CONFIG))
