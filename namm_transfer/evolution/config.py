@@ -64,7 +64,8 @@ class EvolutionConfig:
     """Population size."""
 
     sigma: float = 0.1
-    """Initial step size."""
+    """Initial step size. Too small a one shows in evolution.jsonl as a `signal` near 0: the members differ by less than
+    the draw of quizzes makes of them."""
 
     diagonal: bool = False
     """Only the diagonal of the covariance matrix is adapted (separable CMA-ES)."""
