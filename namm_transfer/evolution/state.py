@@ -59,11 +59,14 @@ class State:
         try:
             with safe_open(path, framework="np") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return cls(settings=(file.metadata() or {})["settings"], **arrays)
+                state = cls(settings=(file.metadata() or {})["settings"], **arrays)
         except FileNotFoundError:
             raise NammTransferError(f"{path}: no evolution to go on with; start without --resume") from None
         except (SafetensorError, KeyError, TypeError) as error:
             raise NammTransferError(f"{path}: not the state of an evolution: {error}") from error
+        if state.log.shape[1:] != (len(FIELDS),):
+            raise NammTransferError(f"{path}: log of shape {state.log.shape}; expected {len(FIELDS)} columns")
+        return state
 
     def jsonl(self) -> str:
         """`evolution.jsonl`: one line a generation."""

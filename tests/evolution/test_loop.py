@@ -1,5 +1,6 @@
 """The evolution as a whole: kill -9 and resume, one process and two, what is written."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -177,3 +178,10 @@ def test_damaged_state(tmp_path):
     path.write_bytes(b"nonsense")
     with pytest.raises(NammTransferError, match="not the state"):
         State.read(path)
+
+
+def test_the_log_of_another_version_is_refused(whole, tmp_path):
+    state = State.read(whole / "state" / "state.safetensors")
+    dataclasses.replace(state, log=state.log[:, :5]).write(tmp_path / "old.safetensors")
+    with pytest.raises(NammTransferError, match=r"log of shape \(5, 5\)"):
+        State.read(tmp_path / "old.safetensors")
