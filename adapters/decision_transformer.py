@@ -26,8 +26,7 @@ from transformers import DecisionTransformerModel
 from transformers.cache_utils import Cache
 
 from namm_transfer import EvictionPolicy, MemoryCache, NammTransferError
-
-from .base import ModalityAdapter, default_device
+from namm_transfer.adapters.base import ModalityAdapter, default_device
 
 KINDS = ("return", "state", "action")
 """What position p of the memory is: `KINDS[p % 3]` of time step `p // 3`."""

@@ -25,12 +25,11 @@ from transformers import AutoProcessor, LlavaNextVideoForConditionalGeneration, 
 from transformers.cache_utils import Cache
 
 from namm_transfer import MemoryCache, NammTransferError
+from namm_transfer.adapters.base import ModalityAdapter, default_device
+from namm_transfer.adapters.video import prompts
+from namm_transfer.adapters.video.frames import SAMPLING, ArrayReader, FrameReader, in_batches, open_video
+from namm_transfer.adapters.video.subtitles import Subtitle, interleave
 from namm_transfer.files import write_atomic
-from namm_transfer.video import prompts
-from namm_transfer.video.frames import SAMPLING, ArrayReader, FrameReader, in_batches, open_video
-from namm_transfer.video.subtitles import Subtitle, interleave
-
-from .base import ModalityAdapter, default_device
 
 FRAMES_AT_ONCE = 16
 """Frames decoded and encoded together; bounds memory, changes no result beyond rounding."""
@@ -98,7 +97,7 @@ class LlavaNextVideoAdapter(ModalityAdapter):
         self.model = model.eval()
         self.processor = processor
         self.backend = backend
-        """Reader of video files, see `namm_transfer.video.frames`"""
+        """Reader of video files, see `namm_transfer.adapters.video.frames`"""
         self.feature_folder = feature_folder
         """Where the tokens of videos are kept between calls of `encode`; None keeps none"""
         text = model.config.get_text_config()
@@ -134,8 +133,8 @@ class LlavaNextVideoAdapter(ModalityAdapter):
 
     def example(self) -> VideoSample:
         """A question about a drawn film of 64 frames."""
-        from namm_transfer.video.draw import draw
-        from namm_transfer.video.scenes import make_film, questions
+        from namm_transfer.evals.tasks.video.draw import draw
+        from namm_transfer.evals.tasks.video.scenes import make_film, questions
 
         film = make_film("test", 0)
         asked = questions(film)[0]

@@ -170,11 +170,11 @@ def evolution(side: str, tokens: int) -> Measured:
     from accelerate import Accelerator
 
     from namm_transfer.adapters.causal_lm import CausalLMAdapter
-    from namm_transfer.evolution.config import EvolutionConfig
-    from namm_transfer.evolution.quiz import Quiz
-    from namm_transfer.evolution.scoring import evaluate
-    from namm_transfer.evolution.tasks import make_quiz
+    from namm_transfer.evals.tasks.text.families import make_quiz
     from namm_transfer.moments import Moments
+    from namm_transfer.training.namm.config import EvolutionConfig
+    from namm_transfer.training.namm.fitness import evaluate
+    from namm_transfer.training.namm.multi_question import Quiz
 
     config = EvolutionConfig(members=8)
     adapter = CausalLMAdapter.load(config.model, dtype=torch.float32, device="cpu")
@@ -204,8 +204,8 @@ def apart(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
 def video(side: str, frames: int) -> Measured:
     """The shipped video model reads a generated film: reading and encoding the frames, then the prompt's prefill."""
     from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample
+    from namm_transfer.evals.tasks.video.benchmarks import load_generated
     from namm_transfer.files import asset
-    from namm_transfer.video.benchmarks import load_generated
 
     adapter = LlavaNextVideoAdapter.load(asset("llava-next-video-small"), device="cpu", dtype=torch.float32)
     question = load_generated(1, 60)[0]
@@ -221,8 +221,8 @@ def video(side: str, frames: int) -> Measured:
 
 def reading(side: str, frames: int) -> Measured:
     """Frames of a generated film by one of the backends, in batches as the adapter takes them."""
-    from namm_transfer.video.benchmarks import load_generated
-    from namm_transfer.video.frames import in_batches, open_video, uniform_indices
+    from namm_transfer.adapters.video.frames import in_batches, open_video, uniform_indices
+    from namm_transfer.evals.tasks.video.benchmarks import load_generated
 
     path = load_generated(1, 60)[0].video
     lap = stopwatch()

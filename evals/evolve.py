@@ -22,9 +22,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from namm_transfer import NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
-from namm_transfer.evaluation import EvalOptions, start
-from namm_transfer.evolution.config import PRESETS, EvolutionConfig
-from namm_transfer.evolution.loop import Evolution
+from namm_transfer.evals.harness.run import EvalOptions, start
+from namm_transfer.training.namm.config import PRESETS, EvolutionConfig
+from namm_transfer.training.namm.loop import Evolution
 
 
 @dataclass

@@ -18,19 +18,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from namm_transfer import EvictionPolicy, NammTransferError, policies
-from namm_transfer.adapters.decision_transformer import (
-    STATISTICS_FILE,
-    DecisionTransformerAdapter,
-    Statistics,
-)
-from namm_transfer.evaluation import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.adapters.decision_transformer import STATISTICS_FILE, DecisionTransformerAdapter, Statistics
+from namm_transfer.evals.harness.options import split_policies
+from namm_transfer.evals.harness.run import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.report.schema import Report
+from namm_transfer.evals.tasks.rl import datasets
+from namm_transfer.evals.tasks.rl.environments import Environments, rollout
+from namm_transfer.evals.tasks.rl.observer import Observer
+from namm_transfer.evals.tasks.rl.scores import task
 from namm_transfer.files import asset
-from namm_transfer.options import split_policies
-from namm_transfer.report.schema import Report
-from namm_transfer.rl import datasets
-from namm_transfer.rl.environments import Environments, rollout
-from namm_transfer.rl.observer import Observer
-from namm_transfer.rl.scores import task
 
 TIERS = ("medium", "medium-replay")
 """Data sets of the shipped models."""

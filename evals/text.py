@@ -30,14 +30,14 @@ import torch
 
 from namm_transfer import EvictionPolicy, NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter, TextAnswer
-from namm_transfer.evaluation import EvalOptions, Outcome, Sample, parse, run, start
-from namm_transfer.evolution import text
-from namm_transfer.evolution.tasks import FAMILIES, HELD_OUT, TRAINED, Prompt, make_prompt
+from namm_transfer.evals.harness.run import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.report.samples import choose
+from namm_transfer.evals.report.schema import Report
+from namm_transfer.evals.tasks.text import prose as text
+from namm_transfer.evals.tasks.text.benchmarks import BENCHMARKS, TASKS, Question, Task, shorten
+from namm_transfer.evals.tasks.text.families import FAMILIES, HELD_OUT, TRAINED, Prompt, make_prompt
+from namm_transfer.evals.tasks.text.load import Source, find, load, local
 from namm_transfer.files import sha256
-from namm_transfer.report.samples import choose
-from namm_transfer.report.schema import Report
-from namm_transfer.text_benchmarks.load import Source, find, load, local
-from namm_transfer.text_benchmarks.tasks import BENCHMARKS, TASKS, Question, Task, shorten
 
 GROUPS = {
     "trained": TRAINED,
@@ -211,7 +211,7 @@ def family_run(options: Options, families: Sequence[str], adapter: CausalLMAdapt
     description = {
         "data": f"{options.split} documents of Python's own documentation, fingerprint {text.fingerprint()}",
         "score": units[options.score],
-        "world": f"namm_transfer.evolution.tasks, {options.tokens} tokens a prompt",
+        "world": f"namm_transfer.evals.tasks.text.families, {options.tokens} tokens a prompt",
         "trained_families": list(TRAINED),
     }
     samples = family_samples(options, families, adapter)

@@ -25,13 +25,13 @@ import torch
 
 from namm_transfer import NAMM, EvictionPolicy, NammTransferError
 from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample
-from namm_transfer.evaluation import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.harness.run import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.report.samples import choose
+from namm_transfer.evals.report.schema import Report
+from namm_transfer.evals.tasks.video.benchmarks import VideoQuestion, load_generated, load_json, load_mlvu
+from namm_transfer.evals.tasks.video.longvideobench import load_longvideobench
+from namm_transfer.evals.tasks.video.thumbnails import most_and_least, write_thumbnails
 from namm_transfer.files import asset, safe_name
-from namm_transfer.report.samples import choose
-from namm_transfer.report.schema import Report
-from namm_transfer.video.benchmarks import VideoQuestion, load_generated, load_json, load_mlvu
-from namm_transfer.video.longvideobench import load_longvideobench
-from namm_transfer.video.thumbnails import most_and_least, write_thumbnails
 
 ANSWER_TOKENS = 8
 """Most tokens of an answer that is generated as a letter: room to be misunderstood in. Words get what they need."""

@@ -1,13 +1,13 @@
 """Neural Attention Memory Models for any transformer: importing registers the attention implementation "memory"."""
 
 from namm_transfer import policies
-from namm_transfer.attention import register
-from namm_transfer.cache import MemoryCache
-from namm_transfer.conformance import check_adapter, check_policy
+from namm_transfer.cache.attention import register
+from namm_transfer.cache.memory_cache import MemoryCache
+from namm_transfer.cache.report import MemoryReport, RowReport
 from namm_transfer.errors import NammTransferError
-from namm_transfer.memory_report import MemoryReport, RowReport
 from namm_transfer.namm import NAMM
 from namm_transfer.policy import CacheSize, EvictionPolicy, LayerView
+from namm_transfer.testing import check_adapter, check_policy
 
 __all__ = [
     "NAMM",

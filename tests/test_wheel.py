@@ -56,7 +56,7 @@ def test_other_assets_say_which_command_makes_them(installed):
         "from namm_transfer.files import asset\nfrom namm_transfer import NammTransferError\n"
         "try: asset('llava-next-video-small')\nexcept NammTransferError as error: print(error)"
     )
-    assert "namm_transfer.video.train" in done.stdout, done.stderr
+    assert "namm_transfer.training.video.train" in done.stdout, done.stderr
 
 
 def test_the_command_line_works(installed):

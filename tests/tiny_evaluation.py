@@ -15,8 +15,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from namm_transfer import EvictionPolicy, MemoryCache
-from namm_transfer.evaluation import EvalOptions, Outcome, Sample, parse, run, start
-from namm_transfer.report.schema import Report
+from namm_transfer.evals.harness.run import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.report.schema import Report
 
 
 @dataclass

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
 
-from namm_transfer.video import small
+from namm_transfer.training.video import small
 
 
 def save_tiny_llava(folder: Path, layout: str) -> Path:

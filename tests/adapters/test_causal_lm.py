@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from namm_transfer import NammTransferError, policies
 from namm_transfer.adapters.causal_lm import SMOLLM2, CausalLMAdapter, locate
-from namm_transfer.conformance import check_adapter
-from namm_transfer.evolution.tasks import make_prompt
+from namm_transfer.evals.tasks.text.families import make_prompt
+from namm_transfer.testing import check_adapter
 
 
 @pytest.fixture(scope="module")

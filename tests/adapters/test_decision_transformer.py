@@ -9,7 +9,7 @@ from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from namm_transfer import NammTransferError, policies
 from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter, Recorded, Statistics, kept_tokens
-from namm_transfer.conformance import check_adapter
+from namm_transfer.testing import check_adapter
 
 STATES, ACTIONS, STEPS = 5, 2, 60
 STATISTICS = Statistics(np.linspace(-1, 1, STATES), np.linspace(0.5, 2, STATES), 100.0, target_return=300.0)

@@ -13,11 +13,11 @@ from transformers import AutoProcessor, DynamicCache, LlavaNextVideoConfig, Llav
 
 from namm_transfer import NammTransferError, check_adapter, policies
 from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample, parse_choice
-from namm_transfer.video.draw import draw
-from namm_transfer.video.frames import VideoError
-from namm_transfer.video.generate import write_film
-from namm_transfer.video.scenes import make_film
-from namm_transfer.video.subtitles import Subtitle
+from namm_transfer.adapters.video.frames import VideoError
+from namm_transfer.adapters.video.subtitles import Subtitle
+from namm_transfer.evals.tasks.video.draw import draw
+from namm_transfer.evals.tasks.video.generate import write_film
+from namm_transfer.evals.tasks.video.scenes import make_film
 
 PROMPT = "What color was the star?\n(A) red\n(B) blue\n(C) green\n(D) white"
 

@@ -4,7 +4,7 @@ import pytest
 
 from namm_transfer import NammTransferError
 from namm_transfer.evals.evolve import Options, configuration
-from namm_transfer.evolution.config import PRESETS
+from namm_transfer.training.namm.config import PRESETS
 
 
 def test_presets_are_taken_as_they_are():

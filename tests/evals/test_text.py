@@ -9,9 +9,9 @@ from tiny_text import save_tiny_llama
 
 from namm_transfer import NammTransferError
 from namm_transfer.evals import text
-from namm_transfer.report.verification import verify
-from namm_transfer.text_benchmarks.load import find
-from namm_transfer.text_benchmarks.tasks import TASKS
+from namm_transfer.evals.report.verification import verify
+from namm_transfer.evals.tasks.text.benchmarks import TASKS
+from namm_transfer.evals.tasks.text.load import find
 
 FLAGS = ["--tokens", "300", "--samples", "2", "--update-interval", "64", "--dtype", "float32"]
 BENCHMARK = ["--update-interval", "64", "--dtype", "float32", "--policy", "full,streaming:keep=0.5"]

@@ -12,8 +12,8 @@ import pytest
 from tiny_llava import save_tiny_llava
 
 from namm_transfer import NammTransferError
-from namm_transfer.video.generate import generate
-from namm_transfer.video.scenes import TYPES
+from namm_transfer.evals.tasks.video.generate import generate
+from namm_transfer.evals.tasks.video.scenes import TYPES
 
 video = importlib.import_module("namm_transfer.evals.video")
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,107 @@
+"""`namm-transfer report`: merge, render, verify, diff, gallery."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from namm_transfer.errors import NammTransferError
+from namm_transfer.evals.report import comparison, gallery, render, verification
+from namm_transfer.evals.report.build import build
+from namm_transfer.evals.report.merge import merge
+
+
+def merge_command(folders: Annotated[tuple[Path, ...], tyro.conf.Positional], /, *, out: Path) -> None:
+    """Make one report of several evaluations.
+
+    Args:
+        folders: Folders that evaluations wrote, each with a task of its own.
+        out: Folder of the merged records and of report.json, report.md and report.html.
+    """
+    if not folders:
+        raise NammTransferError(
+            "nothing to merge; expected folders, as in: report merge runs/video runs/rl --out runs/all"
+        )
+    print(render.terminal(merge(folders, out), out))
+
+
+def render_command(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
+    """Write report.json, report.md and report.html again from the records.
+
+    Args:
+        folder: Folder that an evaluation or a merge wrote.
+    """
+    report = build(folder)
+    render.write(report, folder)
+    print(render.terminal(report, folder))
+
+
+def verify_command(
+    folder: Annotated[Path, tyro.conf.Positional], /, *, samples: int = 3, seed: int = 0, tolerance: float = 0.0
+) -> int:
+    """Evaluate some samples again as recorded and compare; the exit status is 0 if all came out again, else 1.
+
+    Where NAMM, model, data or options are not those recorded it says so and ends with 2.
+
+    Args:
+        folder: Folder that an evaluation or a merge wrote.
+        samples: Samples of each task; each is evaluated under all policies.
+        seed: Of the choice of samples.
+        tolerance: Largest difference of a score that counts as equal; everything else has to be equal. On another
+            processor the last bits of a score may differ.
+    """
+    results = verification.verify(folder, samples=samples, seed=seed, tolerance=tolerance)
+    print(verification.in_words(results, tolerance))
+    return int(any(result.differences for result in results))
+
+
+def diff_command(
+    first: Annotated[Path, tyro.conf.Positional], second: Annotated[Path, tyro.conf.Positional], /
+) -> None:
+    """Say what changed from one report to another, and whether the scores differ by more than chance.
+
+    Args:
+        first: Folder of the earlier report.
+        second: Folder of the later one.
+    """
+    print(comparison.in_words(comparison.diff(first, second)))
+
+
+def gallery_command(folders: Annotated[tuple[Path, ...], tyro.conf.Positional], /, *, out: Path = Path("docs")) -> None:
+    """Write index.html, index.md and headline.svg over several reports.
+
+    Args:
+        folders: Folders that evaluations or merges wrote.
+        out: Folder of the gallery.
+    """
+    for item in gallery.write(folders, out):
+        print(f"{item.link}: {item.report.headline}")
+    print(f"gallery: {out / 'index.html'}  (also index.md and headline.svg)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one of them; returns the exit status."""
+    status = tyro.extras.subcommand_cli_from_dict(
+        {
+            "merge": merge_command,
+            "render": render_command,
+            "verify": verify_command,
+            "diff": diff_command,
+            "gallery": gallery_command,
+        },
+        prog="namm-transfer report",
+        description="Reports are a pure function of the records that evaluations write.",
+        args=arguments,
+    )
+    return status if isinstance(status, int) else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except NammTransferError as error:
+        sys.exit(f"error: {error}")

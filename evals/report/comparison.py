@@ -1,0 +1,148 @@
+"""What changed between two reports: configuration, versions, and scores, and whether that is more than chance."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from namm_transfer.evals.report import ledger, statistics
+from namm_transfer.evals.report.records import Task, load
+from namm_transfer.evals.report.schema import Record
+from namm_transfer.evals.report.verdict import MIN_DRAWS, number, percent, signed
+
+
+@dataclasses.dataclass
+class Change:
+    """The scores of one policy of one task in two reports."""
+
+    task: str
+    policy: str
+    before: float | None
+    """Mean score in the first report, in the task's unit."""
+    after: float | None
+    difference: float | None
+    """After minus before: over the samples that are in both, where they are paired."""
+    interval: tuple[float, float] | None
+    """95 % bootstrap interval of the difference."""
+    paired: int
+    """Samples in both; 0 if there are none and all are compared with all."""
+    draws: int
+    """Independent draws behind the interval."""
+    kept: tuple[float | None, float | None]
+    """Mean share of the cache held in each."""
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval excludes zero, from enough draws to say so."""
+        return self.interval is not None and self.draws >= MIN_DRAWS and not self.interval[0] <= 0 <= self.interval[1]
+
+
+@dataclasses.dataclass
+class Difference:
+    """Two reports compared."""
+
+    configuration: list[str]
+    """What was set differently, a line each."""
+    circumstances: list[str]
+    """Versions, machine, code: what is recorded and decides nothing on purpose."""
+    missing: list[str]
+    """Tasks and policies that only one of them has."""
+    changes: list[Change]
+    """One for each policy that both have."""
+
+
+def diff(first: Path, second: Path) -> Difference:
+    """Compare the records of two report folders. Raises what `records.load` raises."""
+    a, b = ({task.run.task: task for task in load(folder)} for folder in (first, second))
+    result = Difference([], [], [], [])
+    for name in dict.fromkeys([*a, *b]):
+        if name not in a or name not in b:
+            result.missing.append(f"{name}: only in {first if name in a else second}")
+            continue
+        old, new = a[name], b[name]
+        result.configuration += [f"{name}: {line}" for line in _configuration(old, new)]
+        before, after = (task.run.provenance.model_dump(exclude={"command", "started"}) for task in (old, new))
+        result.circumstances += [f"{name}: {line}" for line in ledger.differences(before, after)]
+        for policy in dict.fromkeys([*old.records, *new.records]):
+            if old.records.get(policy) and new.records.get(policy):
+                result.changes.append(_change(name, policy, old.records[policy], new.records[policy]))
+            else:
+                result.missing.append(f"{name}: {policy} only in {first if old.records.get(policy) else second}")
+    return result
+
+
+def _configuration(old: Task, new: Task) -> list[str]:
+    """Differences of options, description and the weights of policies that both have."""
+    sides = []
+    for task in (old, new):
+        found = task.run.identity()
+        found["weights"] = {item["spec"]: item["sha256"] for item in found.pop("policies")}
+        sides.append(found)
+    shared = sides[0]["weights"].keys() & sides[1]["weights"].keys()
+    for side in sides:
+        side["weights"] = {spec: digest for spec, digest in side["weights"].items() if spec in shared}
+    return ledger.differences(sides[0], sides[1])
+
+
+def _change(task: str, policy: str, old: list[Record], new: list[Record]) -> Change:
+    before, after = ({r.id: r for r in records if r.score is not None} for records in (old, new))
+    both = [(before[name], after[name]) for name in before if name in after]
+    values = [[record.score or 0.0 for record in side.values()] for side in (before, after)]
+    if both:
+        differences = [(late.score or 0.0) - (early.score or 0.0) for early, late in both]
+        clusters = [early.cluster or early.id for early, _ in both]
+        difference, draws = statistics.mean(differences), len(set(clusters))
+        interval = statistics.interval(differences, clusters)
+    else:
+        known = all(values)
+        difference = (statistics.mean(values[1]) or 0.0) - (statistics.mean(values[0]) or 0.0) if known else None
+        draws, interval = min(map(len, values)), statistics.unpaired_interval(values[0], values[1])
+    shares = [[r.kept_share for r in records if r.kept_share is not None] for records in (old, new)]
+    return Change(
+        task=task,
+        policy=policy,
+        before=statistics.mean(values[0]),
+        after=statistics.mean(values[1]),
+        difference=difference,
+        interval=interval,
+        paired=len(both),
+        draws=draws,
+        kept=(statistics.mean(shares[0]), statistics.mean(shares[1])),
+    )
+
+
+def in_words(result: Difference) -> str:
+    """The comparison for the terminal."""
+    lines = []
+    for title, found in (
+        ("configuration", result.configuration),
+        ("circumstances", result.circumstances),
+        ("only in one", result.missing),
+    ):
+        lines += [f"{title}:", *(f"  {line}" for line in found or ["the same"])]
+    lines.append("scores:")
+    lines += [f"  {_sentence(change)}" for change in result.changes] or ["  nothing in common"]
+    expected = 0.05 * len(result.changes)
+    if len(result.changes) > 1:
+        many = sum(change.significant for change in result.changes)
+        lines.append(
+            f"of {len(result.changes)} comparisons {many} are significant at 5 %; "
+            f"about {expected:.1f} would be by chance alone"
+        )
+    return "\n".join(lines)
+
+
+def _sentence(change: Change) -> str:
+    low, high = change.interval or (None, None)
+    same = change.before == change.after and change.interval in (None, (0.0, 0.0))
+    how = f"{change.paired} paired samples" if change.paired else "no sample in common, all against all"
+    if change.paired and change.draws != change.paired:
+        how += f" in {change.draws} clusters"
+    few = "" if change.draws >= MIN_DRAWS else f", fewer than {MIN_DRAWS} independent draws"
+    word = "the same" if same else "significant" if change.significant else f"not significant{few}"
+    bounds = "no interval" if low is None else f"95 % interval {signed(low)} to {signed(high)}"
+    return (
+        f"{change.task}, {change.policy}: {number(change.before)} -> {number(change.after)}, "
+        f"{signed(change.difference)} ({bounds}, {how}): {word}; "
+        f"cache held {percent(change.kept[0])} -> {percent(change.kept[1])}"
+    )

@@ -1,0 +1,183 @@
+"""The records of a run on disk: append-only JSON lines, one file a process, each line durable before the next sample.
+
+The first line of a file is the `Run`, every other line a `Record`. A process that is killed leaves at most one damaged
+line at the end of its file; reading stops there and says so, and `prepare` cuts it off before a run goes on. What is
+published is compressed (`records-*.jsonl.gz`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from namm_transfer.errors import NammTransferError
+from namm_transfer.evals.report.schema import SCHEMA_VERSION, Provenance, Record, Run
+from namm_transfer.files import make_folder, put_aside, safe_name, write_atomic
+
+
+@dataclasses.dataclass
+class Contents:
+    """What could be read of one ledger file."""
+
+    path: Path
+    """The file."""
+    run: Run | None
+    """Its first line; None if not even that is whole."""
+    records: list[Record]
+    """The records before the damage, in the order they were written."""
+    intact_bytes: int
+    """Length of the undamaged beginning."""
+    damage: str | None
+    """What is wrong behind it, None if nothing is."""
+
+
+def read(path: Path) -> Contents:
+    """Read a ledger up to its end or to the first damaged line.
+
+    Raises:
+        NammTransferError: the file is from another version of the schema.
+    """
+    contents = Contents(path, None, [], 0, None)
+    for number, line in enumerate(content(path).splitlines(keepends=True), start=1):
+        try:
+            if not line.endswith(b"\n"):
+                raise ValueError("the line is cut off")
+            if number == 1:
+                contents.run = _run(path, line)
+            else:
+                contents.records.append(Record.model_validate_json(line))
+        except ValueError as error:  # pydantic's ValidationError is one
+            what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            contents.damage = f"{path.name} is damaged from line {number} on ({what}); read up to there"
+            break
+        contents.intact_bytes += len(line)
+    return contents
+
+
+def content(path: Path) -> bytes:
+    """The lines of a ledger; of a compressed one that is cut off, those before the cut.
+
+    Raises:
+        NammTransferError: it is called .gz and is no such file.
+    """
+    data = path.read_bytes()
+    if path.suffix != ".gz":
+        return data
+    try:
+        return zlib.decompressobj(wbits=31).decompress(data)  # 31: with gzip's header
+    except zlib.error as error:
+        raise NammTransferError(f"{path} is damaged: no gzip file ({error})") from None
+
+
+def _run(path: Path, line: bytes) -> Run:
+    version = re.match(rb'\{"schema_version":\s*(\d+)', line)
+    if version and int(version[1]) != SCHEMA_VERSION:
+        raise NammTransferError(
+            f"{path} has schema version {int(version[1])}, expected {SCHEMA_VERSION}: use the release that wrote it"
+        )
+    return Run.model_validate_json(line)
+
+
+def find(folder: Path) -> list[Path]:
+    """The ledger files of a report folder."""
+    return sorted([*folder.glob("records-*.jsonl"), *folder.glob("records-*.jsonl.gz")])
+
+
+def path_of(folder: Path, task: str, process: int) -> Path:
+    """Where process number `process` keeps its records of `task`."""
+    return folder / f"records-{safe_name(task)}-{process}.jsonl"
+
+
+def read_task(folder: Path, task: str) -> list[Contents]:
+    """All ledgers of one task in a folder, those of other tasks left alone."""
+    stem = path_of(folder, task, 0).name.removesuffix("0.jsonl")
+    found = [read(path) for path in find(folder) if path.name.startswith(stem)]
+    return [contents for contents in found if contents.run is None or contents.run.task == task]
+
+
+def prepare(folder: Path, run: Run, resume: bool) -> list[str]:
+    """Make the folder ready for a run to write into, by one process, before any of them opens its ledger.
+
+    With `resume`, earlier ledgers of the task must be of the same run, lose their damaged ends and note a change of the
+    code, and compressed ones are unpacked; without, they are renamed to *.old. Returns what the user should be told.
+
+    Raises:
+        NammTransferError: a ledger was made with another configuration; the message names the differences.
+    """
+    make_folder(folder)
+    notes = []
+    for contents in read_task(folder, run.task):
+        if not resume:
+            old = put_aside(contents.path)
+            notes.append(f"records of an earlier run kept as {old.name} (--resume would have gone on from them)")
+            continue
+        if contents.run is not None and (difference := differences(contents.run.identity(), run.identity())):
+            raise NammTransferError(
+                f"cannot resume: {contents.path} was made with another configuration ({'; '.join(difference)}); "
+                "use the same flags, or another --out"
+            )
+        if contents.path.suffix == ".gz":
+            contents.path = _unpack(contents.path)
+        if contents.damage:
+            os.truncate(contents.path, contents.intact_bytes)
+            notes.append(f"{contents.damage}; the damaged end is evaluated again")
+        if contents.run is not None and contents.run.latest.code != run.provenance.code:
+            _go_on(contents.path, contents.run, run.provenance)
+            notes.append(f"{contents.path.name} was made with other code or packages; the report says so")
+    return notes
+
+
+def _unpack(path: Path) -> Path:
+    """A compressed ledger as one that can be appended to."""
+    unpacked = path.with_suffix("")
+    if unpacked.exists():
+        raise NammTransferError(f"{path} and {unpacked.name} are the same ledger: expected one of them")
+    write_atomic(unpacked, content(path))
+    path.unlink()
+    return unpacked
+
+
+def _go_on(path: Path, begun: Run, now: Provenance) -> None:
+    """Write into the first line that another sitting follows."""
+    first = begun.model_copy(update={"resumed": [*begun.resumed, now]}).model_dump_json()
+    _, _, records = path.read_bytes().partition(b"\n")
+    write_atomic(path, first.encode() + b"\n" + records)
+
+
+def differences(old: Any, new: Any, name: str = "", sides: tuple[str, str] = ("there", "here")) -> list[str]:
+    """Where two JSON values differ, as `options.seed: 0 there, 1 here`."""
+    if old == new:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        nested = [differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key), sides) for key in keys]
+        return [line for lines in nested for line in lines]
+    return [f"{name}: {old!r} {sides[0]}, {new!r} {sides[1]}"]
+
+
+class Ledger:
+    """One process's file, open for appending."""
+
+    def __init__(self, path: Path, run: Run) -> None:
+        self._file = open(path, "ab")  # noqa: SIM115 -- open for as long as the run lasts
+        if self._file.tell() == 0:
+            self._append(run.model_dump_json())
+
+    def add(self, record: Record) -> None:
+        """Append a record; it is on the disk when this returns."""
+        self._append(record.model_dump_json())
+
+    def _append(self, line: str) -> None:
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file; nothing is lost without it."""
+        self._file.close()

@@ -1,0 +1,70 @@
+"""The records in a report folder, by task and policy."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from namm_transfer.errors import NammTransferError
+from namm_transfer.evals.report import ledger
+from namm_transfer.evals.report.schema import Record, Run
+
+
+@dataclasses.dataclass
+class Task:
+    """One run and its records."""
+
+    run: Run
+    """The run; where several ledgers have one, the first."""
+    records: dict[str, list[Record]]
+    """By policy, in the run's order; each list by index."""
+    damage: list[str]
+    """What could not be read."""
+
+    def paired(self, policy: str) -> list[tuple[Record, Record]]:
+        """The records of samples that both this policy and the full cache finished: (its own, the full cache's)."""
+        full = {record.index: record for record in self.records.get("full", []) if record.score is not None}
+        return [
+            (record, full[record.index])
+            for record in self.records[policy]
+            if record.score is not None and record.index in full
+        ]
+
+    def differences(self, policy: str) -> tuple[list[float], list[str]]:
+        """Differences to the full cache, and the cluster of each."""
+        pairs = self.paired(policy)
+        clusters = [record.cluster or f"sample {record.index}" for record, _ in pairs]
+        return [(record.score or 0.0) - (full.score or 0.0) for record, full in pairs], clusters
+
+
+def load(folder: Path) -> list[Task]:
+    """The runs of a report folder, in the order they were started.
+
+    Raises:
+        NammTransferError: no ledger there, or two of the same task that do not belong together.
+    """
+    contents = [ledger.read(path) for path in ledger.find(folder)]
+    if not any(item.run for item in contents):
+        raise NammTransferError(
+            f"no records in {str(folder)!r}; expected records-*.jsonl files that an evaluation wrote"
+        )
+    tasks: dict[str, Task] = {}
+    for item in contents:
+        if item.run is None:
+            continue
+        task = tasks.setdefault(item.run.task, Task(item.run, {policy.spec: [] for policy in item.run.policies}, []))
+        if differences := ledger.differences(task.run.identity(), item.run.identity()):
+            raise NammTransferError(f"{item.path} is of another run of {item.run.task!r}: {'; '.join(differences)}")
+        for record in item.records:
+            task.records[record.policy].append(record)
+        task.damage += [item.damage] if item.damage else []
+    for task in tasks.values():
+        task.records = {spec: _unique(records) for spec, records in task.records.items()}
+    nameless = [item.damage for item in contents if item.run is None and item.damage]
+    ordered = sorted(tasks.values(), key=lambda task: (task.run.provenance.started, task.run.task))
+    ordered[0].damage += nameless
+    return ordered
+
+
+def _unique(records: list[Record]) -> list[Record]:
+    return [record for _, record in sorted({record.index: record for record in records}.items())]

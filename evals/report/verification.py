@@ -1,0 +1,157 @@
+"""Does a report come out again? A few of its samples are evaluated anew and compared with what was recorded.
+
+The records of those samples are left out of a copy of the folder, and the evaluation goes on from that copy as from a
+run that was interrupted: same options, same batches, and refused where NAMM, model or data have another checksum.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import io
+import json
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from namm_transfer.errors import NammTransferError
+from namm_transfer.evals.report import ledger, provenance
+from namm_transfer.evals.report.records import Task, load
+from namm_transfer.evals.report.schema import Record
+from namm_transfer.files import write_atomic
+
+EXACT = ("updates", "seen", "kept_share", "peak_share", "kept", "history", "answer", "unparsed", "error", "arrays")
+"""Fields of a record that have to come out again as they were, and with `arrays` every kept position recorded."""
+
+
+@dataclasses.dataclass
+class Verified:
+    """What came of verifying one task."""
+
+    task: str
+    samples: list[str]
+    """Names of the samples that were evaluated again, under every policy."""
+    records: int
+    """How many records that were."""
+    differences: list[str]
+    """What did not come out again; empty if everything did."""
+    largest: float
+    """Largest difference of a score, in the score's unit."""
+    notes: list[str]
+    """What is different about this machine, and may explain differences."""
+
+
+def verify(
+    folder: Path, *, samples: int = 3, seed: int = 0, tolerance: float = 0.0, evaluate: Callable[..., Any] | None = None
+) -> list[Verified]:
+    """Evaluate some samples of each task in a report folder again and compare.
+
+    Args:
+        folder: what an evaluation or a merge wrote.
+        samples: how many samples of each task, each under all policies.
+        seed: of their choice.
+        tolerance: largest difference of a score that counts as equal, in the score's unit. All else must be equal.
+        evaluate: what evaluates, taking a list of command line arguments; found by the task's name if not given.
+
+    Raises:
+        NammTransferError: no records, an evaluation nobody knows, or NAMM, model, data or options that are not those
+            recorded: the message names the differences.
+    """
+    if samples < 1 or tolerance < 0:
+        raise NammTransferError(f"--samples {samples} --tolerance {tolerance}: expected one sample at least, and >= 0")
+    return [_verify(folder, task, samples, seed, tolerance, evaluate or _evaluation(task)) for task in load(folder)]
+
+
+def _evaluation(task: Task) -> Callable[..., Any]:
+    kind = task.run.task.partition("/")[0]
+    if kind not in ("video", "rl", "text"):
+        raise NammTransferError(f"no evaluation makes task {task.run.task!r}; expected video, rl/... or text")
+    return importlib.import_module(f"namm_transfer.evals.{kind}").main
+
+
+def _verify(
+    folder: Path, task: Task, samples: int, seed: int, tolerance: float, evaluate: Callable[..., Any]
+) -> Verified:
+    recorded = {(record.policy, record.index): record for records in task.records.values() for record in records}
+    there = sorted({index for _, index in recorded})
+    chosen = set(random.Random(seed).sample(there, min(samples, len(there))))
+    with tempfile.TemporaryDirectory(prefix="namm-transfer-verify-") as scratch:
+        out = Path(scratch) / "run"
+        left = [record for (_, index), record in recorded.items() if index not in chosen]
+        lines = [task.run.model_dump_json(), *(record.model_dump_json() for record in left)]
+        write_atomic(ledger.path_of(out, task.run.task, 0), "\n".join(lines) + "\n")
+        config = write_atomic(Path(scratch) / "config.toml", as_toml(task))
+        with contextlib.redirect_stdout(io.StringIO()):  # a report over what is half a copy
+            evaluate(["--config", str(config), "--out", str(out), "--resume"])
+        items = [item for item in load(out) if item.run.task == task.run.task]  # one command may make several tasks
+        again = {(record.policy, record.index): record for item in items for record in _all(item)}
+    wanted = {key: record for key, record in recorded.items() if key[1] in chosen}
+    lost = [f"{record.id}, {record.policy}: not evaluated again" for key, record in wanted.items() if key not in again]
+    pairs = [(record, again[key]) for key, record in wanted.items() if key in again]
+    gaps = [abs(old.score - new.score) for old, new in pairs if old.score is not None and new.score is not None]
+    return Verified(
+        task=task.run.task,
+        samples=sorted({record.id for record in wanted.values()}),
+        records=len(wanted),
+        differences=lost + [line for old, new in pairs for line in compare(old, new, tolerance)],
+        largest=max(gaps, default=0.0),
+        notes=_notes(task),
+    )
+
+
+def _all(task: Task) -> list[Record]:
+    return [record for records in task.records.values() for record in records]
+
+
+def as_toml(task: Task) -> str:
+    """The recorded options as the file that `--config` reads; JSON's strings, numbers and lists are TOML's too."""
+    options = {key: value for key, value in task.run.options.items() if value is not None}
+    options["policy"] = [policy.spec for policy in task.run.policies]
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in options.items())
+
+
+def compare(old: Record, new: Record, tolerance: float) -> list[str]:
+    """Where two records of one sample differ, in words; times and the rest of `details` may."""
+    found = []
+    both = old.score is not None and new.score is not None
+    if old.score != new.score and not (both and abs((old.score or 0.0) - (new.score or 0.0)) <= tolerance):
+        found.append(f"score {old.score!r} recorded, {new.score!r} now")
+    for name in EXACT:
+        before, after = getattr(old, name), getattr(new, name)
+        if before != after:
+            found.append(f"{name} {_short(before)} recorded, {_short(after)} now")
+    if old.details.get("bytes") != new.details.get("bytes"):
+        found.append(f"bytes {old.details.get('bytes')} recorded, {new.details.get('bytes')} now")
+    return [f"{old.id}, {old.policy}: {line}" for line in found]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:40]}... ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
+
+
+def _notes(task: Task) -> list[str]:
+    here = provenance.collect(processes=1).model_dump()
+    there = task.run.latest.model_dump()
+    watched = ("versions", "cpu", "accelerator", "git_hash", "git_dirty")
+    return ledger.differences({key: there[key] for key in watched}, {key: here[key] for key in watched})
+
+
+def in_words(results: Sequence[Verified], tolerance: float) -> str:
+    """The outcome for the terminal."""
+    lines = []
+    for result in results:
+        lines.append(f"{result.task}: {len(result.samples)} samples, {result.records} records evaluated again")
+        lines += [f"  sample {name}" for name in result.samples]
+        lines += [f"  differs: {line}" for line in result.differences]
+        within = "exactly" if tolerance == 0 else f"within {tolerance:g}"
+        if not result.differences:
+            lines.append(f"  all came out again: scores {within} (largest difference {result.largest:g}), kept tokens,")
+            lines.append("  sizes, bytes and answers exactly")
+        lines += [f"  note: {note}" for note in result.notes]
+    same = not any(result.differences for result in results)
+    return "\n".join([*lines, "verified" if same else "NOT verified: see the differences above"])

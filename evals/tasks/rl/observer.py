@@ -1,0 +1,74 @@
+"""What a memory held while an episode ran: the record of an episode."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from namm_transfer.adapters.decision_transformer import KINDS, Stepper, kept_tokens
+from namm_transfer.evals.harness.run import Outcome
+from namm_transfer.evals.tasks.rl.environments import Environments, Trajectory
+from namm_transfer.evals.tasks.rl.scores import normalised_score
+
+
+class Observer:
+    """Plays a batch through a stepper and notes, for each episode, what its memory held while it ran."""
+
+    def __init__(self, stepper: Stepper, environments: Environments) -> None:
+        self.stepper, self.environments = stepper, environments
+        rows = len(environments.envs)
+        self.shares, self.held, self.lengths = np.zeros(rows), np.zeros(rows), np.zeros(rows, dtype=int)
+        self.last: list[Any] = [None] * rows
+        self.bytes = [0] * rows
+        self.kept: list[np.ndarray] = [np.zeros((0, 0, 3))] * rows
+
+    def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+        """The model's actions; finished rows are computed too, so that the batch keeps its shape."""
+        before = self.environments.alive.copy()
+        self._note_finished()
+        actions = self.stepper.act(observations, rewards)
+        share = before * np.array(self.stepper.cache.kept_share())
+        self.shares += share
+        self.held += share * (3 * self.stepper.looked_at - 1)
+        self.lengths += before
+        return actions
+
+    def _note_finished(self) -> None:
+        """Read the memory of the rows whose episode has ended, before the next step changes it."""
+        running = self.environments.alive
+        over = [row for row, seen in enumerate(self.lengths) if seen and not running[row] and self.last[row] is None]
+        if not over:
+            return
+        report = self.stepper.cache.report()
+        for row in over:
+            self.last[row] = report.row(row)
+            self.bytes[row] = report.bytes // len(self.last)
+            self.kept[row] = kept_tokens(self.stepper.cache, self.stepper.looked_at, row)
+
+    def outcome(self, row: int, env: str, episode: Trajectory) -> Outcome:
+        """The outcome of a finished episode: cache size averaged over its steps."""
+        self._note_finished()
+        length, last = int(self.lengths[row]), self.last[row]
+        return Outcome(
+            score=normalised_score(env, episode.episode_return),
+            memory=replace(last, kept_share=float(self.shares[row] / length)),
+            details={
+                "return": episode.episode_return,
+                "length": length,
+                "fell": episode.terminated,
+                "env_seed": episode.seed,
+                "tokens_held": float(self.held[row] / length),
+                "kept_share_at_end": last.kept_share,
+                "bytes": self.bytes[row],
+                "kept_by_kind": self._by_kind(row),
+            },
+            arrays={"kept": self.kept[row]},
+        )
+
+    def _by_kind(self, row: int) -> dict[str, list[float]]:
+        """Kind of token -> for each layer, the share of those seen that the memory held at the end."""
+        steps = self.kept[row].shape[1]
+        sums = self.kept[row].sum(1)
+        return {kind: (sums[:, i] / max(1, steps - (kind == "action"))).tolist() for i, kind in enumerate(KINDS)}

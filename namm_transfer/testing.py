@@ -1,0 +1,230 @@
+"""`check_policy` and `check_adapter`: what every policy and every adapter must hold to, as checks anybody can call.
+
+They run real models (a random Llama of two layers for policies, the adapter's own for adapters) and raise
+`NammTransferError` with the first promise that is broken.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from namm_transfer.cache.memory_cache import MemoryCache
+from namm_transfer.errors import NammTransferError
+from namm_transfer.namm import NAMM
+from namm_transfer.policies import FullCache
+from namm_transfer.policy import EvictionPolicy
+
+_PADDING = (0, 5, 23)
+"""Left padding of the check's sequences; no two of them are in step."""
+_VOCABULARY = 61
+
+
+def check_policy(policy: EvictionPolicy) -> None:
+    """Run a policy through the invariants of a memory (4 to 8 of the design).
+
+    Args:
+        policy: as a user would give it to `MemoryCache`; a small update interval makes the check quick.
+
+    Raises:
+        NammTransferError: it breaks one; the message says which.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = _random_llama(layers=2, attention="memory")
+        length = 3 * policy.update_interval + policy.update_interval // 2 + 5
+        tokens = torch.randint(3, _VOCABULARY, (len(_PADDING), length))
+        with torch.no_grad():
+            _check_acting(policy, model, tokens)
+            _check_padding(policy, model, tokens)
+            _check_chunks(policy, model, tokens[:1])
+            _check_rows(policy, model, tokens)
+            _check_dense(policy, tokens[:2])
+
+
+def check_adapter(adapter: Any, sample: Any = None) -> None:
+    """Run an adapter through what the evaluators rely on.
+
+    Args:
+        adapter: a loaded `ModalityAdapter`.
+        sample: something its ``encode`` takes; its own ``example()`` if left out.
+
+    Raises:
+        NammTransferError: answers differ where nothing was evicted, an answer changes the encoded sample or depends on
+            what was answered before, or `kept` and the cache disagree.
+    """
+    name = type(adapter).__name__
+    sample = adapter.example() if sample is None else sample
+    with torch.no_grad():
+        encoded = adapter.encode(sample)
+        # A fresh NAMM scores everything 0, which passes: it keeps all, through the code that watches attention.
+        caches = [adapter.memory(FullCache()), adapter.memory(FullCache()), adapter.memory(NAMM(update_interval=16))]
+        first, again, watched = (adapter.answer(encoded, cache) for cache in caches)
+    _expect(_equal(first, again, 0), f"{name}: the same sample twice gives two answers: {first!r} and {again!r}")
+    _expect(
+        _equal(first, watched, 1e-4),
+        f"{name}: a memory that keeps everything changes the answer from {first!r} to {watched!r}",
+    )
+    report = caches[0].report()
+    _expect(
+        report.row(0).kept_share == 1.0,
+        f"{name}: the full policy reports a kept share of {report.row(0).kept_share}; expected 1.0",
+    )
+    for key, array in adapter.kept(caches[0], encoded).items():
+        _expect(isinstance(array, np.ndarray), f"{name}.kept()[{key!r}] is {type(array).__name__}; expected an array")
+        _expect(np.isfinite(array.astype(float)).all(), f"{name}.kept()[{key!r}] holds NaN or infinity")
+
+
+def _expect(held: bool, broken: str) -> None:
+    if not held:
+        raise NammTransferError(broken)
+
+
+def _equal(a: Any, b: Any, tolerance: float) -> bool:
+    """Answers equal: tensors and numbers within a tolerance, everything else exactly, containers item by item."""
+    if isinstance(a, Tensor | np.ndarray | float):
+        return np.allclose(np.asarray(a, dtype=float), np.asarray(b, dtype=float), rtol=tolerance, atol=tolerance)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key], tolerance) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(_equal(x, y, tolerance) for x, y in zip(a, b, strict=True))
+    if hasattr(a, "__dataclass_fields__"):
+        return _equal(vars(a), vars(b), tolerance)
+    return bool(a == b)
+
+
+def _random_llama(layers: int, attention: str) -> PreTrainedModel:
+    config = LlamaConfig(
+        vocab_size=_VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=8192,
+        initializer_range=0.3,  # peaked attention, so that tokens differ in what they receive
+    )
+    return LlamaForCausalLM._from_config(config, attn_implementation=attention).eval()
+
+
+def _run(
+    model: PreTrainedModel,
+    policy: EvictionPolicy,
+    tokens: Tensor,
+    mask: Tensor | None = None,
+    chunks: Sequence[int] | None = None,
+    between: Callable[[MemoryCache], MemoryCache] = lambda cache: cache,
+) -> tuple[MemoryCache, Tensor]:
+    """Feed tokens in chunks; the cache, and the logits of the last token."""
+    cache = MemoryCache(model.config, policy=policy)
+    mask = torch.ones_like(tokens) if mask is None else mask
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    done = 0
+    for size in chunks or [tokens.shape[1]]:
+        part = slice(done, done + size)
+        logits = model(
+            tokens[:, part],
+            attention_mask=mask[:, : done + size],
+            position_ids=positions[:, part],
+            past_key_values=cache,
+        ).logits
+        done += size
+        cache = between(cache)
+    return cache, logits[:, -1]
+
+
+def _kept(cache: MemoryCache, row: int) -> list[list[list[int]]]:
+    """Original positions of the kept tokens by layer and head."""
+    return [
+        [[p for p in head.tolist() if p >= 0] for head in cache.positions(layer)[row]]
+        for layer in range(len(cache.layers))
+    ]
+
+
+def _check_acting(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor) -> None:
+    name = type(policy).__name__
+    row = _run(model, policy, tokens[:1])[0].report().row(0)
+    acted = row.seen // policy.update_interval if policy.evicts else 0
+    _expect(row.updates == acted, f"{name} acted {row.updates} times on {row.seen} tokens; expected {acted}")
+    _expect(bool((row.history >= 1).all()), f"{name} left heads without any token: {row.history.tolist()}")
+    early = _run(model, policy, tokens[:1, : policy.update_interval - 1])[0].report().row(0)
+    _expect(early.updates == 0 and early.kept_share == 1.0, f"{name} evicts before its first update")
+
+
+def _check_padding(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor) -> None:
+    """A padded row in a batch is the same row alone, also in a second call, which finds the rows out of step."""
+    mask = (torch.arange(tokens.shape[1]) >= torch.tensor(_PADDING)[:, None]).long()
+    first = policy.update_interval + 7
+    batch, together = _run(model, policy, tokens, mask, chunks=[first, tokens.shape[1] - first])
+    for row, padding in enumerate(_PADDING):
+        single, alone = _run(model, policy, tokens[row : row + 1, padding:])
+        same = _kept(batch, row) == _kept(single, 0) and torch.allclose(together[row], alone[0], atol=1e-4)
+        _expect(same, f"{type(policy).__name__}: a row with {padding} paddings in a batch differs from the row alone")
+
+
+def _check_chunks(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor) -> None:
+    """How a prompt is cut into calls changes nothing."""
+    whole, expected = _run(model, policy, tokens)
+    length = tokens.shape[1]
+    cuts = [length // 3, 1, 1, 7]
+    pieces, logits = _run(model, policy, tokens, chunks=[*cuts, length - sum(cuts)])
+    same = _kept(whole, 0) == _kept(pieces, 0) and torch.allclose(expected, logits, atol=1e-4)
+    _expect(same, f"{type(policy).__name__}: another cut into calls keeps other tokens")
+
+
+def _check_rows(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor) -> None:
+    """Permuting, repeating, selecting and copying rows moves the policy's state with them."""
+    name = type(policy).__name__
+    order = torch.LongTensor([2, 0, 1])
+    half = policy.update_interval + policy.update_interval // 2 + 3
+    cuts = [half, tokens.shape[1] - half]
+    plain, logits = _run(model, policy, tokens, chunks=cuts)
+
+    def shuffle(cache: MemoryCache) -> MemoryCache:
+        cache = copy.deepcopy(cache)
+        cache.reorder_cache(order)
+        cache.batch_repeat_interleave(2)
+        cache.batch_select_indices(torch.tensor([0, 3, 4]))
+        cache.reorder_cache(torch.LongTensor([1, 2, 0]))
+        return cache
+
+    moved, shuffled = _run(model, policy, tokens, chunks=cuts, between=shuffle)
+    permuted, others = _run(model, policy, tokens[order], chunks=cuts)
+    for row in range(len(order)):
+        same = _kept(plain, row) == _kept(moved, row) and torch.allclose(logits, shuffled, atol=1e-4)
+        _expect(same, f"{name}: state does not follow when the rows of the cache are moved")
+        there = int(order.argsort()[row])
+        same = _kept(plain, row) == _kept(permuted, there) and torch.allclose(logits[row], others[there], atol=1e-4)
+        _expect(same, f"{name}: a row's result depends on its place in the batch")
+
+
+def _check_dense(policy: EvictionPolicy, tokens: Tensor) -> None:
+    """Evicting, then attending is dense attention with the evicted columns masked."""
+    memory = _random_llama(layers=1, attention="memory")
+    dense = _random_llama(layers=1, attention="eager")
+    dense.load_state_dict(memory.state_dict())
+    batch, length = tokens.shape
+    groups = memory.config.num_attention_heads // memory.config.num_key_value_heads
+    allowed = torch.ones(length, length, dtype=torch.bool).tril().expand(batch, 2, -1, -1).clone()
+    done, interval = 0, policy.update_interval
+
+    def mask_evicted(cache: MemoryCache) -> MemoryCache:
+        nonlocal done
+        done = min(done + interval, length)
+        held = torch.zeros(batch, 2, length + 1, dtype=torch.bool)
+        held.scatter_(-1, cache.positions(0).masked_fill(cache.positions(0) < 0, length), True)
+        allowed[:, :, done:, :done] &= held[:, :, None, :done]
+        return cache
+
+    sizes = [min(interval, length - start) for start in range(0, length, interval)]
+    _, logits = _run(memory, policy, tokens, chunks=sizes, between=mask_evicted)
+    bias = torch.zeros(batch, 4, length, length).masked_fill(~allowed.repeat_interleave(groups, 1), -torch.inf)
+    expected = dense(tokens, attention_mask=bias).logits[:, -1]
+    _expect(
+        torch.allclose(logits, expected, atol=1e-4),
+        f"{type(policy).__name__}: attention after eviction differs from dense attention with evicted columns masked",
+    )

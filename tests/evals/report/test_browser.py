@@ -1,0 +1,77 @@
+"""The page in a real browser."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from namm_transfer.evals.report import render
+from namm_transfer.evals.report.build import build
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CLICK = """
+const button = [...document.querySelectorAll("thead button")].find(item => item.textContent === "score");
+const names = () => [...button.closest("table").tBodies[0].rows].map(row => row.cells[0].textContent).join(",");
+const orders = [names()];
+for (let i = 0; i < 2; i++) { button.click(); orders.push(names()); }
+document.title = orders.join(" then ") + " wide " + (document.documentElement.scrollWidth > innerWidth);
+"""
+
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
+FILTER = """
+const [type, policy, outcome] = document.querySelectorAll("[data-filter]");
+const shown = () => [...document.querySelectorAll(".entry")].filter(item => item.offsetParent).length;
+const counts = [shown()];
+for (const [select, value] of [[policy, "namm"], [outcome, "wrong"], [policy, ""]]) {
+  select.focus();
+  select.value = value;
+  select.dispatchEvent(new Event("change"));
+  counts.push(document.activeElement === select ? shown() : "no focus");
+}
+document.title = counts.join(" then ") + ", " + document.getElementById("shown").textContent;
+"""
+
+
+def browse(page: str, width: int, folder: Path) -> tuple[str, str]:
+    """Open a page in a window of that width: (its title after its scripts, what the browser complained about)."""
+    (folder / "page.html").write_text(page)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=2000"]
+    own = [f"--user-data-dir={folder / 'browser'}", f"--window-size={width},800", "--dump-dom"]
+    done = subprocess.run(
+        [str(CHROMIUM), *flags, *own, (folder / "page.html").as_uri()], capture_output=True, text=True, timeout=120
+    )
+    return re.search("<title>(.*?)</title>", done.stdout)[1], done.stderr
+
+
+def allowing(page: str, script: str) -> str:
+    """The page with a script of the test's own; as it is, it allows no script but its own."""
+    return re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", page).replace(
+        "</body>", f"<script>{script}</script></body>"
+    )
+
+
+@needs_chromium
+def test_it_opens_without_complaints_sorts_and_fits_the_window(write_folder, tmp_path):
+    scores = {"full": [1.0, 0.0] * 10, "namm": [1.0] * 20, "streaming:sinks=4,window=252": [0.0] * 20}
+    page = render.as_html(build(write_folder(tmp_path / "run", scores, answer="<img src=x onerror=alert(1)>" * 9)))
+    assert "'unsafe-inline'; img-src data:; script-src" in page
+    title, complaints = browse(page, 1200, tmp_path)
+    assert title == "Memory transfer report: video"
+    assert "CONSOLE" not in complaints
+    streaming = "streaming:sinks=4,window=252"
+    orders = f"full,namm,{streaming} then {streaming},full,namm then namm,full,{streaming} wide false"
+    assert browse(allowing(page, CLICK), 500, tmp_path)[0] == orders
+    refused = page.replace("</body>", f"<script>{CLICK}</script></body>")
+    assert "Content Security Policy" in browse(refused, 1200, tmp_path)[1]
+
+
+@needs_chromium
+def test_samples_are_filtered_by_policy_and_outcome_from_the_keyboard(write_folder, tmp_path):
+    scores = {"full": [1.0] * 4, "namm": [1.0, 0.0, 0.0, 0.0], "l2": [0.0] * 4}
+    page = render.as_html(build(write_folder(tmp_path / "run", scores, details={"right": 0})))
+    title, complaints = browse(allowing(page, FILTER), 500, tmp_path)
+    assert title == "12 then 4 then 3 then 7, 4 of 4 samples shown"
+    assert "CONSOLE" not in complaints

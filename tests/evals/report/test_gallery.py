@@ -1,0 +1,60 @@
+"""The page over several reports and its figure."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from namm_transfer import NammTransferError
+from namm_transfer.evals.report import gallery
+
+MIXED = [40.0, 60.0] * 10
+
+
+def test_one_command_makes_pages_and_figure(write_folder, tmp_path):
+    video = write_folder(
+        tmp_path / "docs/reports/video", {"full": 2 * MIXED, "namm": 2 * MIXED, "h2o:match=namm": [0.0] * 40}
+    )
+    text = write_folder(tmp_path / "docs/reports/text", {"full": MIXED, "namm": [20.0] * 20}, task="text")
+    (tmp_path / "docs/reports.md").write_text("how to read them")
+    gallery.write([text, video], tmp_path / "docs")
+    page = (tmp_path / "docs/index.html").read_text()
+    links = re.findall('href="([^d][^"]*)"', page)
+    assert {"reports/video/report.html", "reports/text/report.md", "reports.md"} <= set(links)
+    assert all((tmp_path / "docs" / link).is_file() for link in links)
+    assert "video: namm holds" in page
+    assert "script" not in page
+    summary = (tmp_path / "docs/index.md").read_text()
+    assert summary.index("## text") < summary.index("## video")
+    assert f"report verify {video.as_posix()}" in summary
+    figure = ElementTree.parse(tmp_path / "docs/headline.svg").getroot()
+    assert "namm -60.0 %" in figure.get("aria-label")
+    assert "h2o:match=namm -100.0 %" in figure.get("aria-label")
+    assert "prefers-color-scheme: dark" in (tmp_path / "docs/headline.svg").read_text()
+    before = (tmp_path / "docs/headline.svg").read_bytes()
+    gallery.write([text, video], tmp_path / "docs")
+    assert (tmp_path / "docs/headline.svg").read_bytes() == before
+
+
+def test_the_figure_leaves_out_no_rule_of_the_same_size(write_folder, tmp_path):
+    rules = ["h2o", "l2", "streaming", "tova", "snapkv", "random"]
+    scores = {"full": MIXED, "namm": [20.0] * 20} | {f"{rule}:match=namm": MIXED for rule in rules}
+    gallery.write([write_folder(tmp_path / "a", scores)], tmp_path)
+    label = ElementTree.parse(tmp_path / "headline.svg").getroot().get("aria-label")
+    assert all(f"{rule}:match=namm" in label for rule in rules)
+
+
+def test_nothing_to_show_is_an_error_and_nothing_to_compare_a_figure_that_says_so(write_folder, tmp_path):
+    with pytest.raises(NammTransferError, match="no reports"):
+        gallery.write([], tmp_path)
+    gallery.write([write_folder(tmp_path / "a", {"namm": MIXED})], tmp_path)
+    assert "nothing was compared" in (tmp_path / "headline.svg").read_text()
+
+
+def test_two_reports_of_one_task_are_told_apart(write_folder, tmp_path):
+    scores = {"full": MIXED, "namm": MIXED}
+    folders = [write_folder(tmp_path / name, scores, task="text") for name in ("text", "text-long")]
+    gallery.write(folders, tmp_path)
+    label = ElementTree.parse(tmp_path / "headline.svg").getroot().get("aria-label")
+    assert "text, " in label
+    assert "text-long, " in label

@@ -1,0 +1,100 @@
+"""What a head's cache is worth, and a NAMM that tells heads apart by looks."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny_text import save_tiny_llama
+
+from namm_transfer import NAMM, NammTransferError
+from namm_transfer.adapters.causal_lm import CausalLMAdapter
+from namm_transfer.moments import Moments
+from namm_transfer.namm import FEATURES, SIZE
+from namm_transfer.training.namm import importance as heads
+from namm_transfer.training.namm.distill import Imitation, Seen, watch
+from namm_transfer.training.namm.importance import RECENT, SINKS, WholeHeads
+from namm_transfer.training.namm.multi_question import Quiz
+
+STATISTICS = Moments(1.0, torch.full((17,), 0.03).double(), torch.full((17,), 0.01).double())
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    torch.set_num_threads(1)
+    return CausalLMAdapter.load(save_tiny_llama(tmp_path_factory.mktemp("llama")), dtype=torch.float32, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def quiz(adapter):
+    return Quiz.make(adapter, 0, 0, 600)
+
+
+def test_whole_heads_keep_all_and_others_sinks_and_recent_tokens(adapter, quiz):
+    whole = torch.tensor([[True, False], [False, False]])
+    cache = adapter.memory(WholeHeads(whole, update_interval=128))
+    with torch.inference_mode():
+        adapter.model(quiz.tokens[None, :256], past_key_values=cache)
+    first, second = cache.positions(0)[0]
+    assert first.tolist() == list(range(256))
+    assert second[second >= 0].tolist() == [*range(SINKS), *range(256 - RECENT, 256)]
+
+
+def test_worth_is_what_the_answers_lose(adapter, quiz):
+    """Of the head that is cut, not of another."""
+    found = heads.worth(adapter, [quiz], 128, Accelerator(cpu=True))
+    assert found.shape == (2, 2)
+    for layer, head in [(0, 1), (1, 0)]:
+        losses = []
+        for cut in (False, True):
+            whole = torch.ones(2, 2, dtype=torch.bool)
+            whole[layer, head] = not cut
+            with torch.inference_mode():
+                memory = adapter.memory(WholeHeads(whole, 128))
+                losses.append(-float(quiz.likelihood(adapter.model, past_key_values=memory)[0]))
+        assert float(found[layer, head]) == pytest.approx(losses[1] - losses[0], abs=1e-4)
+        assert found[layer, head] != 0
+
+
+def test_a_watcher_sees_every_update_of_every_layer_and_evicts_as_told(adapter, quiz):
+    whole = torch.tensor([[True, False], [False, True]])
+    seen = watch(adapter, quiz, whole, 128)
+    updates = len(quiz.tokens) // 128
+    expected = [(layer, 128 * (u + 1)) for layer in (0, 1) for u in range(updates)]
+    assert [(s.layer, s.seen) for s in seen] == expected
+    last = max((s for s in seen if s.layer == 0), key=lambda s: s.seen)
+    real = (last.positions >= 0).sum(-1)
+    assert real.tolist() == [last.seen, SINKS + RECENT + 128]
+
+
+@pytest.mark.parametrize("whole", [0, 5])
+def test_more_heads_than_there_are(whole):
+    with pytest.raises(NammTransferError, match="expected 1 to 4"):
+        Imitation(torch.rand(2, 2), whole)
+
+
+def test_the_fit_keeps_what_is_worth_its_price():
+    """Two heads whose spectra differ: the worthy one is kept, sinks and recent tokens in both."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = 200
+    places = torch.arange(tokens, dtype=torch.int32).expand(2, -1)
+    seen = [
+        Seen(
+            0,
+            tokens,
+            (
+                0.03 + 0.01 * torch.rand(2, 17, tokens, generator=generator) + torch.tensor([0.1, 0.0])[:, None, None]
+            ).half(),
+            places,
+            (places < SINKS) | (places >= tokens - RECENT),
+        )
+        for _ in range(3)
+    ]
+    imitation = Imitation(torch.tensor([[0.2, 0.0]]), whole=1)
+    assert imitation.whole.tolist() == [[True, False]]
+    start = 0.05 * torch.randn(SIZE, generator=generator)
+    vector = imitation.fit(seen, start, torch.eye(FEATURES), STATISTICS, steps=150, seed=0)
+    namm = NAMM.from_vector(vector, mean=STATISTICS.mean, var=STATISTICS.var)
+    kept = namm.score(namm.features(seen[0].spectrum.float()[None], seen[0].positions[None]))[0] >= 0
+    old = slice(SINKS, tokens - RECENT)
+    assert kept[0, old].float().mean() > 0.95
+    assert kept[1, old].float().mean() < 0.05
+    assert kept[:, tokens - RECENT :].float().mean() > 0.9

@@ -1,0 +1,162 @@
+"""Behaviour policies: trained, interrupted, saved, shipped, and what they collect."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from namm_transfer import NammTransferError
+from namm_transfer.evals.tasks.rl import datasets
+from namm_transfer.evals.tasks.rl.scores import TASKS, normalised_score
+from namm_transfer.files import asset
+from namm_transfer.training.rl import collect, experience
+from namm_transfer.training.rl.actor import BehaviourActor, load_actor, save_actor
+
+
+def test_actor_round_trip(tmp_path):
+    actor = BehaviourActor(11, 3, 16)
+    save_actor(actor, tmp_path, {"env": "hopper", "steps": 5})
+    loaded, facts = load_actor(tmp_path, "hopper")
+    states = torch.randn(4, 11)
+    assert torch.equal(actor.act(states), loaded.act(states))
+    assert facts["steps"] == 5
+    seeded = [loaded.act(states, torch.Generator().manual_seed(1)) for _ in range(2)]
+    assert torch.equal(*seeded)
+    assert not torch.equal(seeded[0], loaded.act(states))
+
+
+def test_actor_of_another_environment_or_shape(tmp_path):
+    with pytest.raises(NammTransferError, match=r"rl\.behaviour --env hopper"):
+        load_actor(tmp_path, "hopper")
+    save_actor(BehaviourActor(11, 3, 16), tmp_path, {"env": "hopper"})
+    with pytest.raises(NammTransferError, match="'hopper', expected 'walker2d'"):
+        load_actor(tmp_path, "walker2d")
+    save_actor(BehaviourActor(12, 3, 16), tmp_path, {"env": "hopper"})
+    with pytest.raises(NammTransferError, match="does not hold the actor"):
+        load_actor(tmp_path, "hopper")
+
+
+@pytest.mark.parametrize("env", TASKS)
+def test_shipped_policies_are_medium(env):
+    actor, facts = load_actor(asset(f"behaviour/{env}-medium"), env)
+    played = list(collect.collect(actor, env, steps=1, seed=50_000))
+    score = normalised_score(env, float(np.mean([episode.episode_return for episode in played])))
+    assert 30 < score < 70, "40 to 60 over more episodes"
+    assert 40 <= facts["measured"]["score"] <= 60
+
+
+def test_the_same_seed_collects_the_same_data(tmp_path):
+    save_actor(BehaviourActor(11, 3, 16), tmp_path / "actor", {"env": "hopper", "steps": 5, "algorithm": "ppo"})
+    found = []
+    for name in ("a", "b"):
+        options = collect.Options("hopper", tmp_path / "actor", f"namm-transfer/hopper/{name}-v0", steps=300, seed=3)
+        found.append(collect.main(options))
+    assert found[0].summary() == found[1].summary()
+    assert found[0].summary()["steps"] >= 300
+    assert datasets.load("namm-transfer/hopper/a-v0", "hopper").id == "namm-transfer/hopper/a-v0"
+
+
+def options(out, algorithm, **others):
+    behaviour = pytest.importorskip("namm_transfer.training.rl.behaviour", reason="needs the extra [train]")
+    settings = {"steps": 2048, "evaluate_every": 2048, "episodes": 1, "width": 8}
+    return behaviour, behaviour.Options(
+        "hopper", out, algorithm=algorithm, state=out / "state", **{**settings, **others}
+    )
+
+
+def learner_in(folder, algorithm):
+    """A fresh learner that went on from what a training left behind."""
+    from namm_transfer.training.rl.learners import LEARNERS  # needs stable-baselines3
+
+    learner = LEARNERS[algorithm]("hopper", 8, 5e-4, 128, 10_000, seed=1)
+    assert learner.load(folder / "state")
+    return learner
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "ppo"])
+def test_training_goes_on_where_it_was_stopped(tmp_path, algorithm):
+    behaviour, given = options(tmp_path, algorithm)
+    assert behaviour.train(given) == {"steps": 2048, "medium": False}
+    before = learner_in(tmp_path, algorithm)
+    assert before.model.num_timesteps == 2048
+    given.steps = 4096
+    assert behaviour.train(given)["steps"] == 4096
+    after = learner_in(tmp_path, algorithm)
+    if algorithm == "sac":
+        found = after.model.replay_buffer.observations[: before.model.replay_buffer.pos]
+        np.testing.assert_array_equal(found, before.model.replay_buffer.observations[: len(found)])
+        assert after.model.replay_buffer.pos >= 4096 - 3, "a stop loses the transition in progress, no more"
+    else:
+        assert after.seen["observations"].count > before.seen["observations"].count > 1000
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "ppo"])
+def test_the_actor_does_what_the_learner_would(tmp_path, algorithm):
+    behaviour, given = options(tmp_path, algorithm)
+    behaviour.train(given)
+    learner = learner_in(tmp_path, algorithm)
+    states = np.random.default_rng(0).normal(size=(20, 11)).astype(np.float32)
+    normalised = learner.environments.normalize_obs(states) if algorithm == "ppo" else states
+    expected, _ = learner.model.predict(normalised, deterministic=True)
+    np.testing.assert_allclose(learner.actor().act(torch.from_numpy(states)).numpy(), expected, atol=1e-5)
+
+
+class Short(gymnasium.Env):
+    """Episodes of three steps; every second one ends by itself. Observation and reward count the steps."""
+
+    def __init__(self):
+        self.steps = self.episodes = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.steps, self.episodes = 0, self.episodes + 1
+        return np.zeros(2), {}
+
+    def step(self, action):
+        self.steps += 1
+        over = self.steps == 3
+        terminated = over and self.episodes % 2 == 0
+        return np.full(2, self.steps), self.steps, terminated, over and not terminated, {}
+
+
+def test_whole_episodes_are_recorded_and_recalled(tmp_path):
+    episodes = []
+    recorder = experience.Recorder(Short(), episodes)
+    for number in range(5):
+        recorder.reset()
+        for step in range(2 if number == 3 else 3):  # the fourth is broken off
+            recorder.step(np.full(1, number + step / 10))
+        experience.keep(tmp_path, 10 * number, episodes)
+    assert episodes == []
+    found = list(experience.recall(tmp_path))
+    assert [episode.terminated for episode in found] == [False, True, False, False]
+    for number, episode in zip([0, 1, 2, 4], found, strict=True):
+        np.testing.assert_array_equal(episode.observations, [[0, 0], [1, 1], [2, 2], [3, 3]])
+        np.testing.assert_allclose(episode.actions[:, 0], [number, number + 0.1, number + 0.2])
+        np.testing.assert_array_equal(episode.rewards, [1, 2, 3])
+    experience.forget_after(tmp_path, 20)
+    assert len(list(experience.recall(tmp_path))) == 3
+
+
+@pytest.mark.parametrize(("algorithm", "medium"), [("sac", False), ("ppo", True)])
+def test_what_training_lived_through_becomes_a_data_set(tmp_path, algorithm, medium, monkeypatch):
+    name = "namm-transfer/hopper/medium-replay-v0"
+    behaviour, given = options(tmp_path, algorithm, evaluate_every=1024)
+    monkeypatch.setattr(behaviour, "is_medium", lambda measured: False)
+    behaviour.train(given)
+    given.steps, given.replay = 3072, name
+    monkeypatch.setattr(behaviour, "is_medium", lambda measured: medium)
+    assert behaviour.train(given) == {"steps": 3072, "medium": medium}
+    found = datasets.load(name, "hopper")
+    steps = found.summary()["steps"]
+    assert 1500 < steps <= 3072, "a restart and the end break off an episode in each environment"
+    assert np.abs(np.concatenate([episode.actions for episode in found.trajectories])).max() <= 1
+    assert f"{algorithm} training" in found.description
+    assert ("short of the medium tier" in found.description) is not medium
+    assert f"--replay {name}" in found.description
+
+
+def test_medium_is_moving():
+    behaviour = pytest.importorskip("namm_transfer.training.rl.behaviour", reason="needs the extra [train]")
+    assert behaviour.is_medium({"score": 50, "return": 1600, "length": 600})
+    assert not behaviour.is_medium({"score": 41, "return": 1310, "length": 1000}), "stands and shuffles"
+    assert not behaviour.is_medium({"score": 61, "return": 2000, "length": 600})

@@ -1,0 +1,181 @@
+"""What the small model is trained on: frames and token tables, all functions of a step number."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import LlavaNextVideoForConditionalGeneration
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from namm_transfer.adapters.video import prompts
+from namm_transfer.evals.tasks.video import scenes
+from namm_transfer.evals.tasks.video.draw import draw
+from namm_transfer.training.video import small
+
+WORDS = small.tokenizer()
+LABELS = (scenes.PLACES, scenes.SHAPES, scenes.COLORS, (*scenes.GLITCHES, "picture"))
+"""What a frame shows, in words: place, shape, colour, and the disturbance or an undisturbed picture."""
+CLEAR = len(scenes.GLITCHES)
+TAKE = 8  # frames of one take in the bank
+
+
+def like_decoded(frames: np.ndarray, rng: np.random.Generator) -> Tensor:
+    """Frames as a codec and the video processor might hand them to the model.
+
+    Args:
+        frames: (n, size, size, 3) uint8.
+        rng: Source of the noise.
+
+    Returns:
+        (n, 3, size, size) float32, normalised for CLIP: chroma at half resolution, noise in blocks and in pixels.
+    """
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    luma = pixels.mean(1, keepdim=True)
+    chroma = F.interpolate(F.avg_pool2d(pixels - luma, 2), scale_factor=2.0, mode="bilinear")
+    blocks = torch.from_numpy(rng.normal(0, 4, size=(len(frames), 1, 8, 8)).astype(np.float32))
+    grain = torch.from_numpy(rng.normal(0, 3, size=luma.shape).astype(np.float32))
+    noise = F.interpolate(blocks, size=pixels.shape[-2:]) + grain
+    noisy = (rng.uniform(0.92, 1.08) * (luma + chroma) + noise + rng.uniform(-8, 8)).clamp(0, 255)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return (noisy / 255 - mean) / std
+
+
+def vision_batch(step: int) -> tuple[Tensor, Tensor]:
+    """64 single frames of eight films and the (64, 4) indices of what they show; -100 where nothing is to be said."""
+    rng = np.random.default_rng([1, step])
+    frames, labels = [], []
+    for index in range(8):
+        film = scenes.make_film("train", 8 * step + index, 16)
+        times = np.append(rng.uniform(0, film.seconds, size=7), film.glitch_start + rng.uniform(0, 2))
+        frames.append(draw(film, times, small.FRAME_SIZE))
+        for moment in times:
+            shot, glitch = film.shot_at(moment), film.glitch_at(moment)
+            shown = [scenes.PLACES.index(shot.place), scenes.SHAPES.index(shot.shape), scenes.COLORS.index(shot.color)]
+            labels.append([-100, -100, -100, scenes.GLITCHES.index(glitch)] if glitch else [*shown, CLEAR])
+    return like_decoded(np.concatenate(frames), rng), torch.tensor(labels)
+
+
+def pooled_frames(model: LlavaNextVideoForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """Frames (n, 3, size, size) -> the (n, 4, vision width) features that the projector takes."""
+    last = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
+    return model.model.vision_resampler(last[:, 1:])
+
+
+class Bank:
+    """Vision features of many short takes of every (place, shape, colour) and of every disturbance.
+
+    The vision tower rests while the text model learns, so films are composed of takes whose features are computed
+    once: a step then costs the text model alone.
+    """
+
+    def __init__(self, model: LlavaNextVideoForConditionalGeneration, takes: int) -> None:
+        self.shots: dict[tuple[str, str, str], Tensor] = {}
+        """(takes, TAKE, 4, vision width) float32"""
+        self.glitches: dict[str, Tensor] = {}
+        """(takes * TAKE, 4, vision width) float32"""
+        for number, key in enumerate(itertools.product(scenes.PLACES, scenes.SHAPES, scenes.COLORS)):
+            rng = np.random.default_rng([3, number])
+            features = [self._features(model, _take(key, rng), rng) for _ in range(takes)]
+            self.shots[key] = torch.stack(features)
+        for number, glitch in enumerate(scenes.GLITCHES):
+            rng = np.random.default_rng([4, number])
+            films = (_take(("sand", "star", "red"), rng, glitch) for _ in range(takes))
+            self.glitches[glitch] = torch.cat([self._features(model, film, rng) for film in films])
+
+    @staticmethod
+    @torch.no_grad()
+    def _features(model: LlavaNextVideoForConditionalGeneration, film: scenes.Film, rng: np.random.Generator) -> Tensor:
+        times = np.sort(rng.uniform(0, TAKE, size=TAKE))
+        with torch.autocast("cpu", enabled=False):  # the same features whichever stage builds the bank
+            return pooled_frames(model, like_decoded(draw(film, times, small.FRAME_SIZE), rng))
+
+    def frames(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
+        """(count, 4, vision width) frames, an eighth of them disturbed, and (count, 4) indices into `LABELS`."""
+        features, labels = [], []
+        keys = list(self.shots)
+        for _ in range(count):
+            if rng.random() < 0.125:
+                glitch = int(rng.integers(len(scenes.GLITCHES)))
+                takes = self.glitches[scenes.GLITCHES[glitch]]
+                labels.append([-100, -100, -100, glitch])
+            else:
+                key = keys[int(rng.integers(len(keys)))]
+                takes = self.shots[key].flatten(0, 1)
+                labels.append([*(names.index(name) for names, name in zip(LABELS, key, strict=False)), CLEAR])
+            features.append(takes[int(rng.integers(len(takes)))])
+        return torch.stack(features), torch.tensor(labels)
+
+    def film(self, film: scenes.Film, rng: np.random.Generator) -> Tensor:
+        """(seconds, 4, vision width) features of a film's frames, one a second."""
+        parts = []
+        for shot in film.shots:
+            takes = self.shots[shot.place, shot.shape, shot.color]
+            frames = torch.from_numpy(np.arange(shot.end - shot.start) % TAKE)
+            parts.append(takes[int(rng.integers(len(takes)))][frames])
+        whole = torch.cat(parts)
+        disturbed = self.glitches[film.glitch]
+        picked = torch.from_numpy(rng.integers(len(disturbed), size=film.glitch_seconds))
+        whole[film.glitch_start : film.glitch_start + film.glitch_seconds] = disturbed[picked]
+        return whole
+
+
+def _take(key: tuple[str, str, str], rng: np.random.Generator, glitch: str | None = None) -> scenes.Film:
+    """A film of a single shot, TAKE seconds long, disturbed throughout or not at all."""
+    shot = scenes.random_shot(rng, 0, TAKE, *key, needle=False)
+    seed = int(rng.integers(2**31))
+    return scenes.Film("train", seed, TAKE, (shot,), glitch or "flash", 0, glitch_seconds=TAKE if glitch else 0)
+
+
+@dataclass
+class Batch:
+    """A step's films with all their questions packed behind them."""
+
+    features: Tensor
+    """(films * frames, 4, vision width)"""
+    ids: Tensor
+    """(films, length) token ids, `<video>` where frame tokens go"""
+    question: Tensor
+    """(films, length): 0 for the video part, 1.. for each question, -1 for padding"""
+    positions: Tensor
+    """(films, length)"""
+    targets: Tensor
+    """(films, length): the token to predict, -100 elsewhere"""
+    kinds: Tensor
+    """(films, length): index of the question type where a word is predicted, -1 elsewhere"""
+
+    def mask(self) -> Tensor:
+        """(films, 1, length, length) bool: each question sees the video and itself, causally."""
+        key, query = self.question[:, None, None, :], self.question[:, None, :, None]
+        length = self.ids.shape[1]
+        return ((key == 0) | (key == query)) & torch.ones(length, length, dtype=torch.bool).tril()
+
+
+def language_batch(bank: Bank, step: int, films: int, frames: int) -> Batch:
+    """The films of a step, one frame a second."""
+    rng = np.random.default_rng([2, step])
+    head = WORDS(prompts.head("<video>" * (4 * frames)))["input_ids"]
+    rows, features = [], []
+    for index in range(films):
+        film = scenes.make_film("train", films * step + index, frames)
+        features.append(bank.film(film, rng))
+        row = [(token, 0, place, -100, -1) for place, token in enumerate(head)]
+        for number, asked in enumerate(scenes.questions(film, every=True), start=1):
+            row += _question_tokens(asked, number, len(head))
+        rows.append(row)
+    length = max(map(len, rows))
+    table = torch.tensor([row + [(0, -1, 0, -100, -1)] * (length - len(row)) for row in rows])
+    return Batch(torch.cat(features), *table.unbind(-1))
+
+
+def _question_tokens(asked: scenes.Question, number: int, start: int) -> list[tuple[int, int, int, int, int]]:
+    """(id, question, position, target, kind) of one question's tokens; the answer's word is what comes next."""
+    body = WORDS(f"{asked.text} ASSISTANT:", add_special_tokens=False)["input_ids"]
+    rows = [(token, number, start + place, -100, -1) for place, token in enumerate(body)]
+    answer = WORDS.get_vocab()[asked.options[asked.answer]]
+    rows[-1] = (*rows[-1][:3], answer, scenes.TYPES.index(asked.kind))
+    return rows
