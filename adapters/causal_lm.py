@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 
 from namm_transfer import MemoryCache, NammTransferError
 from namm_transfer.adapters.base import ModalityAdapter, default_device
+from namm_transfer.cache.keyword import CACHE
 from namm_transfer.evals.tasks.text.families import Prompt, make_prompt
 
 SMOLLM2 = "smollm2"
@@ -156,7 +157,7 @@ class CausalLMAdapter(ModalityAdapter):
             (1, vocabulary) logits after the last of them.
         """
         tokens = encoded.tokens[None, cache.get_seq_length() :]
-        return self.model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        return self.model(tokens, **{CACHE: cache}, use_cache=True, logits_to_keep=1).logits[:, -1]
 
     @torch.inference_mode()
     def judge(self, encoded: EncodedPrompt, cache: MemoryCache, logits: Tensor) -> TextAnswer:
@@ -168,7 +169,7 @@ class CausalLMAdapter(ModalityAdapter):
         predicted = [logits]
         if len(encoded.answer) > 1:
             given = encoded.answer[None, :-1]
-            predicted.append(self.model(given, past_key_values=cache, use_cache=True).logits[0])
+            predicted.append(self.model(given, **{CACHE: cache}, use_cache=True).logits[0])
         scores = torch.cat(predicted).float().log_softmax(-1)
         logprob = float(scores.gather(-1, encoded.answer[:, None]).mean())
         return TextAnswer(logprob, bool((scores.argmax(-1) == encoded.answer).all()))
@@ -195,7 +196,7 @@ class CausalLMAdapter(ModalityAdapter):
             if len(said) == max_new_tokens:
                 break
             step = torch.tensor([[token]], device=self.device)
-            logits = self.model(step, past_key_values=cache, use_cache=True).logits[:, -1]
+            logits = self.model(step, **{CACHE: cache}, use_cache=True).logits[:, -1]
         return self.tokenizer.decode(said, skip_special_tokens=True)
 
     def pieces(self, encoded: EncodedPrompt) -> np.ndarray:

@@ -27,6 +27,7 @@ from transformers.cache_utils import Cache
 
 from namm_transfer import EvictionPolicy, MemoryCache, NammTransferError
 from namm_transfer.adapters.base import ModalityAdapter, default_device
+from namm_transfer.cache.keyword import CACHE
 
 KINDS = ("return", "state", "action")
 """What position p of the memory is: `KINDS[p % 3]` of time step `p // 3`."""
@@ -237,7 +238,7 @@ class DecisionTransformerAdapter(ModalityAdapter):
             inputs_embeds=tokens,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
+            **{CACHE: cache},
             use_cache=cache is not None,
         )
         return self.model.predict_action(output.last_hidden_state).float()

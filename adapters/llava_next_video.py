@@ -29,6 +29,7 @@ from namm_transfer.adapters.base import ModalityAdapter, default_device
 from namm_transfer.adapters.video import prompts
 from namm_transfer.adapters.video.frames import SAMPLING, ArrayReader, FrameReader, in_batches, open_video
 from namm_transfer.adapters.video.subtitles import Subtitle, interleave
+from namm_transfer.cache.keyword import CACHE
 from namm_transfer.files import write_atomic
 
 FRAMES_AT_ONCE = 16
@@ -233,7 +234,7 @@ class LlavaNextVideoAdapter(ModalityAdapter):
                 f"a prompt of {length} tokens passes the text model's {limit} positions: call "
                 f"extend_positions({length}) first, or sample fewer than {encoded.frames} frames"
             )
-        output = self.model(inputs_embeds=encoded.embeds, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        output = self.model(inputs_embeds=encoded.embeds, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
         return output.logits[0, -1].float()
 
     @torch.inference_mode()
@@ -244,7 +245,7 @@ class LlavaNextVideoAdapter(ModalityAdapter):
             score = logits.log_softmax(-1)[tokens[0]]
             if len(tokens) > 1:
                 given = torch.tensor([tokens[:-1]], device=self.device)
-                after = self.model(input_ids=given, past_key_values=copy.deepcopy(cache), use_cache=True).logits[0]
+                after = self.model(input_ids=given, **{CACHE: copy.deepcopy(cache)}, use_cache=True).logits[0]
                 wanted = torch.tensor(tokens[1:], device=after.device)
                 score = score + after.float().log_softmax(-1).gather(-1, wanted[:, None]).sum().to(score.device)
             scores.append(float(score))
@@ -270,7 +271,7 @@ class LlavaNextVideoAdapter(ModalityAdapter):
             if len(said) == limit:
                 break
             step = torch.tensor([[token]], device=self.device)
-            logits = self.model(input_ids=step, past_key_values=cache, use_cache=True).logits[0, -1].float()
+            logits = self.model(input_ids=step, **{CACHE: cache}, use_cache=True).logits[0, -1].float()
         text = self.processor.tokenizer.decode(said, skip_special_tokens=True)
         return VideoAnswer(parse_choice(text, [choice for choice, _ in encoded.choices]), text=text)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from namm_transfer import NAMM, EvictionPolicy, MemoryCache, policies
+from namm_transfer.cache.keyword import CACHE
 from namm_transfer.policy import LayerView
 from namm_transfer.spectrogram import BINS, DECAY, HOP, WINDOW
 
@@ -99,9 +100,7 @@ def prefill(case: str, side: str, tokens: int) -> Measured:
     new = DynamicCache(config=model.config) if side in plain else MemoryCache(model.config, policy=policy(side))
     cache = None if side == "no-cache" else new
     lap = stopwatch()
-    out = model(
-        ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1, output_attentions=side == "dense"
-    )
+    out = model(ids, **{CACHE: cache}, use_cache=cache is not None, logits_to_keep=1, output_attentions=side == "dense")
     if side == "dense":
         score_densely(NAMM(), out.attentions)
     del out
@@ -110,7 +109,7 @@ def prefill(case: str, side: str, tokens: int) -> Measured:
     if cache is None or side == "dense":
         return found
     for _ in range(DECODED):
-        model(ids[:, :1], past_key_values=cache, logits_to_keep=1)
+        model(ids[:, :1], **{CACHE: cache}, logits_to_keep=1)
     found |= lap("decode")
     if isinstance(cache, MemoryCache):
         report = cache.report()

@@ -13,6 +13,8 @@ import torch
 from kvpress import ObservedAttentionPress
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from namm_transfer.cache.keyword import CACHE
+
 
 def main() -> None:
     """Measure and print."""
@@ -37,7 +39,7 @@ def main() -> None:
         model(ids[:, :64], use_cache=False, logits_to_keep=1)
         before, clock = time.process_time(), time.perf_counter()
         with ObservedAttentionPress(compression_ratio=0.5)(model):
-            model(ids, past_key_values=DynamicCache(), logits_to_keep=1, output_attentions=True)
+            model(ids, **{CACHE: DynamicCache()}, logits_to_keep=1, output_attentions=True)
     found = {"prefill_cpu_s": time.process_time() - before, "prefill_s": time.perf_counter() - clock}
     with open("/proc/self/status") as status:
         found["peak"] = 1024.0 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))

@@ -14,7 +14,8 @@ from namm_transfer.errors import NammTransferError
 MADE_BY = {
     "namm-text": "accelerate launch evals/evolve.py --out runs/evolve",
     "llava-next-video-small": "python -m namm_transfer.training.video.train",
-    "decision-transformer": "python -m namm_transfer.training.rl.train --env ENV --out assets/decision-transformer/ENV-medium",
+    "decision-transformer": "python -m namm_transfer.training.rl.train --env ENV "
+    "--out assets/decision-transformer/ENV-medium",
     "behaviour": "python -m namm_transfer.training.rl.behaviour --env ENV --out assets/behaviour/ENV-medium",
 }
 """Asset or group of assets -> the command that makes it; what is not in here is somebody's own."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from namm_transfer.cache.keyword import CACHE
 from namm_transfer.cache.memory_cache import MemoryCache
 from namm_transfer.errors import NammTransferError
 from namm_transfer.namm import NAMM
@@ -130,7 +131,7 @@ def _run(
             tokens[:, part],
             attention_mask=mask[:, : done + size],
             position_ids=positions[:, part],
-            past_key_values=cache,
+            **{CACHE: cache},
         ).logits
         done += size
         cache = between(cache)

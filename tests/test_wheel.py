@@ -10,7 +10,7 @@ import venv
 import pytest
 from places import PARITY, ROOT
 
-SOURCES = ("namm_transfer", "adapters", "evals", "assets", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("namm_transfer", "adapters", "evals", "training", "assets", "pyproject.toml", "README.md", "LICENSE")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from namm_transfer import EvictionPolicy, MemoryCache
+from namm_transfer.cache.keyword import CACHE
 from namm_transfer.evals.harness.run import EvalOptions, Outcome, Sample, parse, run, start
 from namm_transfer.evals.report.schema import Report
 
@@ -81,7 +82,7 @@ class Evaluator:
         if sample.id == self.raise_at:
             raise OSError(f"cannot read {sample.id!r}")
         cache = MemoryCache(self.model.config, policy=policy)
-        logits = self.model(sample.payload[None, :-1], past_key_values=cache).logits[0, -1]
+        logits = self.model(sample.payload[None, :-1], **{CACHE: cache}).logits[0, -1]
         memory = cache.report()
         mumbles = sample.id == self.unparsed
         return Outcome(

@@ -1,6 +1,7 @@
 """What a report is made of: one `Record` a sample, one `Run` per evaluation, and the `Report` computed from them.
 
-`schema.json` beside this file is the JSON Schema of `Report` (`python -m namm_transfer.evals.report.schema > schema.json`).
+`schema.json` beside this file is the JSON Schema of `Report`: `python -m namm_transfer.evals.report.schema`.
+
 Shares are fractions of 1, scores have the unit the run's description names, times are in seconds.
 """
 

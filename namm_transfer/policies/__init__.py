@@ -1,6 +1,6 @@
 """Eviction policies by name: hand-written rules after the papers they come from, and NAMM."""
 
-from namm_transfer.policies.registry import REGISTRY, make
+from namm_transfer.policies.registry import REGISTRY, PolicySpec, make, parse
 from namm_transfer.policies.rules import (
     H2O,
     TOVA,
@@ -19,10 +19,12 @@ __all__ = [
     "TOVA",
     "FullCache",
     "L2Norm",
+    "PolicySpec",
     "RandomEviction",
     "ScoredPolicy",
     "SnapKV",
     "Streaming",
     "make",
+    "parse",
     "with_schedule",
 ]

@@ -3,6 +3,7 @@
 import inspect
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from namm_transfer.errors import NammTransferError
@@ -38,8 +39,49 @@ REGISTRY: dict[str, Callable[..., EvictionPolicy]] = {
 }
 
 
+@dataclass(frozen=True)
+class PolicySpec:
+    """A policy as the command line names it, parsed once: nothing further on reads the text."""
+
+    text: str
+    """As given, for example ``h2o:keep=0.5``; the name of the policy in reports."""
+    name: str
+    """Name in the registry, for example ``h2o``."""
+    options: dict[str, Any]
+    """Keyword arguments of the policy, each of the type its signature asks for."""
+
+    def make(self, update_interval: int | None = None) -> EvictionPolicy:
+        """Build the policy; ``update_interval`` holds unless the options have one of their own."""
+        default = {} if update_interval is None else {"update_interval": update_interval}
+        return REGISTRY[self.name](**default | self.options)
+
+
+def parse(spec: str) -> PolicySpec:
+    """Read the command line's notation, ``name`` or ``name:key=value,...``.
+
+    Raises:
+        NammTransferError: unknown name or key, a key that stands twice, or a value of the wrong type.
+    """
+    name, _, rest = spec.strip().partition(":")
+    if name not in REGISTRY:
+        raise NammTransferError(f"unknown policy {name!r} in {spec!r}: expected one of {', '.join(REGISTRY)}")
+    keys = {key: _parser(parameter) for key, parameter in inspect.signature(REGISTRY[name]).parameters.items()}
+    options: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in rest.split(","))):
+        key, equals, value = part.partition("=")
+        if not equals or key not in keys:
+            raise NammTransferError(f"unknown key {key!r} in {spec!r}: expected key=value with {', '.join(keys)}")
+        if key in options:
+            raise NammTransferError(f"{key!r} stands twice in {spec!r}: expected each key once")
+        try:
+            options[key] = keys[key](value)
+        except ValueError:
+            raise NammTransferError(f"{key}={value!r} in {spec!r}: expected {keys[key].__name__}") from None
+    return PolicySpec(spec, name, options)
+
+
 def make(spec: str, *, update_interval: int | None = None) -> EvictionPolicy:
-    """A policy from the command line's notation, ``name`` or ``name:key=value,...``.
+    """Build a policy from the command line's notation.
 
     Args:
         spec: for example ``h2o:keep=0.5``, ``streaming:sinks=4,window=252``, ``namm:path=assets/namm-text,keep=0.5``,
@@ -49,23 +91,7 @@ def make(spec: str, *, update_interval: int | None = None) -> EvictionPolicy:
     Raises:
         NammTransferError: unknown name or key, or a value the policy refuses.
     """
-    name, _, rest = spec.strip().partition(":")
-    if name not in REGISTRY:
-        raise NammTransferError(f"unknown policy {name!r} in {spec!r}: expected one of {', '.join(REGISTRY)}")
-    keys = {key: _parser(parameter) for key, parameter in inspect.signature(REGISTRY[name]).parameters.items()}
-    options: dict[str, Any] = {} if update_interval is None else {"update_interval": update_interval}
-    given: dict[str, Any] = {}
-    for part in filter(None, (p.strip() for p in rest.split(","))):
-        key, equals, value = part.partition("=")
-        if not equals or key not in keys:
-            raise NammTransferError(f"unknown key {key!r} in {spec!r}: expected key=value with {', '.join(keys)}")
-        if key in given:
-            raise NammTransferError(f"{key!r} stands twice in {spec!r}: expected each key once")
-        try:
-            given[key] = keys[key](value)
-        except ValueError:
-            raise NammTransferError(f"{key}={value!r} in {spec!r}: expected {keys[key].__name__}") from None
-    return REGISTRY[name](**options | given)
+    return parse(spec).make(update_interval)
 
 
 def _parser(parameter: inspect.Parameter) -> type:

@@ -15,6 +15,7 @@ from namm_transfer import NammTransferError, check_adapter, policies
 from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample, parse_choice
 from namm_transfer.adapters.video.frames import VideoError
 from namm_transfer.adapters.video.subtitles import Subtitle
+from namm_transfer.cache.keyword import CACHE
 from namm_transfer.evals.tasks.video.draw import draw
 from namm_transfer.evals.tasks.video.generate import write_film
 from namm_transfer.evals.tasks.video.scenes import make_film
@@ -125,7 +126,7 @@ def test_transformers_own_generate_takes_the_cache(adapter, plain, frames, zero_
     options = dict(max_new_tokens=10, num_beams=beams, do_sample=False)
     expected = model.generate(**inputs, **options)
     cache = adapter.memory(policies.make("full") if policy == "full" else zero_namm(update_interval=16))
-    assert torch.equal(adapter.model.generate(**inputs, past_key_values=cache, **options), expected)
+    assert torch.equal(adapter.model.generate(**inputs, **{CACHE: cache}, **options), expected)
 
 
 @pytest.mark.parametrize(

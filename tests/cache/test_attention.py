@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 from namm_transfer import MemoryCache, NammTransferError, policies
 from namm_transfer.cache.attention import _explicit, plan
+from namm_transfer.cache.keyword import CACHE
 from namm_transfer.parity import Carry, published_update
 from namm_transfer.spectrogram import BINS, HOP
 
@@ -121,7 +122,7 @@ def test_keeping_everything_is_the_plain_model(name, zero_namm):
                 part = slice(done, done + size)
                 done += size
                 out = model(
-                    ids[:, part], attention_mask=mask[:, :done], position_ids=positions[:, part], past_key_values=cache
+                    ids[:, part], attention_mask=mask[:, :done], position_ids=positions[:, part], **{CACHE: cache}
                 )
                 pieces.append(out.logits)
             assert cache.get_seq_length() == 90
@@ -139,7 +140,7 @@ def test_generation_is_the_plain_models(name, beams, zero_namm):
     expected = reference.generate(ids, **options)
     for policy in (policies.make("full"), zero_namm(update_interval=16)):
         cache = MemoryCache(model.config, policy=policy)
-        assert torch.equal(model.generate(ids, past_key_values=cache, **options), expected)
+        assert torch.equal(model.generate(ids, **{CACHE: cache}, **options), expected)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
@@ -151,7 +152,7 @@ def test_half_precision_is_as_close_to_float32_as_the_plain_model(name, zero_nam
     distance = (plain(ids).logits.float() - expected).pow(2).mean().sqrt()
     model = build(SERVED[name]).to(torch.bfloat16)
     for policy in (policies.make("full"), zero_namm(update_interval=32)):
-        logits = model(ids, past_key_values=MemoryCache(model.config, policy=policy)).logits.float()
+        logits = model(ids, **{CACHE: MemoryCache(model.config, policy=policy)}).logits.float()
         assert (logits - expected).pow(2).mean().sqrt() <= 1.5 * distance
 
 
@@ -167,7 +168,7 @@ def test_autocast_is_as_close_to_float32_as_the_plain_model(bias, dtype, zero_na
     expected = model(ids).logits
     with torch.autocast("cpu", dtype=dtype):
         plain = model(ids).logits.float()
-        logits = model(ids, past_key_values=MemoryCache(model.config, policy=zero_namm(update_interval=16))).logits
+        logits = model(ids, **{CACHE: MemoryCache(model.config, policy=zero_namm(update_interval=16))}).logits
     distances = [(some.float() - expected).pow(2).mean().sqrt() for some in (logits, plain)]
     assert distances[0] <= 1.5 * distances[1]
 
@@ -186,7 +187,7 @@ def test_half_precision_holds_the_products_of_large_queries_and_keys():
 def refusal(model, ids):
     """What a MemoryCache says to a model, or None if it serves it."""
     try:
-        model(ids, past_key_values=MemoryCache(model.config, policy=policies.make("full")))
+        model(ids, **{CACHE: MemoryCache(model.config, policy=policies.make("full"))})
     except NammTransferError as error:
         return str(error)
     return None
@@ -199,7 +200,7 @@ def test_what_cannot_be_served_is_refused(name):
     message = refusal(model, ids)
     if message is None:  # DeepSeek-V3 and Gemma3n used to cache what they attend to: older versions can be served
         assert Version(tf.__version__) < Version("5.23")
-        logits = model(ids, past_key_values=MemoryCache(model.config, policy=policies.make("full"))).logits
+        logits = model(ids, **{CACHE: MemoryCache(model.config, policy=policies.make("full"))}).logits
         torch.testing.assert_close(logits, model(ids).logits, atol=1e-5, rtol=0)
     else:
         assert re.search(says, message)
@@ -217,23 +218,23 @@ def test_a_model_with_another_attention_is_refused():
         MemoryCache(model.config, policy=policies.make("full"))
     cache = MemoryCache(tf.LlamaConfig(**SMALL), policy=policies.make("full"))
     with pytest.raises(NammTransferError, match="no memory attention read"):
-        model(torch.randint(0, 97, (1, 20)), past_key_values=cache)
+        model(torch.randint(0, 97, (1, 20)), **{CACHE: cache})
     # the failure leaves nothing behind that would disturb the next model
     other = build(SERVED["llama"])
-    other(torch.randint(0, 97, (1, 20)), past_key_values=DynamicCache())
+    other(torch.randint(0, 97, (1, 20)), **{CACHE: DynamicCache()})
 
 
 def test_a_four_dimensional_mask_is_refused():
     model = build(SERVED["llama"])
     cache = MemoryCache(model.config, policy=policies.make("full"))
     with pytest.raises(NammTransferError, match=r"mask of shape \(1, 1, 8, 8\)"):
-        model(torch.randint(0, 97, (1, 8)), attention_mask=torch.ones(1, 1, 8, 8).bool(), past_key_values=cache)
+        model(torch.randint(0, 97, (1, 8)), attention_mask=torch.ones(1, 1, 8, 8).bool(), **{CACHE: cache})
 
 
 def test_attention_dropout_is_refused():
     model = build(tf.LlamaConfig(**SMALL, attention_dropout=0.1)).train()
     with pytest.raises(NammTransferError, match="dropout"):
-        model(torch.randint(0, 97, (1, 8)), past_key_values=MemoryCache(model.config, policy=policies.make("full")))
+        model(torch.randint(0, 97, (1, 8)), **{CACHE: MemoryCache(model.config, policy=policies.make("full"))})
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -245,8 +246,8 @@ def test_without_a_memory_cache_it_is_sdpa(name):
         "no cache": lambda m: m(ids, attention_mask=mask, position_ids=positions).logits[mask.bool()],
         "no mask": lambda m: m(ids).logits,
         "right padding": lambda m: m(ids, attention_mask=mask.flip(1)).logits[mask.flip(1).bool()],
-        "dynamic": lambda m: m(ids, past_key_values=DynamicCache(config=m.config)).logits,
-        "static": lambda m: m(ids, past_key_values=StaticCache(config=m.config, max_cache_len=128)).logits,
+        "dynamic": lambda m: m(ids, **{CACHE: DynamicCache(config=m.config)}).logits,
+        "static": lambda m: m(ids, **{CACHE: StaticCache(config=m.config, max_cache_len=128)}).logits,
         "training": lambda m: m.train()(ids, labels=ids).loss,
     }
     for case, run in cases.items():
@@ -294,7 +295,7 @@ def test_the_live_cache_is_the_published_update(random_namm, dtype):
     cache, shares = MemoryCache(model.config, policy=namm), []
     for update in range(updates):
         start, end = update * interval, (update + 1) * interval
-        model(ids[:, start:end], past_key_values=cache)
+        model(ids[:, start:end], **{CACHE: cache})
         bias = torch.zeros(1, 4, end, end).masked_fill(~allowed[:, :, :end, :end], -torch.inf)
         weights = dense(ids[:, :end], attention_mask=bias, output_attentions=True).attentions[0][:, :, start:]
         columns = torch.cat([carry.positions, torch.arange(start, end).expand(1, heads, -1)], -1)
@@ -315,8 +316,8 @@ def test_the_update_after_a_token_is_seen_from_the_next_one(random_namm):
     model = build(SERVED["llama"])
     namm = random_namm(update_interval=16)
     ids = torch.randint(0, 97, (1, 17))
-    full = model(ids, past_key_values=MemoryCache(model.config, policy=policies.make("full"))).logits
-    cut = model(ids, past_key_values=MemoryCache(model.config, policy=namm)).logits
+    full = model(ids, **{CACHE: MemoryCache(model.config, policy=policies.make("full"))}).logits
+    cut = model(ids, **{CACHE: MemoryCache(model.config, policy=namm)}).logits
     torch.testing.assert_close(cut[:, :16], full[:, :16], atol=1e-5, rtol=0)
     assert (cut[:, 16] - full[:, 16]).abs().max() > 1e-4
 
@@ -326,15 +327,13 @@ def test_padding_between_turns_is_never_stored(random_namm):
     first, second = torch.randint(0, 97, (1, 41)), torch.randint(0, 97, (1, 30))
     namm = random_namm(update_interval=16)
     alone = MemoryCache(model.config, policy=namm)
-    expected = model(torch.cat([first, second], 1), past_key_values=alone).logits[:, -1]
+    expected = model(torch.cat([first, second], 1), **{CACHE: alone}).logits[:, -1]
     cache = MemoryCache(model.config, policy=namm)
     gap = torch.zeros(1, 7, dtype=torch.long)
     mask = torch.cat([torch.ones(1, 41), torch.zeros(1, 7), torch.ones(1, 30)], 1).long()
     positions = (mask.cumsum(1) - 1).clamp_min(0)
-    model(
-        torch.cat([first, gap], 1), attention_mask=mask[:, :48], position_ids=positions[:, :48], past_key_values=cache
-    )
-    out = model(second, attention_mask=mask, position_ids=positions[:, 48:], past_key_values=cache).logits[:, -1]
+    model(torch.cat([first, gap], 1), attention_mask=mask[:, :48], position_ids=positions[:, :48], **{CACHE: cache})
+    out = model(second, attention_mask=mask, position_ids=positions[:, 48:], **{CACHE: cache}).logits[:, -1]
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
     assert all(torch.equal(cache.positions(i), alone.positions(i)) for i in range(3))
     assert cache.get_seq_length() == 78
@@ -345,11 +344,11 @@ def test_a_mask_that_changes_the_past_is_refused():
     model = build(SERVED["llama"])
     ids, mask, positions = padded()
     cache = MemoryCache(model.config, policy=policies.make("full"))
-    model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
+    model(ids, attention_mask=mask, position_ids=positions, **{CACHE: cache})
     with pytest.raises(NammTransferError, match="90 columns already seen"):
-        model(ids[:, :1], past_key_values=cache)
+        model(ids[:, :1], **{CACHE: cache})
     with pytest.raises(NammTransferError, match="attention_mask has 4 columns"):
-        model(ids[:, :1], attention_mask=mask[:, :4] * 0, past_key_values=cache)
+        model(ids[:, :1], attention_mask=mask[:, :4] * 0, **{CACHE: cache})
 
 
 @pytest.mark.parametrize("hop", [1, 16])
@@ -392,10 +391,8 @@ def test_a_rule_that_drops_the_sink_is_seen_to_fail():
     ids[0, 0] = sink_id
 
     def distance(spec):
-        logits = model(
-            ids, past_key_values=MemoryCache(model.config, policy=policies.make(spec, update_interval=16))
-        ).logits
-        full = model(ids, past_key_values=MemoryCache(model.config, policy=policies.make("full"))).logits
+        logits = model(ids, **{CACHE: MemoryCache(model.config, policy=policies.make(spec, update_interval=16))}).logits
+        full = model(ids, **{CACHE: MemoryCache(model.config, policy=policies.make("full"))}).logits
         return float((logits - full)[:, -50:].abs().mean())
 
     assert distance("streaming:sinks=0,window=24") > 5 * distance("streaming:sinks=4,window=20")

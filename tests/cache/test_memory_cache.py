@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from namm_transfer import MemoryCache, NammTransferError, policies
+from namm_transfer.cache.keyword import CACHE
 
 CONFIG = LlamaConfig(
     vocab_size=97,
@@ -41,7 +42,7 @@ def ids(rows=1, length=100):
 def test_lengths_positions_and_bytes(model, random_namm):
     """Invariant 3."""
     cache = MemoryCache(model.config, policy=random_namm(update_interval=32, selection="head"))
-    model(ids(), past_key_values=cache)
+    model(ids(), **{CACHE: cache})
     assert cache.get_seq_length() == 100
     report = cache.report()
     for layer in range(2):
@@ -67,7 +68,7 @@ def test_evicting_really_frees_the_storage(model):
     sizes = {}
     for spec in ("full", "l2:keep=0.25"):
         cache = MemoryCache(model.config, policy=policies.make(spec, update_interval=20))
-        model(ids(), past_key_values=cache)
+        model(ids(), **{CACHE: cache})
         sizes[spec] = sum(group.keys.untyped_storage().nbytes() for layer in cache.layers for group in layer.groups)
     assert sizes["l2:keep=0.25"] == sizes["full"] / 4
 
@@ -76,7 +77,7 @@ def test_evicting_really_frees_the_storage(model):
 def test_a_head_that_keeps_less_takes_less(peaked, random_namm, dtype, width):
     namm = random_namm(update_interval=32, selection="head", attention_dtype=dtype)
     cache = MemoryCache(peaked.config, policy=namm)
-    peaked(ids(), past_key_values=cache)
+    peaked(ids(), **{CACHE: cache})
     report = cache.report()
     kept = report.kept.flatten().tolist()
     assert len(set(kept)) > 1, "the case needs heads of different sizes"
@@ -92,7 +93,7 @@ def test_heads_judged_and_stored_apart_are_heads_judged_together(peaked, random_
     for by_head in (True, False):
         monkeypatch.setattr(type(namm), "by_head", by_head)
         cache = MemoryCache(peaked.config, policy=namm)
-        logits = peaked(ids(2), attention_mask=mask, past_key_values=cache).logits
+        logits = peaked(ids(2), attention_mask=mask, **{CACHE: cache}).logits
         results.append((logits[mask.bool()], cache))
     (one, a), (other, b) = results
     torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
@@ -107,7 +108,7 @@ def test_the_cache_size_is_a_share_of_the_real_tokens(model):
     cache = MemoryCache(model.config, policy=policies.make("l2:keep=0.3", update_interval=50))
     mask = torch.ones(2, 100, dtype=torch.long)
     mask[1, :45] = 0
-    model(ids(2), attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0), past_key_values=cache)
+    model(ids(2), attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0), **{CACHE: cache})
     assert cache.report().kept[:, 0].unique().tolist() == [30]
     assert cache.report().kept[:, 1].unique().tolist() == [15 + 5]
     assert cache.positions(0)[1, :, :10].eq(-1).all()
@@ -117,11 +118,11 @@ def test_the_cache_size_is_a_share_of_the_real_tokens(model):
 def test_reuse_over_several_calls_and_reset(model, random_namm):
     namm = random_namm(update_interval=32)
     cache, again = (MemoryCache(model.config, policy=namm) for _ in range(2))
-    first = model(ids(), past_key_values=cache).logits
+    first = model(ids(), **{CACHE: cache}).logits
     cache.reset()
     assert cache.get_seq_length() == 0
-    torch.testing.assert_close(model(ids(), past_key_values=cache).logits, first)
-    pieces = [model(part, past_key_values=again).logits for part in ids().split(30, dim=1)]
+    torch.testing.assert_close(model(ids(), **{CACHE: cache}).logits, first)
+    pieces = [model(part, **{CACHE: again}).logits for part in ids().split(30, dim=1)]
     torch.testing.assert_close(torch.cat(pieces, 1), first, atol=1e-5, rtol=0)
     with pytest.raises(NammTransferError, match="empty"):
         MemoryCache(model.config, policy=namm).report()
@@ -131,12 +132,12 @@ def test_log_likelihoods_of_several_answers_from_one_prompt(model, random_namm):
     prompt, answers = ids(1, 70), ids(1, 15).view(3, 5)
     namm = random_namm(update_interval=32)
     prefix = MemoryCache(model.config, policy=namm)
-    model(prompt, past_key_values=prefix)
+    model(prompt, **{CACHE: prefix})
     batch = copy.deepcopy(prefix)
     batch.batch_repeat_interleave(3)
-    together = model(answers, past_key_values=batch).logits
+    together = model(answers, **{CACHE: batch}).logits
     for row, answer in enumerate(answers):
-        alone = model(answer[None], past_key_values=copy.deepcopy(prefix)).logits
+        alone = model(answer[None], **{CACHE: copy.deepcopy(prefix)}).logits
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=0)
     assert prefix.get_seq_length() == 70
 
@@ -144,8 +145,8 @@ def test_log_likelihoods_of_several_answers_from_one_prompt(model, random_namm):
 def test_beam_search_moves_the_state_with_the_beams(model, random_namm):
     namm = random_namm(update_interval=16)
     options = dict(max_new_tokens=40, num_beams=3, do_sample=False, pad_token_id=0, eos_token_id=96)
-    out = model.generate(ids(2, 50), past_key_values=MemoryCache(model.config, policy=namm), **options)
-    swapped = model.generate(ids(2, 50).flip(0), past_key_values=MemoryCache(model.config, policy=namm), **options)
+    out = model.generate(ids(2, 50), **{CACHE: MemoryCache(model.config, policy=namm)}, **options)
+    swapped = model.generate(ids(2, 50).flip(0), **{CACHE: MemoryCache(model.config, policy=namm)}, **options)
     width = min(out.shape[1], swapped.shape[1])
     assert torch.equal(out[:, :width], swapped.flip(0)[:, :width])
 
@@ -158,7 +159,7 @@ def test_crop_is_exact_for_the_full_policy(model, padding):
 
     def feed(cache, part):
         return model(
-            ids(2)[:, part], attention_mask=mask[:, : part.stop], position_ids=positions[:, part], past_key_values=cache
+            ids(2)[:, part], attention_mask=mask[:, : part.stop], position_ids=positions[:, part], **{CACHE: cache}
         ).logits
 
     full = policies.make("full")
@@ -174,29 +175,29 @@ def test_a_crop_that_takes_all_padding_away_leaves_none(model):
     mask = torch.ones(2, 20, dtype=torch.long)
     mask[0, 15:] = 0
     cache, plain = (MemoryCache(model.config, policy=policies.make("full")) for _ in range(2))
-    model(ids(2, 20), attention_mask=mask, past_key_values=cache)
+    model(ids(2, 20), attention_mask=mask, **{CACHE: cache})
     cache.crop(-10)
-    model(ids(2, 20)[:, :10], past_key_values=plain)
+    model(ids(2, 20)[:, :10], **{CACHE: plain})
     more = ids(2, 24)[:, 20:]
-    logits = [model(more, attention_mask=torch.ones(2, 14), past_key_values=some).logits for some in (cache, plain)]
+    logits = [model(more, attention_mask=torch.ones(2, 14), **{CACHE: some}).logits for some in (cache, plain)]
     torch.testing.assert_close(*logits, atol=1e-5, rtol=0)
 
 
 def test_rows_of_an_empty_cache_may_be_chosen(model):
     cache = MemoryCache(model.config, policy=policies.make("full"))
     cache.batch_select_indices(torch.tensor([1]))
-    assert model(ids(2), past_key_values=cache).logits.shape == (2, 100, 97)
+    assert model(ids(2), **{CACHE: cache}).logits.shape == (2, 100, 97)
 
 
 @pytest.mark.parametrize("change", [copy.deepcopy, lambda cache: (cache.reorder_cache(torch.tensor([1, 0])), cache)[1]])
 def test_a_cache_made_from_another_in_inference_mode_can_be_used_on_outside(model, change):
     cache = MemoryCache(model.config, policy=policies.make("full"))
     with torch.inference_mode():
-        model(ids(2), past_key_values=cache)
-        model(ids(2, 1), past_key_values=cache)  # which leaves room for more
+        model(ids(2), **{CACHE: cache})
+        model(ids(2, 1), **{CACHE: cache})  # which leaves room for more
         cache = change(cache)
     cache.crop(-1)
-    assert model(ids(2, 1), past_key_values=cache).logits.shape == (2, 1, 97)
+    assert model(ids(2, 1), **{CACHE: cache}).logits.shape == (2, 1, 97)
 
 
 def test_reset_ends_a_call_that_was_interrupted_before_its_attention(model):
@@ -204,12 +205,12 @@ def test_reset_ends_a_call_that_was_interrupted_before_its_attention(model):
     keys = torch.zeros(1, 2, 5, 16)
     cache.update(keys, keys, 0)
     cache.reset()
-    assert model(ids(), past_key_values=cache).logits.shape == (1, 100, 97)
+    assert model(ids(), **{CACHE: cache}).logits.shape == (1, 100, 97)
 
 
 def test_an_evicting_cache_refuses_to_crop_before_anything_is_lost(model, random_namm):
     cache = MemoryCache(model.config, policy=random_namm(update_interval=32))
-    model(ids(), past_key_values=cache)
+    model(ids(), **{CACHE: cache})
     before = cache.positions(0)
     with pytest.raises(NammTransferError, match="cropped"):
         cache.crop(-1)
@@ -221,27 +222,25 @@ def test_assisted_decoding(model, random_namm):
     options = dict(max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=96)
     plain = model.generate(ids(), **options)
     full = MemoryCache(model.config, policy=policies.make("full"))
-    assert torch.equal(
-        model.generate(ids(), assistant_model=copy.deepcopy(model), past_key_values=full, **options), plain
-    )
+    assert torch.equal(model.generate(ids(), assistant_model=copy.deepcopy(model), **{CACHE: full}, **options), plain)
     cache = MemoryCache(model.config, policy=random_namm(update_interval=32))
     with pytest.raises(NammTransferError, match="assisted"):
-        model.generate(ids(), assistant_model=copy.deepcopy(model), past_key_values=cache, **options)
+        model.generate(ids(), assistant_model=copy.deepcopy(model), **{CACHE: cache}, **options)
 
 
 def test_a_cache_serves_one_model_and_one_batch(model):
     other = LlamaForCausalLM._from_config(copy.deepcopy(CONFIG), attn_implementation="memory").eval()
     cache = MemoryCache(model.config, policy=policies.make("full"))
-    model(ids(), past_key_values=cache)
+    model(ids(), **{CACHE: cache})
     with pytest.raises(NammTransferError, match="another model"):
-        other(ids(), past_key_values=cache)
+        other(ids(), **{CACHE: cache})
     with pytest.raises(NammTransferError, match="one batch"):
-        model(ids(3), past_key_values=cache)
+        model(ids(3), **{CACHE: cache})
     wide = copy.deepcopy(CONFIG)
     wide.num_hidden_layers = 3
     deeper = LlamaForCausalLM._from_config(wide, attn_implementation="memory").eval()
     with pytest.raises(NammTransferError, match="made for 2 layers"):
-        deeper(ids(), past_key_values=MemoryCache(model.config, policy=policies.make("full")))
+        deeper(ids(), **{CACHE: MemoryCache(model.config, policy=policies.make("full"))})
 
 
 @pytest.mark.parametrize("where", ["in the policy", "in the model"])
@@ -251,19 +250,19 @@ def test_a_cache_that_an_error_left_in_mid_forward_is_refused(model, where):
 
     policy = policies.make("l2", update_interval=16)
     cache = MemoryCache(model.config, policy=policy)
-    expected = model(ids(), past_key_values=cache).logits
+    expected = model(ids(), **{CACHE: cache}).logits
     cache.reset()
     if where == "in the model":
         hook = model.model.layers[0].mlp.register_forward_pre_hook(fail)
     else:
         policy.select = fail
     with pytest.raises(MemoryError):
-        model(ids(), past_key_values=cache)
+        model(ids(), **{CACHE: cache})
     hook.remove() if where == "in the model" else vars(policy).pop("select")
     with pytest.raises(NammTransferError, match="mid-forward"):
-        model(ids(), past_key_values=cache)
+        model(ids(), **{CACHE: cache})
     cache.reset()
-    torch.testing.assert_close(model(ids(), past_key_values=cache).logits, expected)
+    torch.testing.assert_close(model(ids(), **{CACHE: cache}).logits, expected)
 
 
 def test_what_is_no_policy_is_refused(model):

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from namm_transfer.cache.memory_cache import storage as storage_module
+from namm_transfer.cache import storage as storage_module
 from namm_transfer.cache.storage import TokenStorage
 
 

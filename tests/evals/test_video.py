@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 from tiny_llava import save_tiny_llava
 
 from namm_transfer import NammTransferError
@@ -16,7 +17,6 @@ from namm_transfer.evals.tasks.video.generate import generate
 from namm_transfer.evals.tasks.video.scenes import TYPES
 
 video = importlib.import_module("namm_transfer.evals.video")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

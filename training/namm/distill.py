@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
+from namm_transfer.cache.keyword import CACHE
 from namm_transfer.moments import Moments
 from namm_transfer.namm import NAMM
 from namm_transfer.policy import LayerView
@@ -63,7 +64,7 @@ class Watcher(NAMM):
 def watch(adapter: CausalLMAdapter, quiz: Quiz, whole: Tensor, update_interval: int) -> list[Seen]:
     """All layers and updates of one quiz, read while the heads in `whole` keep everything."""
     watcher = Watcher(whole, update_interval)
-    adapter.model(quiz.tokens[None], past_key_values=adapter.memory(watcher), logits_to_keep=1)
+    adapter.model(quiz.tokens[None], **{CACHE: adapter.memory(watcher)}, logits_to_keep=1)
     return watcher.seen
 
 

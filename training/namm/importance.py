@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
+from namm_transfer.cache.keyword import CACHE
 from namm_transfer.errors import NammTransferError
 from namm_transfer.policies import Streaming
 from namm_transfer.policy import EvictionPolicy, LayerView
@@ -64,7 +65,7 @@ def worth(
             whole[job - 1] = False
         policy = WholeHeads(whole.view(layers, heads), update_interval)
         with torch.inference_mode():
-            said = [quiz.likelihood(adapter.model, past_key_values=adapter.memory(policy))[0] for quiz in quizzes]
+            said = [quiz.likelihood(adapter.model, **{CACHE: adapter.memory(policy)})[0] for quiz in quizzes]
         losses[job] = -float(torch.stack(said).mean())
         tick()
     losses = accelerator.reduce(losses.to(accelerator.device), "sum").cpu()  # one process filled each

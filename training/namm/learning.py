@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
+from namm_transfer.cache.keyword import CACHE
 from namm_transfer.errors import NammTransferError
 from namm_transfer.files import write_atomic
 from namm_transfer.moments import Moments
@@ -168,7 +169,7 @@ class Learning:
         spectra = Spectra(config.update_interval)
         for quiz in self._quizzes(len(config.learn_tokens)):
             with torch.inference_mode():
-                self.adapter.model(quiz.tokens[None], past_key_values=self.adapter.memory(spectra), logits_to_keep=1)
+                self.adapter.model(quiz.tokens[None], **{CACHE: self.adapter.memory(spectra)}, logits_to_keep=1)
         seen = [s.cpu() for s in spectra.spectra]
         matrix = whitening(seen, self.statistics)
         vector = first(seen, self.statistics, matrix, start, self.seed)

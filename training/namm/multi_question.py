@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
+from namm_transfer.cache.keyword import CACHE
 from namm_transfer.cache.memory_cache import MemoryCache
 from namm_transfer.evals.tasks.text.families import Prompt, make_quiz
 
@@ -54,7 +55,7 @@ class Quiz:
     def read(self, model: Any, cache: MemoryCache, upto: int) -> None:
         """Feed the tokens that `cache` has not seen, up to token `upto`."""
         tokens = self.tokens[None, cache.get_seq_length() : upto]
-        model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(tokens, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
 
     @torch.inference_mode()
     def judge(self, model: Any, cache: MemoryCache, rows: int = 1) -> tuple[Tensor, Tensor, list[float]]:
@@ -65,9 +66,9 @@ class Quiz:
             share of them of which every token is the most probable one; each row's kept share when the first begins.
         """
         (first, *others), start = self._answered, cache.get_seq_length()
-        begun = self._scores(model, [first], range(start, self.text), rows, past_key_values=cache)
+        begun = self._scores(model, [first], range(start, self.text), rows, **{CACHE: cache})
         kept = cache.kept_share()
-        went_on = self._scores(model, others, range(self.text, len(self.tokens)), rows, past_key_values=cache)
+        went_on = self._scores(model, others, range(self.text, len(self.tokens)), rows, **{CACHE: cache})
         right, best = (torch.cat(parts, -1) for parts in zip(begun, went_on, strict=True))
         logprob = torch.stack([answer.mean(-1) for answer in right.split(self._sizes, -1)], -1)
         exact = torch.stack([answer.all(-1) for answer in best.split(self._sizes, -1)], -1)

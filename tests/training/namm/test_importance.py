@@ -7,6 +7,7 @@ from tiny_text import save_tiny_llama
 
 from namm_transfer import NAMM, NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
+from namm_transfer.cache.keyword import CACHE
 from namm_transfer.moments import Moments
 from namm_transfer.namm import FEATURES, SIZE
 from namm_transfer.training.namm import importance as heads
@@ -32,7 +33,7 @@ def test_whole_heads_keep_all_and_others_sinks_and_recent_tokens(adapter, quiz):
     whole = torch.tensor([[True, False], [False, False]])
     cache = adapter.memory(WholeHeads(whole, update_interval=128))
     with torch.inference_mode():
-        adapter.model(quiz.tokens[None, :256], past_key_values=cache)
+        adapter.model(quiz.tokens[None, :256], **{CACHE: cache})
     first, second = cache.positions(0)[0]
     assert first.tolist() == list(range(256))
     assert second[second >= 0].tolist() == [*range(SINKS), *range(256 - RECENT, 256)]
@@ -49,7 +50,7 @@ def test_worth_is_what_the_answers_lose(adapter, quiz):
             whole[layer, head] = not cut
             with torch.inference_mode():
                 memory = adapter.memory(WholeHeads(whole, 128))
-                losses.append(-float(quiz.likelihood(adapter.model, past_key_values=memory)[0]))
+                losses.append(-float(quiz.likelihood(adapter.model, **{CACHE: memory})[0]))
         assert float(found[layer, head]) == pytest.approx(losses[1] - losses[0], abs=1e-4)
         assert found[layer, head] != 0
 

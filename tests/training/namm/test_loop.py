@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from places import ROOT
 from safetensors import safe_open
 from tiny_text import evolution_config
 
@@ -28,7 +29,6 @@ from namm_transfer.training.namm.loop import learned_by
 from namm_transfer.training.namm.multi_question import Quiz
 from namm_transfer.training.namm.state import FIELDS, State
 
-ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 

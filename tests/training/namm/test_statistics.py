@@ -1,15 +1,14 @@
 """Normalisation statistics: the recorded estimator, merged in any order, on the full cache."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from places import PARITY
 
 from namm_transfer import LayerView, NammTransferError
 from namm_transfer.training.namm.statistics import Moments, Recorder
 
-CASE = Path(__file__).parent.parent / "data" / "parity" / "case_c_norm_stats"
+CASE = PARITY / "case_c_norm_stats"
 
 
 def test_recorded_estimator_is_reproduced():

@@ -6,6 +6,7 @@ from tiny_text import save_tiny_llama
 from transformers import AutoModelForCausalLM
 
 from namm_transfer import NAMM, MemoryCache
+from namm_transfer.cache.keyword import CACHE
 from namm_transfer.namm import SIZE
 from namm_transfer.training.namm import straight_through as evicting
 from namm_transfer.training.namm.straight_through import Evicting
@@ -62,7 +63,7 @@ def test_forward_is_the_live_cache(model, read, tokens, selection, seed, learnin
     model.set_attn_implementation("memory")
     cache = MemoryCache(model.config, policy=policy)
     with torch.no_grad():
-        expected = model(tokens, past_key_values=cache).logits[0]
+        expected = model(tokens, **{CACHE: cache}).logits[0]
     kept = cache.report().kept[:, 0].float().mean(-1) / tokens.shape[1]
     assert kept.min() < 0.9
     torch.testing.assert_close(torch.stack(memory.held).detach(), kept, atol=1e-6, rtol=0)
