@@ -59,7 +59,7 @@ def hub_options(source: str) -> dict[str, Any]:
     Raises:
         NammTransferError: `source` is no folder, and the hub cannot have it or cannot be reached.
     """
-    if Path(source).is_dir():
+    if source and Path(source).is_dir():
         return {}
     try:
         cached = isinstance(try_to_load_from_cache(source, "config.json"), str)
