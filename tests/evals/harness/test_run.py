@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tiny_evaluation import Evaluator, main, samples
 
 from namm_transfer import NammTransferError, policies
+from namm_transfer.evals.harness import EvalOptions, Outcome, Sample, parse, run
 from namm_transfer.evals.harness.lineup import lineup
-from namm_transfer.evals.harness.options import split_policies
-from namm_transfer.evals.harness.run import EvalOptions, Outcome, Sample, parse, run
+from namm_transfer.evals.harness.options import parse_policies
 from namm_transfer.evals.report.arrays import ArrayStore
 from namm_transfer.evals.report.records import mean_history
 from namm_transfer.evals.report.schema import Record
@@ -163,6 +163,14 @@ def test_ctrl_c_keeps_the_finished_samples(tmp_path, capsys, uninterrupted):
 # --- killed and resumed
 
 
+def texts(values: list[str]) -> list[str]:
+    return [spec.text for spec in parse_policies(values)]
+
+
+def entries(values: list[str], update_interval: int = 16) -> list:
+    return lineup(parse_policies(values), update_interval)
+
+
 def _die(folder: str, at: int) -> None:
     main(["--out", folder], Evaluator(die_at=at))
 
@@ -295,13 +303,13 @@ def test_match_gives_the_cache_size_that_the_other_policy_used(tmp_path, capsys)
 
 
 def test_a_policy_that_is_to_be_matched_is_run_even_if_not_asked_for():
-    assert list(lineup(["full,random:match=l2"], 16)) == ["full", "l2", "random:match=l2"]
+    assert [e.spec.text for e in entries(["full,random:match=l2"])] == ["full", "l2", "random:match=l2"]
 
 
 @pytest.mark.parametrize("values", [["h2o:keep=0.3,h2o:keep=0.6,random:match=h2o"], ["l2:match=h2o,h2o:match=l2"]])
 def test_a_match_that_fits_several_or_none_is_refused(values):
     with pytest.raises(NammTransferError, match="exactly one policy"):
-        lineup(values, 16)
+        entries(values)
 
 
 def test_mean_history_averages_each_update_over_the_samples_that_reached_it():
@@ -315,18 +323,18 @@ def test_mean_history_averages_each_update_over_the_samples_that_reached_it():
 
 
 def test_the_splitting_rule_of_the_command_line():
-    assert split_policies(["full,streaming:sinks=4,window=252"]) == ["full", "streaming:sinks=4,window=252"]
-    assert split_policies(["full", "namm:path=a,keep=0.5,h2o:match=namm", "full"]) == [
+    assert texts(["full,streaming:sinks=4,window=252"]) == ["full", "streaming:sinks=4,window=252"]
+    assert texts(["full", "namm:path=a,keep=0.5,h2o:match=namm", "full"]) == [
         "full",
         "namm:path=a,keep=0.5",
         "h2o:match=namm",
     ]
-    assert split_policies(["namm,keep=0.5"]) == ["namm:keep=0.5"]
-    assert split_policies(["namm:path=a:b=c"]) == ["namm:path=a:b=c"]
+    assert texts(["namm,keep=0.5"]) == ["namm:keep=0.5"]
+    assert texts(["namm:path=a:b=c"]) == ["namm:path=a:b=c"]
     with pytest.raises(NammTransferError, match=r"'keep=0\.5' continues no policy"):
-        split_policies(["keep=0.5"])
+        texts(["keep=0.5"])
     with pytest.raises(NammTransferError, match="no policy to evaluate"):
-        lineup([], 16)
+        entries([])
 
 
 keys = st.sampled_from(["keep", "budget", "match", "path"])
@@ -346,7 +354,7 @@ def test_joined_policies_come_apart_again_however_they_are_given(wanted, data):
     values = [wanted[0]]
     for spec, cut in zip(wanted[1:], cuts, strict=False):
         values = [*values, spec] if cut else [*values[:-1], f"{values[-1]},{spec}"]
-    assert split_policies(values) == wanted
+    assert texts(values) == wanted
 
 
 # --- options
