@@ -25,10 +25,10 @@ class EvalOptions:
     """Flags that every evaluation has. A script's own options inherit from this and may give other defaults."""
 
     policy: tuple[str, ...] = ("full,namm,streaming:match=namm,h2o:match=namm",)
-    """Policies to compare, out of full, recent, streaming, h2o, l2, value-norm, keydiff, leverage, tova, snapkv, random,
-    namm and those of other packages, each written name or name:key=value,... for example h2o:keep=0.5. May be repeated,
-    and one value may hold several, separated by commas: full,streaming:sinks=4,window=252 is two. match=NAME asks for
-    the cache size that policy NAME used; protect=4:64 never evicts the first 4 and the last 64 tokens."""
+    """Policies to compare, out of full, recent, streaming, h2o, l2, value-norm, keydiff, leverage, tova, snapkv,
+    random, namm and those of other packages, each written name or name:key=value,... for example h2o:keep=0.5. May be
+    repeated, and one value may hold several, separated by commas: full,streaming:sinks=4,window=252 is two. match=NAME
+    asks for the cache size that policy NAME used; protect=4:64 never evicts the first 4 and the last 64 tokens."""
 
     update_interval: int = 512
     """The policy acts each time a sequence has grown by this many tokens; spectral policies need a multiple of 16."""
@@ -52,8 +52,12 @@ class EvalOptions:
     """CPU threads a process. Another number may change the last bit of a result; for speed, start more processes."""
 
     def policies(self) -> list[PolicySpec]:
-        """The policies of `policy`, parsed: from here on nothing reads their text."""
-        return parse_policies(self.policy)
+        """The policies of `policy`, parsed: from here on nothing reads their text.
+
+        Raises:
+            NammTransferError: an unknown policy or key, a value of the wrong type, or a key that belongs to no policy.
+        """
+        return [policies.parse(text) for text in split_policies(self.policy)]
 
 
 Options = TypeVar("Options")
@@ -79,13 +83,11 @@ def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Opt
     return tyro.cli(options, prog=program, args=given, default=default, description=described)
 
 
-def from_toml(kind: type[Options], path: Path, base: Mapping[str, Any] | None = None) -> Options:
+def from_toml(kind: type[Options], path: Path) -> Options:
     """An object of a dataclass from a TOML file whose keys are its fields, dashes standing for underscores.
 
-    Args:
-        kind: the dataclass.
-        path: the file. ``"none"`` is what it writes for a field that may be None, since TOML has no null.
-        base: values of the fields that the file leaves out; those that are missing here as well get their defaults.
+    Fields that the file leaves out get their defaults. ``"none"`` is what it writes for a field that may be None, since
+    TOML has no null.
 
     Raises:
         NammTransferError: the file cannot be read, or has a key or value that does not fit; names file, key and value.
@@ -104,11 +106,6 @@ def from_toml(kind: type[Options], path: Path, base: Mapping[str, Any] | None = 
     if isinstance(values.get("policy"), str):
         values["policy"] = [values["policy"]]
     _check_text(values, where)
-    return validated(kind, {**(base or {}), **values}, where)
-
-
-def validated(kind: type[Options], values: Mapping[str, Any], where: str) -> Options:
-    """An object of a dataclass from values of its fields; `NammTransferError` names the first that does not fit."""
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
@@ -126,16 +123,13 @@ def _read_toml(path: Path, where: str) -> dict[str, Any]:
         raise NammTransferError(f"{where} is no TOML: {error}") from None
 
 
-def parse_policies(values: Iterable[str]) -> list[PolicySpec]:
+def split_policies(values: Iterable[str]) -> list[str]:
     """The single policies in the values of `--policy`, in order and without repeats.
 
     A comma separates; but a part `key=value` with no `:` before its `=` continues the policy before it.
 
-    >>> [spec.text for spec in parse_policies(["full,streaming:sinks=4,window=252", "namm"])]
+    >>> split_policies(["full,streaming:sinks=4,window=252", "namm"])
     ['full', 'streaming:sinks=4,window=252', 'namm']
-
-    Raises:
-        NammTransferError: an unknown policy or key, a value of the wrong type, or a key that belongs to no policy.
     """
     texts: list[str] = []
     for value in values:
@@ -147,7 +141,7 @@ def parse_policies(values: Iterable[str]) -> list[PolicySpec]:
                 raise NammTransferError(f"--policy {value!r}: {part!r} continues no policy; expected name:{part}")
             else:
                 texts[-1] += ("," if ":" in texts[-1] else ":") + part
-    return [policies.parse(text) for text in dict.fromkeys(texts)]
+    return list(dict.fromkeys(texts))
 
 
 def _gathered(arguments: Sequence[str], flag: str) -> list[str]:

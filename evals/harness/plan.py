@@ -48,7 +48,7 @@ def make_plan(
         raise NammTransferError("no samples to evaluate")
     name, count = Counter(sample.id for sample in chosen).most_common(1)[0]
     if count > 1:
-        raise NammTransferError(f"sample id {name!r} is there {count} times; expected each id once")
+        raise NammTransferError(f"sample id {name!r} is there twice; expected each id once")
     if batch < 1:
         raise NammTransferError(f"batch={batch!r}: expected at least one sample at a time")
     entries = lineup(options.policies(), options.update_interval)

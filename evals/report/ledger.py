@@ -219,7 +219,7 @@ class Ledger:
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
-            os.fsync(self._file.fileno())
+            _to_disk(self._file.fileno())
         except BaseException:
             self._file.truncate(end)  # no half of a line stays, which frees its space as well
             raise
@@ -227,3 +227,7 @@ class Ledger:
     def close(self) -> None:
         """Close the file; nothing is lost without it."""
         self._file.close()
+
+
+def _to_disk(handle: int) -> None:
+    os.fsync(handle)
