@@ -10,10 +10,12 @@ from torch import Tensor
 
 from namm_transfer.errors import NammTransferError
 
-_DESCRIBES = {"__get__", "__len__", "__repr__", "size", "dim", "stride", "numel", "is_contiguous", "is_floating_point"}
-"""Functions that read a tensor's shape, dtype or place, none of its numbers."""
-_KEEPS_VALUES = {"contiguous", "to"}
+_DESCRIBES = frozenset("size dim stride numel __len__ __repr__ is_contiguous is_floating_point is_complex".split())
+"""Functions that tell a tensor's shape or dtype; properties do as well."""
+_KEEPS_VALUES = frozenset({"contiguous", "to"})
 """Functions that usually return the very same numbers; a conversion to another dtype or device is refused."""
+_ASKED_BY_COMPILE = frozenset("_base _is_view is_conj is_neg storage_offset untyped_storage".split())
+"""What torch.compile asks a tensor before it traces code that gets it."""
 
 
 class GuardedTensor(Tensor):
@@ -36,17 +38,19 @@ class GuardedTensor(Tensor):
     ) -> Any:
         """Answer questions about the shape; refuse everything else before it is computed."""
         name = getattr(func, "__name__", str(func))
+        is_property = name == "__get__"
+        if is_property:
+            name = getattr(getattr(func, "__self__", None), "__name__", name)
         first = args[0] if args else None
-        if isinstance(first, cls) and (name in _DESCRIBES or name in _KEEPS_VALUES):
+        if isinstance(first, cls) and (is_property or name in _DESCRIBES | _KEEPS_VALUES | _ASKED_BY_COMPILE):
             with torch._C.DisableTorchFunctionSubclass():
                 result = func(*args, **(kwargs or {}))
-                if not isinstance(result, Tensor) or result is first:
+                if not isinstance(result, Tensor) or result is first or name in _ASKED_BY_COMPILE:
                     return result
                 if name in _KEEPS_VALUES and (result.dtype, result.device) == (first.dtype, first.device):
                     return guarded(opened(result), first.owner, first.refusal)
         guard = next(leaf for leaf in _flat((args, kwargs)) if isinstance(leaf, cls))
-        reader = getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name
-        raise NammTransferError(f"{guard.refusal} (read by {reader!r})")
+        raise NammTransferError(f"{guard.refusal} (read by {name!r})")
 
 
 def _flat(value: Any) -> list[Any]:

@@ -17,12 +17,8 @@ from namm_transfer.cache.guard import GuardedTensor, guarded
 from namm_transfer.cache.head_group import HeadGroup
 from namm_transfer.cache.masks import ColumnCount
 from namm_transfer.cache.report import Sequence
-from namm_transfer.errors import NammTransferError
+from namm_transfer.errors import NammTransferError, UnservedAttribute
 from namm_transfer.policy import EvictionPolicy
-
-
-class UnservedAttribute(NammTransferError, AttributeError):
-    """A `NammTransferError` about an attribute, so that ``hasattr`` says no."""
 
 
 class ModuleReference(weakref.ref[nn.Module]):

@@ -7,9 +7,10 @@ columns with a `ColumnCount`, an integer that says where it comes from.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import causal_mask_function, sdpa_mask, sliding_window_causal_mask_function
 
 from namm_transfer.cache.guard import guarded
-from namm_transfer.errors import NammTransferError
+from namm_transfer.errors import NammTransferError, UnservedAttribute
 
 
 class ColumnCount(int):
@@ -87,28 +88,25 @@ class MemoryMask:
                 raise NammTransferError("padding between tokens under a sliding window cannot be served: pad left")
         return size
 
-    def __getattr__(self, name: str) -> Any:
-        raise _MaskUsed(name)
+    def __getattr__(self, name: str) -> NoReturn:
+        raise UnservedAttribute(_mask_used(name))
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
         """Refuse torch functions that are given the mask."""
-        raise _MaskUsed(getattr(func, "__name__", str(func)))
+        raise NammTransferError(_mask_used(getattr(func, "__name__", str(func))))
 
 
-class _MaskUsed(NammTransferError, AttributeError):
-    """A model reads its mask by itself; an AttributeError as well, so that ``hasattr`` says no."""
-
-    def __init__(self, use: str) -> None:
-        super().__init__(
-            f"the model uses its attention mask by itself ({use!r}): a model whose attention is not the one that "
-            "transformers dispatches by name cannot be served with a MemoryCache"
-        )
+def _mask_used(name: str) -> str:
+    return (
+        f"the model uses its attention mask by itself ({name!r}): a model whose attention is not the one that "
+        "transformers dispatches by name cannot be served with a MemoryCache"
+    )
 
 
-def _refusing(name: str) -> Any:
-    def operator(self: MemoryMask, *args: Any) -> Any:
-        raise _MaskUsed(name)
+def _refusing(name: str) -> Callable[..., NoReturn]:
+    def operator(self: MemoryMask, *args: Any) -> NoReturn:
+        raise NammTransferError(_mask_used(name))
 
     return operator
 

@@ -41,7 +41,15 @@ _MODEL = (
 
 def describe_model(config: PreTrainedConfig) -> dict[str, str]:
     """What is compared of a model: its type, its shape and its rotary embedding, as text."""
-    return {name: repr(getattr(config, name)) for name in _MODEL if getattr(config, name, None) is not None}
+    described = {}
+    for name in _MODEL:
+        try:
+            value = getattr(config, name, None)
+        except Exception as error:  # some configurations have a value for each layer and raise an error of their own
+            value = type(error).__name__
+        if value is not None:
+            described[name] = repr(value)
+    return described
 
 
 def describe_policy(policy: EvictionPolicy) -> dict[str, str]:
