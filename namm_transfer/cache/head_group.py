@@ -98,21 +98,21 @@ class HeadGroup:
         for name in views.keys() - state.keys():
             self.storage.drop(_STATE + name)
 
-    @torch.no_grad()
-    def select(self, policy: EvictionPolicy, layer: int, rows: list[int], seen: list[int], update: int) -> Tensor:
-        """Which tokens the policy keeps of some rows of the batch, which have seen so many: (rows, heads, stored) bool."""
+    def view(self, layer: int, layers: int, rows: list[int], seen: list[int], update: int) -> LayerView:
+        """What the policy is to judge: these rows of the batch, which have seen so many tokens."""
         everything = len(rows) == len(self.positions)
         pick = (lambda t: t) if everything else (lambda t: t[rows])
-        view = LayerView(
+        return LayerView(
             layer=layer,
+            layers=layers,
             keys=pick(self.keys),
+            values=pick(self.values),
             positions=pick(self.positions),
             state={name: pick(tensor) for name, tensor in self.state.items()},
             seen=seen,
             update=update,
             head=self.heads.start,
         )
-        return policy.select(view)
 
     def keep(self, chosen: Tensor) -> None:
         """Keep the marked tokens, (batch, heads, stored) bool, in order; shorter rows get padding slots in front."""

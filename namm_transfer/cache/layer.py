@@ -47,9 +47,10 @@ class MemoryLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, policy: EvictionPolicy, index: int) -> None:  # the base's would set keys and values
+    def __init__(self, policy: EvictionPolicy, index: int, layers: int) -> None:  # the base's would set keys and values
         self.policy = policy
         self.index = index
+        self.layers = layers
         self.reset()
 
     def reset(self) -> None:
@@ -189,7 +190,8 @@ class MemoryLayer(CacheLayerMixin):
         for update in sorted({len(self.sequences[b].history) for b in due}):
             rows = [b for b in due if len(self.sequences[b].history) == update]
             seen = [self.sequences[b].seen for b in rows]
-            chosen[rows] &= group.select(self.policy, self.index, rows, seen, update)
+            with torch.no_grad():
+                chosen[rows] &= self.policy.decide(group.view(self.index, self.layers, rows, seen, update))
         group.keep(chosen)
         return chosen.sum(-1)
 

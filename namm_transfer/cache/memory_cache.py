@@ -41,8 +41,9 @@ class MemoryCache(Cache):
             )
         self.policy = policy
         self._model = saved.describe_model(text)
-        self._backward = _backward_pass()
-        super().__init__(layers=[MemoryLayer(policy, index) for index in range(text.num_hidden_layers)])
+        self._backward = _backward_pass()  # in which the cache was made; calls must be in the same
+        layers = text.num_hidden_layers
+        super().__init__(layers=[MemoryLayer(policy, index, layers) for index in range(layers)])
 
     # -- one forward call --------------------------------------------------------------------------------------------
 
@@ -55,11 +56,7 @@ class MemoryCache(Cache):
             raise NammTransferError(
                 f"layer {layer_idx} of a cache made for {len(self.layers)} layers: one MemoryCache serves one model"
             )
-        if _backward_pass() != self._backward:
-            raise NammTransferError(
-                "a backward pass computes activations again (gradient checkpointing), which would put the same tokens "
-                "into this MemoryCache twice: make the cache inside of the checkpointed function"
-            )
+        self._refuse_recomputation()
         layer, before = self.layers[layer_idx], self.layers[layer_idx - 1]
         ahead = self.layers[0].columns - layer.columns
         if layer.handover or before.handover or ahead != (key_states.shape[2] if layer_idx else 0):
@@ -69,6 +66,18 @@ class MemoryCache(Cache):
                 'attn_implementation="memory"); make a new MemoryCache or reset() this one'
             )
         return layer.update(key_states, value_states, *args, **kwargs)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns seen, padding and evicted tokens included; positions come from it."""
+        self._refuse_recomputation()
+        return super().get_seq_length(layer_idx)
+
+    def _refuse_recomputation(self) -> None:
+        if _backward_pass() != self._backward:
+            raise NammTransferError(
+                "a backward pass computes activations again (gradient checkpointing), which would put the same tokens "
+                "into this MemoryCache twice: make the cache inside of the checkpointed function"
+            )
 
     # -- rows and columns --------------------------------------------------------------------------------------------
 
