@@ -1,4 +1,4 @@
-"""A memory that evicts with a gradient: forward it is the live cache, backward it says what tokens are worth."""
+"""Straight-through eviction: forward it is the live cache, backward it says what difference each token makes."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 from namm_transfer import NAMM, MemoryCache
 from namm_transfer.cache.keyword import CACHE
 from namm_transfer.namm import SIZE
-from namm_transfer.training.namm import straight_through as evicting
-from namm_transfer.training.namm.straight_through import Evicting
+from namm_transfer.training.namm import straight_through
+from namm_transfer.training.namm.straight_through import StraightThrough
 
 INTERVAL = 32
 STATISTICS = dict(mean=torch.full((17,), 0.02), var=torch.full((17,), 0.01))
@@ -27,8 +27,8 @@ def read(model):
     """The model's logits, (tokens, vocabulary), under a memory that evicts."""
 
     def reading(tokens, memory):
-        model.set_attn_implementation(evicting.NAME)
-        return model(tokens, evicting=memory, use_cache=False).logits[0]
+        model.set_attn_implementation(straight_through.NAME)
+        return model(tokens, straight_through=memory, use_cache=False).logits[0]
 
     return reading
 
@@ -45,11 +45,11 @@ def namm(seed: int, bias: float = 0.0, **options) -> NAMM:
 
 
 def test_keeping_everything_is_plain_attention(model, read, tokens):
-    memory = Evicting(namm(0, bias=1e4), INTERVAL, temperature=0.5)
+    memory = StraightThrough(namm(0, bias=1e4), INTERVAL, [150], temperature=0.5)
     found = read(tokens, memory)
     model.set_attn_implementation("sdpa")
     torch.testing.assert_close(found, model(tokens, use_cache=False).logits[0], atol=1e-4, rtol=0)
-    assert [float(h) for h in memory.held] == [1.0, 1.0]
+    assert [float(share) for share in memory.kept_shares] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("selection", ["head", "layer"])
@@ -58,7 +58,7 @@ def test_keeping_everything_is_plain_attention(model, read, tokens):
 def test_forward_is_the_live_cache(model, read, tokens, selection, seed, learning):
     """Logits, and how much each layer holds, whatever the temperature and whether or not gradients are taken."""
     policy = namm(seed, selection=selection)
-    memory = Evicting(policy.requires_grad_(learning), INTERVAL, temperature=0.7)
+    memory = StraightThrough(policy.requires_grad_(learning), INTERVAL, [150], temperature=0.7)
     found = read(tokens, memory)
     model.set_attn_implementation("memory")
     cache = MemoryCache(model.config, policy=policy)
@@ -66,19 +66,19 @@ def test_forward_is_the_live_cache(model, read, tokens, selection, seed, learnin
         expected = model(tokens, **{CACHE: cache}).logits[0]
     kept = cache.report().kept[:, 0].float().mean(-1) / tokens.shape[1]
     assert kept.min() < 0.9
-    torch.testing.assert_close(torch.stack(memory.held).detach(), kept, atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.cat(memory.kept_shares).detach(), kept, atol=1e-6, rtol=0)
     torch.testing.assert_close(found.detach(), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("place", range(7))
 def test_gradient_is_the_difference_a_token_makes(place):
-    """To what is linear in the output: with it and without it, whether or not it is held."""
+    """To a linear function of the output: with the token and without it, whether or not it was kept."""
     generator = torch.Generator().manual_seed(place)
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     query, key, value, wanted = draw(1, 2, 3, 8), draw(1, 1, 7, 8), draw(1, 1, 7, 5), draw(1, 2, 3, 5)
     stay = torch.ones(1, 1, 7)
     stay[..., [1, 4]] = 0
-    rows, output = evicting._attend(query, key, value, stay.requires_grad_(True), 0.5)
+    rows, output = straight_through._attend(query, key, value, stay.requires_grad_(True), 0.5)
     (found,) = torch.autograd.grad((output * wanted).sum(), stay)
 
     def attended(held):
@@ -94,16 +94,17 @@ def test_gradient_is_the_difference_a_token_makes(place):
 
 
 def test_what_was_evicted_has_the_gradient_of_its_update_only(monkeypatch):
-    """And what is still held that of every one."""
+    """And what still stays has that of every update."""
     scores = [torch.tensor(s, requires_grad=True) for s in ([1.0, -1.0, 1.0, 1.0], [1.0, -1.0, 1.0])]  # of the living
     updates = iter(scores)
     policy = namm(0, selection="head")
     monkeypatch.setattr(policy, "score", lambda *_: next(updates)[None, None])
-    memory = Evicting(policy, INTERVAL, temperature=1.0)
-    stay, count = memory._update(torch.zeros(1, 1, 17, 4), torch.ones(1, 1, 4))
+    memory = StraightThrough(policy, INTERVAL, [4], temperature=1.0)
+    due = torch.tensor([True])
+    stay, count = memory._update(torch.zeros(1, 1, 17, 4), torch.ones(1, 1, 4), due)
     assert stay[0, 0].tolist() == [1, 0, 1, 1]
     assert count == 3
-    stay, count = memory._update(torch.zeros(1, 1, 17, 4), stay)
+    stay, count = memory._update(torch.zeros(1, 1, 17, 4), stay, due)
     assert stay[0, 0].tolist() == [1, 0, 0, 1]
     assert count == 2
     found = torch.autograd.grad(stay.sum(), scores)
@@ -114,18 +115,20 @@ def test_what_was_evicted_has_the_gradient_of_its_update_only(monkeypatch):
 
 @pytest.mark.parametrize("selection", ["head", "layer"])
 def test_the_size_has_a_gradient(read, tokens, selection):
-    """More would be held if the bias were higher."""
+    """More tokens would stay if the bias were higher."""
     policy = namm(1, selection=selection).requires_grad_(True)
-    memory = Evicting(policy, INTERVAL, temperature=0.5)
+    memory = StraightThrough(policy, INTERVAL, [150], temperature=0.5)
     read(tokens, memory)
-    (slope,) = torch.autograd.grad(torch.stack(memory.held).mean(), policy.output.bias)
+    (slope,) = torch.autograd.grad(torch.cat(memory.kept_shares).mean(), policy.output.bias)
     assert slope > 0
 
 
 def test_noise_is_the_generators(read, tokens):
     def seen(seed, noise):
         generator = torch.Generator().manual_seed(seed)
-        return read(tokens, Evicting(namm(0), INTERVAL, temperature=0.5, noise=noise, generator=generator))
+        return read(
+            tokens, StraightThrough(namm(0), INTERVAL, [150], temperature=0.5, noise=noise, generators=[generator])
+        )
 
     assert torch.equal(seen(0, 0.5), seen(0, 0.5))
     assert not torch.equal(seen(0, 0.5), seen(1, 0.5))
