@@ -35,7 +35,7 @@ class RetrievalHeads(EvictionPolicy):
     by_head = True
 
     def __post_init__(self) -> None:
-        self.streaming = Streaming(SINKS, RECENT, update_interval=self.update_interval)
+        self.streaming = Streaming(sinks=SINKS, window=RECENT, update_interval=self.update_interval)
 
     def select(self, view: LayerView) -> Tensor:
         """Keep all real tokens of a retrieval head, and what streaming keeps of the others."""

@@ -143,6 +143,21 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(adapter, tmp_path, monkeypa
     assert adapter.model.config._attn_implementation == "memory"
 
 
+def test_prompts_in_one_batch_teach_the_same_as_one_by_one(adapter, tmp_path):
+    """The first step's gradient and metrics, within rounding."""
+    found = []
+    for batch in (1, 2):
+        config = dataclasses.replace(CONFIG, learn_steps=1, learn_prompts=4, learn_batch=batch)
+        taught = learning(adapter, tmp_path / f"{batch}.safetensors", config)
+        assert taught.loop.parts == 4 // batch
+        taught.run()
+        found.append((taught.namm.vector.grad, taught.loop.log))
+    (one, log), (two, again) = found
+    assert one.norm() > 1e-3
+    assert float((one - two).norm() / one.norm()) < 1e-3
+    torch.testing.assert_close(log, again, atol=1e-4, rtol=1e-4)
+
+
 def test_a_checkpoint_of_another_run_is_refused(adapter, tmp_path):
     path = tmp_path / "learning.safetensors"
     learning(adapter, path, dataclasses.replace(CONFIG, learn_steps=1)).run()

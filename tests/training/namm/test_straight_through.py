@@ -7,8 +7,10 @@ from transformers import AutoModelForCausalLM
 
 from namm_transfer import NAMM, MemoryCache
 from namm_transfer.cache.keyword import CACHE
+from namm_transfer.moments import Moments
 from namm_transfer.namm import SIZE
 from namm_transfer.training.namm import straight_through
+from namm_transfer.training.namm.fitness import stacked_namm
 from namm_transfer.training.namm.straight_through import StraightThrough
 
 INTERVAL = 32
@@ -24,11 +26,12 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def read(model):
-    """The model's logits, (tokens, vocabulary), under a memory that evicts."""
+    """The model's logits under a memory that evicts: of the first row, or of all of them."""
 
-    def reading(tokens, memory):
+    def reading(tokens, memory, rows=None):
         model.set_attn_implementation(straight_through.NAME)
-        return model(tokens, straight_through=memory, use_cache=False).logits[0]
+        logits = model(tokens, straight_through=memory, use_cache=False).logits
+        return logits[0] if rows is None else logits
 
     return reading
 
@@ -133,3 +136,35 @@ def test_noise_is_the_generators(read, tokens):
     assert torch.equal(seen(0, 0.5), seen(0, 0.5))
     assert not torch.equal(seen(0, 0.5), seen(1, 0.5))
     assert torch.equal(seen(0, 0.0), seen(1, 0.0))
+
+
+@pytest.mark.parametrize("selection", ["head", "layer"])
+def test_rows_of_a_batch_are_as_alone(read, selection):
+    """Logits, kept shares and gradients, for lengths before, at and after an update; each row has its own noise."""
+    lengths, generator = [150, 128, 97], torch.Generator().manual_seed(2)
+    prompts = [torch.randint(0, 256, (length,), generator=generator) for length in lengths]
+    statistics = Moments(1.0, STATISTICS["mean"], STATISTICS["var"])
+    vectors = 0.4 * torch.randn(3, SIZE, generator=generator)
+
+    def run(rows):
+        given = [vectors[row].clone().requires_grad_(True) for row in rows]
+        memory = StraightThrough(
+            stacked_namm(torch.stack(given), statistics, selection=selection),
+            INTERVAL,
+            [lengths[row] for row in rows],
+            temperature=0.7,
+            noise=0.3,
+            generators=[torch.Generator().manual_seed(row) for row in rows],
+        )
+        tokens = torch.nn.utils.rnn.pad_sequence([prompts[row] for row in rows], batch_first=True)
+        logits = read(tokens, memory, rows=len(rows))
+        kept = torch.stack(memory.kept_shares).mean(0)
+        last = [logits[n, : lengths[row]] for n, row in enumerate(rows)]
+        loss = sum(kept) + sum(part.log_softmax(-1)[:, 7].mean() for part in last)
+        return last, kept.detach(), torch.autograd.grad(loss, given)
+
+    together = run([0, 1, 2])
+    for row in range(3):
+        for found, expected in zip(together, run([row]), strict=True):
+            torch.testing.assert_close(found[row], expected[0], atol=2e-4, rtol=1e-3)
+    assert together[1].max() < 0.95
