@@ -20,30 +20,17 @@ nothing had happened. Every flag below may stand in a TOML file for --config: pe
 from __future__ import annotations
 
 import dataclasses
-<<<<<<< HEAD
-import tomllib
-=======
-import sys
->>>>>>> refs/heads/training
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from namm_transfer import NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
-<<<<<<< HEAD
-from namm_transfer.evals.harness import EvalOptions, start
+from namm_transfer.evals.harness import EvalOptions, parse, start
 from namm_transfer.evals.harness.cli import script
-from namm_transfer.training.namm.config import PRESETS, EvolutionConfig
-from namm_transfer.training.namm.loop import Evolution
-=======
-from namm_transfer.evals.harness.options import parse
-from namm_transfer.evals.harness.run import EvalOptions, start
 from namm_transfer.training.namm.config import EvolutionConfig
 from namm_transfer.training.namm.evolution import Evolution
->>>>>>> refs/heads/training
 
 
 @dataclass(frozen=True)

@@ -21,54 +21,19 @@ from namm_transfer.errors import NammTransferError
 
 NAME = "memory"
 _CHANGES_ATTENTION = frozenset(
-    [
-        "softcap",
-        "logit_cap",
-        "logits_soft_cap",
-        "s_aux",
-        "sinks",
-        "position_bias",
-        "relative_position_bias",
-        "attention_bias",
-        "bias",
-        "alibi",
-        "head_mask",
-        "layer_head_mask",
-        "indices",
-        "topk_indices",
-        "block_table",
-        "block_mask",
-        "attention_chunk_size",
-        "chunk_size",
-        "window_size",
-        "output_attentions",
-    ]
+    "softcap logit_cap logits_soft_cap s_aux sinks position_bias relative_position_bias attention_bias bias alibi "
+    "head_mask layer_head_mask indices topk_indices block_table block_mask attention_chunk_size chunk_size "
+    "window_size output_attentions".split()
 )
 """Arguments that change what attention computes, or ask for what it does not return, whatever their value is."""
 _TENSORS_OF_THE_MODEL = frozenset(
-    [
-        "position_ids",
-        "cache_position",
-        "position_embeddings",
-        "input_ids",
-        "inputs_embeds",
-        "attention_mask",
-        "token_type_ids",
-        "mm_token_type_ids",
-        "labels",
-        "shift_labels",
-        "logits_to_keep",
-        "num_items_in_batch",
-        "past_key_values",
-        "cache",
-    ]
+    "position_ids cache_position position_embeddings input_ids inputs_embeds attention_mask token_type_ids "
+    "mm_token_type_ids labels shift_labels logits_to_keep num_items_in_batch past_key_values cache".split()
 )
 """Arguments that models pass down to their attention, which does not look at them."""
-_SDPA_IGNORES = frozenset(["output_attentions", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"])
+_SDPA_IGNORES = frozenset("output_attentions cu_seq_lens_q cu_seq_lens_k max_length_q max_length_k".split())
 _SDPA_TAKES = frozenset(inspect.signature(sdpa_attention_forward).parameters) - {"kwargs"}
-_STANDARD = frozenset(
-    ["module", "query", "key", "value", "attention_mask", "scaling", "dropout", "sliding_window", "is_causal", "kwargs"]
-)
+_STANDARD = frozenset("module query key value attention_mask scaling dropout sliding_window is_causal kwargs".split())
 
 
 def memory_attention(
@@ -103,7 +68,9 @@ def memory_attention(
     config = getattr(module, "config", None)
     if attention_mask is None and config is not None and not runs_under_sdpa(type(config)):
         kwargs["is_causal"] = False  # such a model's own attention masks nothing that its mask does not
-    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    return sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+    )
 
 
 def _refuse_unserved(module: nn.Module, arguments: dict[str, Any], served: frozenset[str]) -> None:
@@ -118,7 +85,7 @@ def _refuse_unserved(module: nn.Module, arguments: dict[str, Any], served: froze
             continue
         if name in _CHANGES_ATTENTION or not isinstance(value, bool | int | str) or name in _eager_takes(type(module)):
             raise NammTransferError(
-                f'{type(module).__name__} asks for {name}, which attn_implementation="memory" does not serve'
+                f"{type(module).__name__} asks for {name}, which attn_implementation=\"memory\" does not serve"
             )
 
 

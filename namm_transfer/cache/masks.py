@@ -111,40 +111,8 @@ def _refusing(name: str) -> Callable[..., NoReturn]:
     return operator
 
 
-_OPERATORS = [
-    "add",
-    "radd",
-    "sub",
-    "rsub",
-    "mul",
-    "rmul",
-    "truediv",
-    "rtruediv",
-    "matmul",
-    "rmatmul",
-    "and",
-    "rand",
-    "or",
-    "ror",
-    "xor",
-    "rxor",
-    "invert",
-    "neg",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "eq",
-    "ne",
-    "getitem",
-    "setitem",
-    "len",
-    "iter",
-    "bool",
-    "float",
-    "int",
-    "index",
-]
+_OPERATORS = """add radd sub rsub mul rmul truediv rtruediv matmul rmatmul and rand or ror xor rxor invert neg lt le gt ge
+eq ne getitem setitem len iter bool float int index""".split()
 for _name in _OPERATORS:
     setattr(MemoryMask, f"__{_name}__", _refusing(f"__{_name}__"))
 
