@@ -51,11 +51,13 @@ class VideoSample:
     options: tuple[str, ...] = ()
     """The options behind `choices`, where these are letters; a generated answer may name them instead"""
     frames: int = 64
-    """Frames sampled uniformly from the video"""
-    sampling: Literal["middles", "starts"] = "middles"
-    """Which frame of each of so many equal parts"""
+    """Frames sampled from the video"""
+    sampling: Literal["uniform", "mlvu", "longvideobench"] = "uniform"
+    """The rule that chooses them, see `video.sampling`"""
     subtitles: tuple[Subtitle, ...] = ()
     """What is said; the model reads it between the frames"""
+    duration: float | None = None
+    """Seconds that the annotations give the video; LongVideoBench's rule samples within them"""
 
 
 @dataclass(frozen=True)
@@ -208,14 +210,14 @@ class LlavaNextVideoAdapter(LanguageAdapter):
             except (FileNotFoundError, SafetensorError, KeyError):
                 pass
         reader = self._reader(sample)
-        indices = SAMPLING[sample.sampling](reader.count, sample.frames)
+        indices = SAMPLING[sample.sampling](reader, sample.frames, sample.duration)
         parts = []
         for frames in in_batches(reader, indices, FRAMES_AT_ONCE):
             pixels = self.processor.video_processor(videos=[frames], return_tensors="pt")["pixel_values_videos"]
             features = self.model.get_video_features(pixels.to(self.device, self.dtype)).pooler_output
             parts.append(features[0].unflatten(0, (len(frames), -1)))
         tokens = torch.cat(parts).cpu().contiguous()
-        times = torch.from_numpy(indices * (reader.seconds / reader.count))
+        times = torch.from_numpy(reader.times[indices])
         if file is not None:
             write_atomic(file, save_tensors({"tokens": tokens, "times": times}))
         return tokens, times
@@ -223,7 +225,7 @@ class LlavaNextVideoAdapter(LanguageAdapter):
     def pictures(self, sample: VideoSample, numbers: Sequence[int]) -> Iterator[np.ndarray]:
         """Some of the sampled frames, (height, width, 3) uint8 each, by their ascending numbers among those sampled."""
         reader = self._reader(sample)
-        indices = SAMPLING[sample.sampling](reader.count, sample.frames)[list(numbers)]
+        indices = SAMPLING[sample.sampling](reader, sample.frames, sample.duration)[list(numbers)]
         return itertools.chain.from_iterable(in_batches(reader, indices, FRAMES_AT_ONCE))
 
     def prefill(self, encoded: EncodedVideo, cache: Cache) -> Tensor:
@@ -327,7 +329,7 @@ class LlavaNextVideoAdapter(LanguageAdapter):
             return "missing"
         stat = path.stat()
         parts = (
-            path, stat.st_size, stat.st_mtime_ns, sample.frames, sample.sampling,
+            path, stat.st_size, stat.st_mtime_ns, sample.frames, sample.sampling, sample.duration,
             self.backend, self.model.name_or_path, self.dtype,
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

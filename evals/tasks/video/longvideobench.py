@@ -70,7 +70,7 @@ def _question(root: Path, entry: dict[str, Any], where: str) -> VideoQuestion:
         lead="",
         groups=(f"duration group {entry['duration_group']}", f"topic {entry['topic_category']}"),
         frames=max(1, int(seconds)),
-        sampling="starts",
+        sampling="longvideobench",
         subtitles=SubtitleFile(root / "subtitles", entry["subtitle_path"], begins, seconds),
         flaw=flaw_of(options, entry["correct_choice"], where),
     )

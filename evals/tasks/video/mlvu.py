@@ -66,6 +66,7 @@ def _question(entry: Any, task: str, name: str, at: int, root: Path) -> VideoQue
         answer=answer,
         kind=task,
         duration=entry.get("duration"),
+        sampling="mlvu",
         flaw=flaw_of(options, answer, where),
     )
 

@@ -7,10 +7,11 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from namm_transfer.adapters.video import prompts
 from namm_transfer.adapters.video.frames import VideoError
+from namm_transfer.adapters.video.sampling import Rule
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.tasks.video.subtitle_files import SubtitleFile
 from namm_transfer.files import safe_join
@@ -43,8 +44,8 @@ class VideoQuestion:
     """What else its score is averaged by: a duration group, a topic"""
     frames: int | None = None
     """Frames to sample at most"""
-    sampling: Literal["middles", "starts"] = "middles"
-    """Which frames, see `frames.SAMPLING`"""
+    sampling: Rule = "uniform"
+    """The rule that chooses the frames, see `adapters/video/sampling.py`"""
     subtitles: SubtitleFile | None = None
     """What is said in the video"""
     flaw: str | None = None
