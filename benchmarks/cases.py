@@ -204,7 +204,7 @@ def apart(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
 def video(side: str, frames: int) -> Measured:
     """The shipped video model reads a generated film: reading and encoding the frames, then the prompt's prefill."""
     from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample
-    from namm_transfer.evals.tasks.video.benchmarks import load_generated
+    from namm_transfer.evals.tasks.video.generated import load_generated
     from namm_transfer.files import asset
 
     adapter = LlavaNextVideoAdapter.load(asset("llava-next-video-small"), device="cpu", dtype=torch.float32)
@@ -222,7 +222,7 @@ def video(side: str, frames: int) -> Measured:
 def reading(side: str, frames: int) -> Measured:
     """Frames of a generated film by one of the backends, in batches as the adapter takes them."""
     from namm_transfer.adapters.video.frames import in_batches, open_video, uniform_indices
-    from namm_transfer.evals.tasks.video.benchmarks import load_generated
+    from namm_transfer.evals.tasks.video.generated import load_generated
 
     path = load_generated(1, 60)[0].video
     lap = stopwatch()

@@ -20,17 +20,15 @@ nothing had happened. Every flag below may stand in a TOML file for --config: pe
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from namm_transfer import NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
-from namm_transfer.evals.harness.options import parse
-from namm_transfer.evals.harness.run import EvalOptions, start
+from namm_transfer.evals.harness import EvalOptions, parse, start
+from namm_transfer.evals.harness.cli import script
 from namm_transfer.training.namm.config import EvolutionConfig
 from namm_transfer.training.namm.evolution import Evolution
 
@@ -88,7 +86,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except NammTransferError as error:
-        sys.exit(f"error: {error}")
+    script(main)
