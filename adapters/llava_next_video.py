@@ -49,11 +49,13 @@ class VideoSample:
     choices: tuple[str, ...] = ("A", "B", "C", "D")
     """Continuations of `lead`; the most probable one is the answer"""
     frames: int = 64
-    """Frames sampled uniformly from the video"""
-    sampling: Literal["middles", "starts"] = "middles"
-    """Which frame of each of so many equal parts"""
+    """Frames sampled from the video"""
+    sampling: Literal["uniform", "mlvu", "longvideobench"] = "uniform"
+    """The rule that chooses them, see `video.sampling`"""
     subtitles: tuple[Subtitle, ...] = ()
     """What is said; the model reads it between the frames"""
+    duration: float | None = None
+    """Seconds that the annotations give the video; LongVideoBench's rule samples within them"""
 
 
 @dataclass(frozen=True)
@@ -203,14 +205,14 @@ class LlavaNextVideoAdapter(ModalityAdapter):
             except (FileNotFoundError, SafetensorError, KeyError):
                 pass
         reader = self._reader(sample)
-        indices = SAMPLING[sample.sampling](reader.count, sample.frames)
+        indices = SAMPLING[sample.sampling](reader, sample.frames, sample.duration)
         parts = []
         for frames in in_batches(reader, indices, FRAMES_AT_ONCE):
             pixels = self.processor.video_processor(videos=[frames], return_tensors="pt")["pixel_values_videos"]
             features = self.model.get_video_features(pixels.to(self.device, self.dtype)).pooler_output
             parts.append(features[0].unflatten(0, (len(frames), -1)))
         tokens = torch.cat(parts).cpu().contiguous()
-        times = torch.from_numpy(indices * (reader.seconds / reader.count))
+        times = torch.from_numpy(reader.times[indices])
         if file is not None:
             write_atomic(file, save_tensors({"tokens": tokens, "times": times}))
         return tokens, times
@@ -218,7 +220,7 @@ class LlavaNextVideoAdapter(ModalityAdapter):
     def pictures(self, sample: VideoSample, numbers: Sequence[int]) -> Iterator[np.ndarray]:
         """Some of the sampled frames, (height, width, 3) uint8 each, by their ascending numbers among those sampled."""
         reader = self._reader(sample)
-        indices = SAMPLING[sample.sampling](reader.count, sample.frames)[list(numbers)]
+        indices = SAMPLING[sample.sampling](reader, sample.frames, sample.duration)[list(numbers)]
         return itertools.chain.from_iterable(in_batches(reader, indices, FRAMES_AT_ONCE))
 
     @torch.inference_mode()
@@ -331,7 +333,7 @@ class LlavaNextVideoAdapter(ModalityAdapter):
             return "missing"
         stat = path.stat()
         parts = (
-            path, stat.st_size, stat.st_mtime_ns, sample.frames, sample.sampling,
+            path, stat.st_size, stat.st_mtime_ns, sample.frames, sample.sampling, sample.duration,
             self.backend, self.model.name_or_path, self.dtype,
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -132,6 +132,7 @@ def as_sample(options: Options, question: VideoQuestion) -> VideoSample:
         question.frames or options.frames[0],
         question.sampling,
         question.subtitles.read() if question.subtitles else (),
+        question.duration,
     )
 
 

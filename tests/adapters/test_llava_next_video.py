@@ -251,8 +251,8 @@ def test_video_tokens_are_kept_in_a_folder(folder, tmp_path):
     assert kept.stat().st_mtime_ns == stamp
     kept.write_bytes(b"damaged")
     assert torch.equal(adapter.video_tokens(sample)[0], tokens)
-    starts = adapter.video_tokens(replace(sample, sampling="starts"))
-    assert starts[1].tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
+    parts = adapter.video_tokens(replace(sample, sampling="longvideobench", duration=8.5))
+    assert parts[1].tolist() == [0, 1, 2, 3, 4, 5, 6, 7], "within the annotated 8.5 seconds"
     write_film(make_film("test", 2, 16), film, fps=2, size=64)
     assert not torch.equal(adapter.video_tokens(sample)[0], tokens)
     film.unlink()

@@ -59,8 +59,8 @@ class VideoQuestion:
     """What else its score is averaged by: a duration group, a topic"""
     frames: int | None = None
     """Frames to sample at most"""
-    sampling: Literal["middles", "starts"] = "middles"
-    """Which frames, see `frames.SAMPLING`"""
+    sampling: Literal["uniform", "mlvu", "longvideobench"] = "uniform"
+    """The rule that chooses the frames, see `adapters/video/sampling.py`"""
     subtitles: SubtitleFile | None = None
     """What is said in the video"""
 
@@ -119,7 +119,8 @@ def load_mlvu(root: Path) -> list[VideoQuestion]:
     for name in MLVU_FILES:
         file = root / "json" / f"{name}.json"
         if file.is_file():
-            found += _read(file, root / "video" / name, name, _mlvu_prompt)
+            read = _read(file, root / "video" / name, name, _mlvu_prompt)
+            found += [replace(question, sampling="mlvu") for question in read]
     if not found:
         raise NammTransferError(
             f"{str(root)!r} holds none of MLVU's files; expected json/{MLVU_FILES[0]}.json and so on"

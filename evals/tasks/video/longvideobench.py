@@ -62,6 +62,6 @@ def _question(root: Path, entry: dict[str, Any]) -> VideoQuestion:
         lead="",
         groups=(f"duration group {entry['duration_group']}", f"topic {entry['topic_category']}"),
         frames=max(1, int(seconds)),
-        sampling="starts",
+        sampling="longvideobench",
         subtitles=SubtitleFile(root / "subtitles", entry["subtitle_path"], begins, seconds),
     )
