@@ -24,6 +24,7 @@ from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapt
 from namm_transfer.adapters.state_statistics import CARD_FILE, Statistics, file_of
 from namm_transfer.evals.harness import EvalOptions, Outcome, Sample, parse, run, start
 from namm_transfer.evals.harness.cli import script
+from namm_transfer.evals.harness.lineup import lineup
 from namm_transfer.evals.report.schema import Report
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, rollout
@@ -277,16 +278,14 @@ def render(world: World, sample: Sample) -> None:
     """Film one episode under each policy of the run; a policy with match=NAME has no cache size of its own here."""
     options, windowed = world.options, world.options.context == "window"
     assert options.render is not None
-    specs = [spec for spec in split_policies(options.policy) if "match=" not in spec]
-    for spec in specs:
-        policy = policies.make(spec, update_interval=options.update_interval)
-        memory = policy if windowed else world.adapter.memory(policy)
+    entries = [entry for entry in lineup(options.policies(), options.update_interval) if entry.match is None]
+    for entry in entries:
+        memory = entry.policy if windowed else world.adapter.memory(entry.policy)
         player = world.adapter.play(memory, [world.target], options.window if windowed else None)
-        name = (
-            options.render if len(specs) == 1 else options.render.with_stem(f"{options.render.stem}-{safe_name(spec)}")
-        )
+        stem = f"{options.render.stem}-{safe_name(entry.spec.text)}" if len(entries) > 1 else options.render.stem
+        name = options.render.with_stem(stem)
         steps, total = film(name, options.env, int(sample.payload), player.act)
-        print(f"{name}: {spec}, return {total:.0f} in {steps} steps")
+        print(f"{name}: {entry.spec.text}, return {total:.0f} in {steps} steps")
 
 
 def warn(options: Options, report: Report) -> None:
@@ -295,7 +294,8 @@ def warn(options: Options, report: Report) -> None:
     Raises:
         NammTransferError: episodes failed. The others are in the report.
     """
-    played = [record for record in report.records if record.policy != "full" and record.error is None]
+    baselines = {policy.spec for run in report.runs for policy in run.policies if policy.baseline}
+    played = [record for record in report.records if record.policy not in baselines and record.error is None]
     idle = [record for record in played if record.updates == 0]
     if idle:
         print(

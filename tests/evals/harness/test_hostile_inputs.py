@@ -172,9 +172,24 @@ def hostile_json(value: object) -> st.SearchStrategy[bytes]:
 
 FLAGS = [f"--{name.replace('_', '-')}" for name in asdict(tiny_evaluation.Options())]
 SPECS = st.sampled_from(
-    ["full", "nobody", "h2o:keep=nan", "h2o:keep=-1", "h2o:keep", "l2:match=l2", "random:match=../..",
-     "tova:budget=1e9", "streaming:sinks=-1", "random:seed=99999999999999999999", "full:update_interval=0", ":", "=", ",,,", "keep=1"]
-)  # fmt: skip
+    [
+        "full",
+        "nobody",
+        "h2o:keep=nan",
+        "h2o:keep=-1",
+        "h2o:keep",
+        "l2:match=l2",
+        "random:match=../..",
+        "tova:budget=1e9",
+        "streaming:sinks=-1",
+        "random:seed=99999999999999999999",
+        "full:update_interval=0",
+        ":",
+        "=",
+        ",,,",
+        "keep=1",
+    ]
+)
 
 
 @hostile(30)
@@ -186,9 +201,22 @@ def test_flags(arguments):
 
 CONFIG = b'policy = ["full", "h2o:keep=0.5"]\nupdate-interval = 16\nseed = 3\nlimit = 2\nout = "there"\nresume = true\n'
 LINES = st.sampled_from(
-    ['out = "a\\u0000b"', "seed = inf", "limit = nan", "seed = 1979-05-27", "policy = [[1]]", "policy = {a = 1}",
-     "seed = []", "x = " + "[" * 9000, "seed = " + "9" * 5000, 'seed = "\\uD800"', "[seed]", "config = 'c.toml'", "threads = true"]
-)  # fmt: skip
+    [
+        'out = "a\\u0000b"',
+        "seed = inf",
+        "limit = nan",
+        "seed = 1979-05-27",
+        "policy = [[1]]",
+        "policy = {a = 1}",
+        "seed = []",
+        "x = " + "[" * 9000,
+        "seed = " + "9" * 5000,
+        'seed = "\\uD800"',
+        "[seed]",
+        "config = 'c.toml'",
+        "threads = true",
+    ]
+)
 
 
 @hostile(25)
@@ -206,10 +234,18 @@ def test_configuration_files(content):
 
 QUESTION = {"video": "a.mp4", "question": "What?", "candidates": ["a", "b"], "answer": "a", "duration": 3.0}
 LONG = {
-    "id": "q", "video_path": "a.mp4", "question": "What?", "candidates": ["a", "b"], "correct_choice": 0,
-    "duration": 3.0, "starting_timestamp_for_subtitles": 0.0, "question_category": "S2E", "duration_group": 15, "topic_category": "T",
+    "id": "q",
+    "video_path": "a.mp4",
+    "question": "What?",
+    "candidates": ["a", "b"],
+    "correct_choice": 0,
+    "duration": 3.0,
+    "starting_timestamp_for_subtitles": 0.0,
+    "question_category": "S2E",
+    "duration_group": 15,
+    "topic_category": "T",
     "subtitle_path": "a.json",
-}  # fmt: skip
+}
 
 
 @hostile(20)
