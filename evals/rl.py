@@ -282,7 +282,7 @@ def render(world: World, sample: Sample) -> None:
     for entry in entries:
         memory = entry.policy if windowed else world.adapter.memory(entry.policy)
         player = world.adapter.play(memory, [world.target], options.window if windowed else None)
-        stem = f"{options.render.stem}-{safe_name(entry.spec.text)}" if len(entries) > 1 else options.render.stem
+        stem = options.render.stem if len(entries) == 1 else f"{options.render.stem}-{safe_name(entry.spec.text)}"
         name = options.render.with_stem(stem)
         steps, total = film(name, options.env, int(sample.payload), player.act)
         print(f"{name}: {entry.spec.text}, return {total:.0f} in {steps} steps")
@@ -294,8 +294,7 @@ def warn(options: Options, report: Report) -> None:
     Raises:
         NammTransferError: episodes failed. The others are in the report.
     """
-    baselines = {policy.spec for run in report.runs for policy in run.policies if policy.baseline}
-    played = [record for record in report.records if record.policy not in baselines and record.error is None]
+    played = [record for record in report.records if record.policy != "full" and record.error is None]
     idle = [record for record in played if record.updates == 0]
     if idle:
         print(
