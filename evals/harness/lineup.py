@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 from namm_transfer import policies
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.harness.options import split_policies
-from namm_transfer.evals.report.schema import Record
 from namm_transfer.policy import EvictionPolicy
 
 
@@ -52,18 +50,3 @@ def _candidates(name: str, spec: str, specs: Sequence[str]) -> list[str]:
     """Which of `specs` the `name` in match=name can mean: the spec itself, or else those of that policy."""
     others = [other for other in specs if other != spec]
     return [name] if name in others else [other for other in others if other.partition(":")[0] == name]
-
-
-def mean_history(records: Iterable[Record]) -> list[list[float]]:
-    """Tokens a head held after each update, (layers, updates), each entry the mean over the samples that got so far."""
-    return [_columns_mean(rows) for rows in _by_layer([record.history for record in records])]
-
-
-def _by_layer(histories: list[list[list[float]]]) -> list[list[list[float]]]:
-    layers = max(map(len, histories), default=0)
-    return [[history[layer] for history in histories if layer < len(history)] for layer in range(layers)]
-
-
-def _columns_mean(rows: list[list[float]]) -> list[float]:
-    columns = [[row[i] for row in rows if i < len(row)] for i in range(max(map(len, rows), default=0))]
-    return [math.fsum(column) / len(column) for column in columns]  # fsum: the same in whatever order they come

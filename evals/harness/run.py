@@ -30,6 +30,7 @@ from namm_transfer.evals.harness.options import EvalOptions, parse
 from namm_transfer.evals.report import ledger, provenance
 from namm_transfer.evals.report.arrays import ArrayStore
 from namm_transfer.evals.report.build import build
+from namm_transfer.evals.report.records import mean_history
 from namm_transfer.evals.report.render import terminal, write
 from namm_transfer.evals.report.schema import Policy, Record, Report, Run
 from namm_transfer.policy import EvictionPolicy
@@ -193,7 +194,14 @@ def _plan(
                 key: _plain(value) for key, value in dataclasses.asdict(options).items() if key not in LOCATIONS
             }
             entries = [
-                Policy(spec=spec, match=matching.target(spec, lineup), sha256=provenance.weights_sha256(policy))
+                Policy(
+                    spec=spec,
+                    name=policies.parse(spec).name,
+                    update_interval=policy.update_interval,
+                    baseline=not policy.evicts,
+                    match=matching.target(spec, lineup),
+                    sha256=provenance.weights_sha256(policy),
+                )
                 for spec, policy in lineup.items()
             ]
             plan = Run(
@@ -237,7 +245,7 @@ def _with_sizes(lineup: dict[str, EvictionPolicy], plan: Run, out: Path) -> dict
                 f"{entry.spec!r} needs all {plan.samples} records of {entry.match!r}, found {len(records)}: "
                 f"expected {str(out)!r} to be one folder that all processes share"
             )
-        result[entry.spec] = policies.with_schedule(lineup[entry.spec], matching.mean_history(records))
+        result[entry.spec] = policies.with_schedule(lineup[entry.spec], mean_history(records))
     return result
 
 

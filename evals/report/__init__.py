@@ -13,7 +13,7 @@ seconds; `schema` has the unit of every field.
 from namm_transfer.evals.report.build import build
 from namm_transfer.evals.report.comparison import diff
 from namm_transfer.evals.report.merge import merge
-from namm_transfer.evals.report.reading import read
+from namm_transfer.evals.report.records import read
 from namm_transfer.evals.report.render import write
 from namm_transfer.evals.report.schema import Record, Report, Run
 from namm_transfer.evals.report.verification import verify

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from namm_transfer.evals.harness import lineup as matching
 from namm_transfer.evals.report import cautions, overall, statistics, verdict
 from namm_transfer.evals.report.published import beside
-from namm_transfer.evals.report.records import Task, load
+from namm_transfer.evals.report.records import Task, load, mean_history
 from namm_transfer.evals.report.schema import (
     Answer,
     Brief,
@@ -100,7 +99,7 @@ def _sizes(task: Task, spec: str) -> list[Sizes]:
     histories = [record.history for record in task.records[spec] if record.history and record.history[0]]
     if not histories:
         return []
-    held = np.mean(matching.mean_history(task.records[spec]), axis=0)
+    held = np.mean(mean_history(task.records[spec]), axis=0)
     reached = [sum(len(history[0]) > update for history in histories) for update in range(len(held))]
     own = re.search(r"\bupdate_interval=(\d+)", spec)
     interval = int(own[1] if own else task.run.options.get("update_interval", 1))

@@ -77,9 +77,10 @@ def content(path: Path) -> bytes:
 
 def _run(path: Path, line: bytes) -> Run:
     version = re.match(rb'\{"schema_version":\s*(\d+)', line)
-    if version and int(version[1]) != SCHEMA_VERSION:
+    if version and not 1 <= int(version[1]) <= SCHEMA_VERSION:
         raise NammTransferError(
-            f"{path} has schema version {int(version[1])}, expected {SCHEMA_VERSION}: use the release that wrote it"
+            f"{path} has schema version {int(version[1])}, expected 1 to {SCHEMA_VERSION}: "
+            "use the release that wrote it"
         )
     return Run.model_validate_json(line)
 

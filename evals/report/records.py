@@ -1,13 +1,18 @@
-"""The records in a report folder, by task and policy."""
+"""What a report folder holds: the records of its ledgers by task and policy, and its report.json."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterable
 from pathlib import Path
+
+import pydantic_core
+from pydantic import ValidationError
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.report import ledger
-from namm_transfer.evals.report.schema import Record, Run
+from namm_transfer.evals.report.schema import SCHEMA_VERSION, Record, Report, Run
 
 
 @dataclasses.dataclass
@@ -68,3 +73,43 @@ def load(folder: Path) -> list[Task]:
 
 def _unique(records: list[Record]) -> list[Record]:
     return [record for _, record in sorted({record.index: record for record in records}.items())]
+
+
+def read(path: Path) -> Report:
+    """The report in a report.json, or in a folder that has one.
+
+    Raises:
+        NammTransferError: no such file, no JSON, another version of the schema, or something that does not fit it.
+    """
+    path = path / "report.json" if path.is_dir() else path
+    again = "write it again from its records with namm-transfer report render"
+    try:
+        content = pydantic_core.from_json(path.read_bytes(), allow_inf_nan=False)  # refuses what is nested too deeply
+    except (OSError, ValueError) as error:
+        raise NammTransferError(f"{str(path)!r} cannot be read as a report: {error}") from None
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version not in range(1, SCHEMA_VERSION + 1):
+        raise NammTransferError(
+            f"{str(path)!r} has schema version {version!r}, expected 1 to {SCHEMA_VERSION}: {again}, "
+            "or use the release that wrote it"
+        )
+    try:
+        return Report.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise NammTransferError(
+            f"{str(path)!r} is no report of schema version {version}: {place}: {first['msg']}; {again}"
+        ) from None
+
+
+def mean_history(records: Iterable[Record]) -> list[list[float]]:
+    """Tokens a head held after each update, (layers, updates), each entry the mean over the samples that got so far."""
+    histories = [record.history for record in records]
+    layers = max(map(len, histories), default=0)
+    return [_mean_by_update([history[i] for history in histories if i < len(history)]) for i in range(layers)]
+
+
+def _mean_by_update(rows: list[list[float]]) -> list[float]:
+    columns = [[row[i] for row in rows if i < len(row)] for i in range(max(map(len, rows), default=0))]
+    return [math.fsum(column) / len(column) for column in columns]  # fsum: the same in whatever order they come

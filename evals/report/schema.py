@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Verdict = Literal["baseline", "helps", "holds", "hurts", "unsettled", "hardly acted", "cannot tell"]
 
@@ -59,13 +59,20 @@ class Record(_Strict):
 
 
 class Policy(_Strict):
-    """One policy of a run."""
+    """One policy of a run. Whoever wants to know what a policy is looks here and never into its spec."""
 
     spec: str
+    """As written on the command line, for example ``h2o:keep=0.5``; the policy's name in records and tables."""
+    name: str
+    """Name in the registry of policies, for example ``h2o``."""
+    update_interval: int
+    """The policy acts each time a sequence has grown by this many tokens."""
+    baseline: bool
+    """True for a policy that keeps every token."""
     match: str | None = None
-    """The spec whose cache size it was given."""
+    """Spec of the policy whose cache size this one was given."""
     sha256: str | None = None
-    """Of the weights and statistics, for policies that have some."""
+    """SHA-256 of the weights and statistics, for policies that have some."""
 
 
 class Provenance(_Strict):
@@ -92,7 +99,7 @@ class Provenance(_Strict):
 class Run(_Strict):
     """One evaluation: everything that decides its records, and how it was made. First line of a ledger."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     task: str
     samples: int
     samples_sha256: str
@@ -105,12 +112,32 @@ class Run(_Strict):
     """What was evaluated: model, data, their SHA-256, dtype, prompts, what the score is."""
     provenance: Provenance
     resumed: list[Provenance] = []
-    """Later sittings with other code or packages, whose records stand among the others."""
+    """Later starts of this run with other code or packages, whose records stand among the others."""
 
     @property
     def latest(self) -> Provenance:
-        """Of the last sitting that had other code or packages than the one before."""
+        """Provenance of the last start that had other code or packages than the one before."""
         return [self.provenance, *self.resumed][-1]
+
+    @property
+    def baseline(self) -> Policy | None:
+        """The policy that the others are compared with: the first that keeps every token."""
+        return next((policy for policy in self.policies if policy.baseline), None)
+
+    def policy(self, spec: str) -> Policy:
+        """The policy that was written as `spec`; `KeyError` if the run has none."""
+        return {policy.spec: policy for policy in self.policies}[spec]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_version_1(cls, data: Any) -> Any:
+        """Version 1 recorded a policy as its spec alone, ``name`` or ``name:key=value,...``."""
+        if not isinstance(data, dict) or data.get("schema_version") != 1:
+            return data
+        options = data.get("options")
+        interval = options.get("update_interval", 1) if isinstance(options, dict) else 1
+        policies = [_policy_of_version_1(policy, interval) for policy in data.get("policies") or ()]
+        return {**data, "schema_version": SCHEMA_VERSION, "policies": policies}
 
     def identity(self) -> dict[str, Any]:
         """All that two runs must share for their records to belong together; files count by content, not by place."""
@@ -118,6 +145,19 @@ class Run(_Strict):
         placed = {key.removesuffix("_sha256") for key in self.description if key.endswith("_sha256")}
         found["description"] = {key: value for key, value in found["description"].items() if key not in placed}
         return found
+
+
+def _policy_of_version_1(policy: Any, interval: Any) -> Any:
+    if not isinstance(policy, dict) or not isinstance(policy.get("spec"), str):
+        return policy
+    name, _, rest = policy["spec"].partition(":")
+    given = dict(part.partition("=")[::2] for part in rest.split(","))
+    return {
+        "name": name,
+        "update_interval": given.get("update_interval", interval),
+        "baseline": name == "full",
+        **policy,
+    }
 
 
 class SummaryRow(_Strict):
@@ -231,6 +271,25 @@ class Answer(_Strict):
     text: str
 
 
+class Headline(_Strict):
+    """A benchmark's score as its authors report it, for one policy of one task: MLVU's M-Avg, for example.
+
+    Samples that failed count as wrong.
+    """
+
+    task: str
+    policy: str
+    name: str
+    """What the authors call it."""
+    value: float | None
+    """None if nothing was scored."""
+    unit: str
+    parts: dict[str, float]
+    """Category -> its score, in the same unit."""
+    missing: list[str]
+    """Categories of the benchmark that were expected and of which there is no sample."""
+
+
 class HeatMap(_Strict):
     """Mean share of the seen tokens that was held, (layers, KV heads)."""
 
@@ -261,9 +320,11 @@ class Brief(_Strict):
 class Report(_Strict):
     """Everything the pages show; a pure function of the records."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     headline: str
     """The answer over all tasks in one line."""
+    headlines: list[Headline] = []
+    """Scores as the authors of the benchmarks report them."""
     answers: list[Answer]
     """A line for each policy: of a group of tasks first, then of each task."""
     summary: list[SummaryRow]
@@ -278,6 +339,13 @@ class Report(_Strict):
     records: list[Brief]
     records_left_out: int = 0
     """Records that report.json had no room for; they are in the ledgers."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_version_1(cls, data: Any) -> Any:
+        """Version 1 had no headlines; its runs are brought up to date by `Run`."""
+        old = isinstance(data, dict) and data.get("schema_version") == 1
+        return {**data, "schema_version": SCHEMA_VERSION} if old else data
 
 
 def json_schema() -> str:

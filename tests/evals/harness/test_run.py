@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from tiny_evaluation import Evaluator, main, samples
 
 from namm_transfer import NammTransferError, policies
-from namm_transfer.evals.harness.lineup import lineup, mean_history
+from namm_transfer.evals.harness.lineup import lineup
 from namm_transfer.evals.harness.options import split_policies
 from namm_transfer.evals.harness.run import EvalOptions, Outcome, Sample, parse, run
 from namm_transfer.evals.report.arrays import ArrayStore
+from namm_transfer.evals.report.records import mean_history
 from namm_transfer.evals.report.schema import Record
 
 SCRIPT = Path(tiny_evaluation.__file__)

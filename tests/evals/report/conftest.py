@@ -8,6 +8,7 @@ import pytest
 from namm_transfer.evals.report import statistics
 from namm_transfer.evals.report.ledger import Ledger, path_of
 from namm_transfer.evals.report.schema import Policy, Provenance, Record, Run
+from namm_transfer.policies import parse
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,10 @@ def make_run() -> Callable[..., Run]:
             samples=samples,
             samples_sha256="0" * 64,
             batch=1,
-            policies=[Policy(spec=spec, match=None) for spec in policies],
+            policies=[
+                Policy(spec=spec, name=parse(spec).name, update_interval=16, baseline=parse(spec).name == "full")
+                for spec in policies
+            ],
             options={"seed": 0, "threads": 1},
             description={"score": "accuracy", **description},
             provenance=provenance,

@@ -1,12 +1,14 @@
 """Records on disk: durable, append-only, readable up to any damage."""
 
 import gzip
+import json
 import os
 
 import pytest
 
 from namm_transfer import NammTransferError
 from namm_transfer.evals.report import ledger, render
+from namm_transfer.evals.report.schema import Policy
 
 
 @pytest.fixture
@@ -57,8 +59,8 @@ def test_bytes_that_are_no_text_are_damage(path):
 
 
 def test_another_schema_version_is_refused(path):
-    path.write_bytes(path.read_bytes().replace(b'{"schema_version":1', b'{"schema_version":7', 1))
-    with pytest.raises(NammTransferError, match="has schema version 7, expected 1"):
+    path.write_bytes(path.read_bytes().replace(b'{"schema_version":2', b'{"schema_version":7', 1))
+    with pytest.raises(NammTransferError, match="has schema version 7, expected 1 to 2"):
         ledger.read(path)
 
 
@@ -127,3 +129,26 @@ def test_a_compressed_ledger_is_read_up_to_its_cut(path, tmp_path):
     packed.write_bytes(b"something else")
     with pytest.raises(NammTransferError, match="no gzip file"):
         ledger.read(packed)
+
+
+def test_a_ledger_of_the_first_schema_says_now_what_each_policy_is(path, make_run):
+    lines = path.read_text().splitlines(keepends=True)
+    first = json.loads(lines[0])
+    specs = ["full", "l2", "full:update_interval=64", "h2o:keep=0.5,update_interval=32"]
+    old = first | {
+        "schema_version": 1,
+        "policies": [{"spec": spec, "match": None, "sha256": None} for spec in specs],
+        "options": first["options"] | {"update_interval": 16},
+    }
+    path.write_text(json.dumps(old, separators=(",", ":")) + "\n" + "".join(lines[1:]))
+    contents = ledger.read(path)
+    assert contents.damage is None
+    assert len(contents.records) == 6
+    assert [(p.name, p.update_interval, p.baseline) for p in contents.run.policies] == [
+        ("full", 16, True),
+        ("l2", 16, False),
+        ("full", 64, True),
+        ("h2o", 32, False),
+    ]
+    assert contents.run.baseline.spec == "full"
+    assert contents.run.policy("l2") == Policy(spec="l2", name="l2", update_interval=16, baseline=False)
