@@ -29,9 +29,9 @@ from namm_transfer.evals.harness import lineup as matching
 from namm_transfer.evals.harness.options import EvalOptions, parse
 from namm_transfer.evals.report import ledger, provenance
 from namm_transfer.evals.report.arrays import ArrayStore
-from namm_transfer.evals.report.build import build
+from namm_transfer.evals.report.analysis import build
 from namm_transfer.evals.report.records import mean_history
-from namm_transfer.evals.report.render import terminal, write
+from namm_transfer.evals.report.pages import terminal, write
 from namm_transfer.evals.report.schema import Policy, Record, Report, Run
 from namm_transfer.policy import EvictionPolicy
 

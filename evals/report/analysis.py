@@ -284,7 +284,9 @@ def _answers(tasks: Sequence[Task], summary: Sequence[SummaryRow], overall: Sequ
     for row in rows:
         members = _members(tasks) if isinstance(row, Overall) else [by_task[row.task]]
         run = members[0].run
-        reference = next((r for r in rows if r.task == row.task and run.baseline and r.policy == run.baseline.spec), None)
+        reference = next(
+            (r for r in rows if r.task == row.task and run.baseline and r.policy == run.baseline.spec), None
+        )
         clusters = [cluster for task in members for cluster in task.differences(row.policy)[1]]
         if isinstance(row, Overall):
             unit, draws = f"interquartile mean of the normalised returns of {row.tasks} tasks", len(clusters)

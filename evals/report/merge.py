@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from namm_transfer.errors import NammTransferError
-from namm_transfer.evals.report import ledger, render, samples
+from namm_transfer.evals.report import ledger, pages, samples
+from namm_transfer.evals.report.analysis import build
 from namm_transfer.evals.report.arrays import ArrayStore
-from namm_transfer.evals.report.build import build
 from namm_transfer.evals.report.records import load
 from namm_transfer.evals.report.schema import Report
 from namm_transfer.files import put_aside, write_atomic
@@ -50,7 +50,7 @@ def merge(folders: Sequence[Path], out: Path) -> Report:
     names = [name for record in report.records for name in record.arrays.values()]
     ArrayStore(out).pack(names, [ArrayStore(folder) for folder in folders])
     _copy_thumbnails(report, folders, out)
-    render.write(report, out)
+    pages.write(report, out)
     return report
 
 

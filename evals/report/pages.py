@@ -147,7 +147,7 @@ def _section(report: Report, run: Run, place: int) -> dict[str, Any]:
         "name": run.task,
         "summary": first,
         "tables": others,
-        "figures": [(Markup(drawing.svg), drawing) for drawing in drawings if drawing],  # noqa: S704 -- drawn here
+        "figures": [(Markup(drawing.svg), drawing) for drawing in drawings if drawing],
         "provenance": provenance(run),
     }
 

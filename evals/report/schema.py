@@ -224,6 +224,20 @@ class Cost(_Strict):
     acted_share: float
 
 
+class Returns(_Strict):
+    """The undiscounted returns of one policy's episodes on one task, before they are normalised."""
+
+    task: str
+    policy: str
+    n: int
+    """Episodes that did not fail."""
+    mean: float
+    sd: float | None
+    """Standard deviation over the episodes; None for a single one."""
+    min: float
+    max: float
+
+
 class Sizes(_Strict):
     """How the cache of one policy grew and shrank on one task."""
 
@@ -330,6 +344,8 @@ class Report(_Strict):
     summary: list[SummaryRow]
     overall: list[Overall]
     costs: list[Cost]
+    returns: list[Returns] = []
+    """Of tasks whose samples are episodes; empty for others."""
     sizes: list[Sizes]
     categories: list[Category]
     heatmaps: list[HeatMap]

@@ -81,7 +81,9 @@ def _two_decimals(value: float) -> str:
 POLICY = Column("policy", "the eviction policy, as written on the command line", "policy", numeric=False)
 VERDICT = Column("verdict", "how it compares with the full cache; defined at the top", "verdict", numeric=False)
 COUNT = Column("n", "samples tried (control: episodes)", "n")
-SCORE = Column("score", "mean over the samples that did not fail; its unit stands in the table's title", "score", number)
+SCORE = Column(
+    "score", "mean over the samples that did not fail; its unit stands in the table's title", "score", number
+)
 KEPT = Column(
     "cache kept",
     "tokens in the cache when the answer began (control: averaged over the steps), as a share of all tokens seen",
@@ -109,7 +111,8 @@ OVERALL = [
     POLICY,
     VERDICT,
     COUNT,
-    Column("IQM", "interquartile mean of the normalised scores: mean of the middle half of all episodes", "score", number),
+    Column("IQM", "interquartile mean of the normalised scores: mean of the middle half of the episodes", "score",
+           number),
     Column("IQM 95 %", "stratified bootstrap interval of it: episodes are drawn anew within each task", "score_ci",
            _interval(number)),
     Column("vs full", "difference to the full cache's interquartile mean on the same episodes", "diff_full", signed),
@@ -196,9 +199,13 @@ def _run(report: Report, task: str) -> Run:
 def summary(report: Report, task: str) -> Table:
     """The main table of one task; beside a benchmark's own score its mean is called what it is."""
     official = any(item.task == task for item in report.headlines)
-    columns = [dataclasses.replace(SCORE, name="mean") if official and column is SCORE else column for column in SUMMARY]
+    columns = [
+        dataclasses.replace(SCORE, name="mean") if official and column is SCORE else column for column in SUMMARY
+    ]
     title = str(_run(report, task).description.get("score", "score"))
-    return make(f"{task}: {title}{', mean over samples' * official}", columns, _judged(report, _of(report.summary, task)))
+    return make(
+        f"{task}: {title}{', mean over samples' * official}", columns, _judged(report, _of(report.summary, task))
+    )
 
 
 def headlines(report: Report, task: str) -> list[Table]:
@@ -210,13 +217,17 @@ def headlines(report: Report, task: str) -> list[Table]:
     full = next((item.value for item in items if reference is not None and item.policy == reference.spec), None)
     rows = []
     for item in items:
-        compared = item.value is not None and full is not None and reference is not None and item.policy != reference.spec
+        compared = (
+            item.value is not None and full is not None and reference is not None and item.policy != reference.spec
+        )
         difference = (item.value or 0.0) - (full or 0.0) if compared else None
         rows.append(
             item.model_dump()
             | {"difference": difference, "categories": len(item.parts), "absent": ", ".join(item.missing) or None}
         )
-    columns = [dataclasses.replace(column, name=items[0].name) if column.field == "value" else column for column in HEADLINES]
+    columns = [
+        dataclasses.replace(column, name=items[0].name) if column.field == "value" else column for column in HEADLINES
+    ]
     return [make(f"{task}: {items[0].name}, the benchmark's own score ({items[0].unit})", columns, rows)]
 
 
@@ -234,7 +245,9 @@ def by_task(report: Report) -> Table:
     names = [run.task for run in report.runs if run.task.startswith(f"{group}/")]
     found = {(row.task, row.policy): row for row in report.summary}
     columns = [
-        Column(name.removeprefix(f"{group}/"), "mean score, and its difference to the full cache", name, _with_difference)
+        Column(
+            name.removeprefix(f"{group}/"), "mean score, and its difference to the full cache", name, _with_difference
+        )
         for name in names
     ]
     rows = [

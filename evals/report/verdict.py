@@ -1,10 +1,10 @@
 """What a report says in words: a verdict for each policy, the warnings, and numbers as text.
 
-`better` and `worse` need a 95 % interval of the difference to the full cache that excludes zero. `non-inferior` needs one
-that includes zero and excludes a loss of more than `MARGIN` of the full cache's score; a wider one is `inconclusive`.
-Where no sample came out differently, a bootstrap sees no spread however few they are, and the rule of three takes its
-place. A policy that acted fewer than `MIN_UPDATES` times a sample gets none of these words: its score is that of a
-cache it hardly touched.
+`better` and `worse` need a 95 % interval of the difference to the full cache that excludes zero. `non-inferior` needs
+one that includes zero and excludes a loss of more than `MARGIN` of the full cache's score; a wider one is
+`inconclusive`. Where no sample came out differently, a bootstrap sees no spread however few they are, and the rule of
+three takes its place. A policy that acted fewer than `MIN_UPDATES` times a sample gets none of these words: its score
+is that of a cache it hardly touched.
 """
 
 from __future__ import annotations
@@ -17,7 +17,17 @@ import numpy as np
 from namm_transfer.evals.report import statistics
 from namm_transfer.evals.report.ledger import differences
 from namm_transfer.evals.report.records import Task
-from namm_transfer.evals.report.schema import Answer, Headline, Overall, Policy, Published, Report, Run, SummaryRow, Verdict
+from namm_transfer.evals.report.schema import (
+    Answer,
+    Headline,
+    Overall,
+    Policy,
+    Published,
+    Report,
+    Run,
+    SummaryRow,
+    Verdict,
+)
 
 Row = SummaryRow | Overall
 
@@ -51,10 +61,10 @@ WORDS: dict[Verdict, str] = {
 """The words that readers see; report.json keeps the values on the left."""
 
 DEFINITION = (
-    f"Verdicts: better or worse, the 95 % interval of the difference to the full cache excludes zero; non-inferior (loses "
-    f"at most {100 * MARGIN:.0f} %), it includes zero and excludes a loss of more than {100 * MARGIN:.0f} % of the full "
-    f"cache's score; inconclusive, it is wider than that. Not judged: fewer than {MIN_DRAWS} independent pairs of samples. "
-    f"Hardly acted: fewer than {MIN_UPDATES} updates (decisions what to keep) a sample."
+    "Verdicts: better or worse, the 95 % interval of the difference to the full cache excludes zero; non-inferior "
+    f"(loses at most {100 * MARGIN:.0f} %), it includes zero and excludes a loss of more than {100 * MARGIN:.0f} % of "
+    f"the full cache's score; inconclusive, it is wider than that. Not judged: fewer than {MIN_DRAWS} independent "
+    f"pairs of samples. Hardly acted: fewer than {MIN_UPDATES} updates (decisions what to keep) a sample."
 )
 """One paragraph that stands before the first verdict of every page."""
 
@@ -169,7 +179,7 @@ def in_one_line(
     overall: Sequence[Overall],
     headlines: Sequence[Headline],
 ) -> str:
-    """Benchmarks' own scores, then the first answer of each task: `Against the full cache. video: namm is worse (...)`."""
+    """Benchmarks' own scores, then the first answer of each task: `Against the full cache. video: namm is ...`."""
     every: list[Row] = [*summary, *overall]
     rows = {(row.task, row.policy): row for row in every}
     first: dict[str, Answer] = {}

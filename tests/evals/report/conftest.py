@@ -18,6 +18,13 @@ def _few_resamples(request, monkeypatch) -> None:
         monkeypatch.setattr(statistics, "RESAMPLES", 499)
 
 
+def _policy(spec: str) -> Policy:
+    """What a run would record of a policy; the one it matches is called by its name."""
+    parsed = parse(spec)
+    interval, match = parsed.options.get("update_interval", 16), parsed.options.get("match")
+    return Policy(spec=spec, name=parsed.name, update_interval=interval, baseline=parsed.name == "full", match=match)
+
+
 @pytest.fixture
 def make_run() -> Callable[..., Run]:
     """A run of the given policies."""
@@ -40,10 +47,7 @@ def make_run() -> Callable[..., Run]:
             samples=samples,
             samples_sha256="0" * 64,
             batch=1,
-            policies=[
-                Policy(spec=spec, name=parse(spec).name, update_interval=16, baseline=parse(spec).name == "full")
-                for spec in policies
-            ],
+            policies=[_policy(spec) for spec in policies],
             options={"seed": 0, "threads": 1},
             description={"score": "accuracy", **description},
             provenance=provenance,

@@ -7,7 +7,7 @@ import pytest
 
 from namm_transfer import NammTransferError
 from namm_transfer.evals.report import ledger, verdict
-from namm_transfer.evals.report.build import build
+from namm_transfer.evals.report.analysis import build
 
 WRONG, RIGHT = [0.0] * 20, [1.0] * 20
 MIXED = [0.0, 1.0] * 10
@@ -79,7 +79,7 @@ def test_few_draws_without_any_difference_exclude_little(draws, word, write_fold
 def test_sizes_stand_at_the_updates_of_the_policy(interval, write_folder, tmp_path):
     folder = write_folder(tmp_path, {f"namm{interval}": RIGHT})
     (sizes,) = build(folder).sizes
-    assert sizes.interval == (64 if interval else 1)
+    assert sizes.interval == (64 if interval else 16)
 
 
 @pytest.mark.parametrize("scores", [RIGHT, MIXED, WRONG])
@@ -186,5 +186,5 @@ def test_numbers_are_short_and_never_scientific():
 def test_each_task_has_a_headline_about_its_namm_or_about_all(write_folder, tmp_path):
     write_folder(tmp_path, {"full": MIXED, "namm": RIGHT, "l2": WRONG}, task="a")
     write_folder(tmp_path, {"full": MIXED, "tova": RIGHT, "l2": WRONG}, task="b")
-    shown = verdict.headline(build(tmp_path).answers)
+    shown = verdict.top(build(tmp_path))
     assert [(answer.task, answer.policy) for answer in shown] == [("a", "namm"), ("b", "tova"), ("b", "l2")]
