@@ -86,7 +86,7 @@ def score_against_size(report: Report, run: Run, name: str) -> Drawing | None:
             colour, mark = COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]
             _points(axes, family, members, uniform, full, colour, mark)
         axes.set_xlabel("cache kept")
-        axes.set_ylabel(textwrap.fill(unit(run), 34))
+        axes.set_ylabel(textwrap.fill(unit(run), 34, max_lines=2, placeholder="…"))
         axes.set_xlim(0, 1.05)
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=3)
@@ -113,7 +113,7 @@ def _points(
     members = sorted(members, key=lambda row: row.kept_share or 0)
     equal = [row for row in members if row.policy in uniform]
     own = [row for row in members if row not in equal]
-    label: str | None = family
+    label: str | None = _label(family)
     for rows, style in ((own, {"linestyle": "none", "markerfacecolor": "none"}), (equal, {"linewidth": 1.2})):
         if rows:
             x, y = np.array([(row.kept_share, row.score) for row in rows], dtype=float).T
@@ -174,7 +174,7 @@ def sizes_by_update(report: Report, run: Run, name: str) -> Drawing | None:
             tokens = item.interval * np.arange(1, len(item.held) + 1)
             width, style = max(1.2, 6 - 1.5 * i), ("-", "-.", ":")[i // len(COLOURS) % 3]
             colour = COLOURS[i % len(COLOURS)]
-            axes.plot(tokens, item.held, color=colour, label=item.policy, linewidth=width, linestyle=style)
+            axes.plot(tokens, item.held, color=colour, label=_label(item.policy), linewidth=width, linestyle=style)
         axes.set_xlabel("tokens seen")
         axes.set_ylabel("tokens a KV head holds")
         axes.set_ylim(bottom=0)
@@ -264,9 +264,14 @@ def _change(axes: Axes, title: str, runs: Sequence[Run], full: Row, rows: Sequen
         fill = colour if row.updates_mean >= MIN_UPDATES else "none"
         axes.plot([low, high], [place, place], color=colour, linewidth=2)
         axes.plot([middle], [place], color=colour, marker="o", markersize=6, markerfacecolor=fill)
-    axes.set_yticks(range(len(rows)), names)
+    axes.set_yticks(range(len(rows)), list(map(_label, names)))
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_title(title, fontsize=9)
+    axes.set_title(textwrap.fill(title, 36), fontsize=9)
+
+
+def _label(name: str) -> str:
+    """A name with at most 30 letters, its beginning and its end: long ones leave no room for the axes."""
+    return name if len(name) <= 30 else f"{name[:14]}…{name[-15:]}"
 
 
 def _svg(draw: Callable[[Axes], None], name: str, size: tuple[float, float]) -> str:

@@ -18,7 +18,7 @@ from namm_transfer.evals.report import figures, samples, tables, verdict
 from namm_transfer.evals.report.schema import Provenance, Report, Run
 from namm_transfer.files import write_atomic
 
-JSON_LIMIT = 200_000
+JSON_LIMIT = 150_000
 """Bytes of report.json; records that do not fit are left to the ledgers beside it."""
 
 HTML_LIMIT = 950_000
@@ -61,7 +61,7 @@ def _lines(report: Report) -> str:
 
 def terminal(report: Report, folder: Path) -> str:
     """What a run ends with: the answer, the tables, what failed, and where to read on."""
-    parts = [report.headline, textwrap.fill(verdict.DEFINITION, TERMINAL)]
+    parts = [report.headline, textwrap.fill(verdict.DEFINITION, TERMINAL, break_on_hyphens=False)]
     parts += [tables.as_text(table) for table in _group(report)]
     for run in report.runs:
         found = [*tables.headlines(report, run.task), tables.summary(report, run.task)]

@@ -139,7 +139,8 @@ def _sentence(row: Row, word: Verdict, reference: Row | None, counted: str, unit
     if word == "unsettled":
         gain = f" to a gain of {number(high)}" if high > 0 else " to none"
         return f"{facts} Anything from a loss of {number(-low)}{gain} fits these samples."
-    return f"{facts} A loss of more than {100 * MARGIN:.0f} % of the score is excluded." if word == "holds" else facts
+    excluded = low >= -MARGIN * abs(reference.score or 0.0) and word in ("holds", "hurts")
+    return f"{facts} A loss of more than {100 * MARGIN:.0f} % of the score is excluded." if excluded else facts
 
 
 def _improvement(row: Row) -> str:
