@@ -6,7 +6,8 @@ from namm_transfer.cache.memory_cache import MemoryCache
 from namm_transfer.cache.report import MemoryReport, RowReport
 from namm_transfer.errors import NammTransferError
 from namm_transfer.namm import NAMM
-from namm_transfer.policy import CacheSize, EvictionPolicy, LayerView
+from namm_transfer.policy import EvictionPolicy, LayerView
+from namm_transfer.selection import CacheSize
 from namm_transfer.testing import check_adapter, check_policy
 
 __all__ = [

@@ -18,7 +18,7 @@ from torch import Tensor
 from namm_transfer.errors import NammTransferError
 from namm_transfer.moments import Moments
 from namm_transfer.namm import NAMM, SIZE
-from namm_transfer.policy import top
+from namm_transfer.selection import top
 from namm_transfer.spectrogram import BINS, HOP, fold, magnitudes
 
 TOLERANCES = {

@@ -88,13 +88,15 @@ class HeadGroup:
         for name in views.keys() - state.keys():
             self.storage.drop(_STATE + name)
 
-    def view(self, layer: int, rows: list[int], seen: list[int], update: int) -> LayerView:
+    def view(self, layer: int, layers: int, rows: list[int], seen: list[int], update: int) -> LayerView:
         """What the policy is to judge: these rows of the batch, which have seen so many tokens."""
         everything = len(rows) == len(self.positions)
         pick = (lambda t: t) if everything else (lambda t: t[rows])
         return LayerView(
             layer=layer,
+            layers=layers,
             keys=pick(self.keys),
+            values=pick(self.values),
             positions=pick(self.positions),
             state={name: pick(tensor) for name, tensor in self.state.items()},
             seen=seen,

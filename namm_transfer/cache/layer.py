@@ -30,9 +30,10 @@ class MemoryLayer(CacheLayerMixin):
     is_sliding = False
     keys = values = None  # they are in the groups
 
-    def __init__(self, policy: EvictionPolicy, index: int) -> None:  # the base's would set keys and values
+    def __init__(self, policy: EvictionPolicy, index: int, layers: int) -> None:  # the base's would set keys and values
         self.policy = policy
         self.index = index
+        self.layers = layers
         self.is_croppable = not policy.evicts
         self.reset()
 
@@ -163,7 +164,7 @@ class MemoryLayer(CacheLayerMixin):
         for update in sorted({len(self.sequences[b].history) for b in due}):
             rows = [b for b in due if len(self.sequences[b].history) == update]
             seen = [self.sequences[b].clock for b in rows]
-            chosen[rows] &= self.policy.select(group.view(self.index, rows, seen, update))
+            chosen[rows] &= self.policy.decide(group.view(self.index, self.layers, rows, seen, update))
         group.keep(chosen)
         return chosen.sum(-1)
 

@@ -49,7 +49,8 @@ class MemoryCache(Cache):
         if kinds:
             raise NammTransferError(f"{text.model_type}: layers of type {', '.join(sorted(kinds))} are not served")
         self.policy = policy
-        super().__init__(layers=[MemoryLayer(policy, index) for index in range(text.num_hidden_layers)])
+        layers = text.num_hidden_layers
+        super().__init__(layers=[MemoryLayer(policy, index, layers) for index in range(layers)])
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

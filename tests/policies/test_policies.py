@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from namm_transfer import LayerView, NammTransferError, check_policy, policies
 from namm_transfer.policies import REGISTRY
-from namm_transfer.policy import EvictionPolicy, top
+from namm_transfer.policy import EvictionPolicy
+from namm_transfer.selection import top
 
 SPECS = [
     "full",
@@ -19,13 +20,29 @@ SPECS = [
     "tova:keep=0.3",
     "snapkv:window=16",
     "random:seed=3",
+    "recent:budget=20",
+    "value-norm",
+    "keydiff:keep=0.4",
+    "leverage",
+    "h2o:keep=0.4,protect=3:5",
+    "snapkv:window=16,keep=0.3,allocation=ada",
+    "l2:keep=0.3,allocation=pyramid",
 ]
 
 
-def view(tokens=20, heads=2, batch=1, state=None, keys=None, layer=0, update=0):
+def view(tokens=20, heads=2, batch=1, state=None, keys=None, values=None, layer=0, layers=1, update=0):
     positions = torch.arange(tokens, dtype=torch.int32).expand(batch, heads, -1)
     keys = torch.zeros(batch, heads, tokens, 4) if keys is None else keys
-    return LayerView(layer, keys, positions, state or {}, [tokens] * batch, update)
+    return LayerView(
+        layer=layer,
+        keys=keys,
+        values=keys if values is None else values,
+        positions=positions,
+        state=state or {},
+        seen=[tokens] * batch,
+        update=update,
+        layers=layers,
+    )
 
 
 def kept(policy, seen):
@@ -110,7 +127,8 @@ def test_tova_averages_a_token_over_heads_that_store_it_in_different_places():
     policy = policies.make("tova:budget=3")
     positions = torch.tensor([[[-1, 0, 4, 5, 9], [0, 2, 4, 5, 9]]], dtype=torch.int32)
     last = torch.tensor([[[0.9, 0.1, 0.1, 0.4, 0.4], [0.1, 0.3, 0.1, 0.2, 0.3]]])  # of a hole anything
-    seen = LayerView(0, torch.zeros(1, 2, 5, 4), positions, {"last": last}, [10], 1)
+    seen = view(tokens=5, state={"last": last}, update=1)
+    seen.positions, seen.seen = positions, [10]
     torch.testing.assert_close(policy.scores(seen)[0, 1], torch.tensor([0.1, 0.15, 0.1, 0.3, 0.35]))
     torch.testing.assert_close(policy.scores(seen)[0, 0, 1:], torch.tensor([0.1, 0.1, 0.3, 0.35]))
 

@@ -35,7 +35,7 @@ class WholeHeads(EvictionPolicy):
     by_head = True
 
     def __post_init__(self) -> None:
-        self.little = Streaming(SINKS, RECENT, update_interval=self.update_interval)
+        self.little = Streaming(sinks=SINKS, window=RECENT, update_interval=self.update_interval)
 
     def select(self, view: LayerView) -> Tensor:
         """All or little, by the head."""

@@ -23,7 +23,15 @@ def test_recorded_estimator_is_reproduced():
         if tokens < int(setup["delay"]) * (u + 1):
             columns = torch.arange(tokens)[None].expand(batch, -1)
         positions = columns.clamp_min(-1)[:, None].expand(-1, heads, -1).int()
-        view = LayerView(0, None, positions, {"spectrum": spectrum.transpose(-1, -2)}, [tokens] * batch, u)
+        view = LayerView(
+            layer=0,
+            keys=None,
+            values=None,
+            positions=positions,
+            state={"spectrum": spectrum.transpose(-1, -2)},
+            seen=[tokens] * batch,
+            update=u,
+        )
         assert torch.equal(recorder.select(view), view.real)
         np.testing.assert_allclose(recorder.moments.mean, update["running_mean"].reshape(-1), atol=1e-6)
         np.testing.assert_allclose(recorder.moments.var, update["running_var"].reshape(-1), rtol=1e-4, atol=1e-9)
