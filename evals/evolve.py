@@ -10,7 +10,6 @@ Killed at any moment, it goes on with --resume exactly as if it had not been. Mo
 from __future__ import annotations
 
 import dataclasses
-import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from namm_transfer import NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
-from namm_transfer.evals.harness.run import EvalOptions, start
+from namm_transfer.evals.harness import EvalOptions, start
+from namm_transfer.evals.harness.cli import script
 from namm_transfer.training.namm.config import PRESETS, EvolutionConfig
 from namm_transfer.training.namm.loop import Evolution
 
@@ -97,7 +97,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except NammTransferError as error:
-        sys.exit(f"error: {error}")
+    script(main)

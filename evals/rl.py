@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from namm_transfer import EvictionPolicy, NammTransferError, policies
+from namm_transfer import EvictionPolicy, NammTransferError
 from namm_transfer.adapters.decision_transformer import STATISTICS_FILE, DecisionTransformerAdapter, Statistics
-from namm_transfer.evals.harness.options import split_policies
-from namm_transfer.evals.harness.run import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.harness import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.report.schema import Report
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, rollout
@@ -160,8 +160,7 @@ def evaluator(world: World) -> Callable[[list[Sample], EvictionPolicy], list[Out
 
 def evolved_intervals(options: Options) -> dict[str, int]:
     """The interval each NAMM was evolved with: zero-shot, --update-interval may be another."""
-    specs = [spec for spec in split_policies(options.policy) if spec.partition(":")[0] == "namm"]
-    return {spec: policies.make(spec).update_interval for spec in specs}
+    return {spec.text: spec.make().update_interval for spec in options.policies() if spec.name == "namm"}
 
 
 def describe(world: World) -> dict[str, Any]:
@@ -238,7 +237,4 @@ def main(arguments: Sequence[str] | None = None) -> Report:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except NammTransferError as error:
-        sys.exit(f"error: {error}")
+    script(main)

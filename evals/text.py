@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +29,8 @@ import torch
 
 from namm_transfer import EvictionPolicy, NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter, TextAnswer
-from namm_transfer.evals.harness.run import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.harness import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.report.samples import choose
 from namm_transfer.evals.report.schema import Report
 from namm_transfer.evals.tasks.text import prose as text
@@ -294,7 +294,4 @@ def main(arguments: Sequence[str] | None = None) -> Report:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except NammTransferError as error:
-        sys.exit(f"error: {error}")
+    script(main)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,8 @@ import torch
 
 from namm_transfer import NAMM, EvictionPolicy, NammTransferError
 from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample
-from namm_transfer.evals.harness.run import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.harness import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.report.samples import choose
 from namm_transfer.evals.report.schema import Report
 from namm_transfer.evals.tasks.video.benchmarks import VideoQuestion, load_generated, load_json, load_mlvu
@@ -259,7 +259,4 @@ def main(arguments: Sequence[str] | None = None) -> Report:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except NammTransferError as error:
-        sys.exit(f"error: {error}")
+    script(main)

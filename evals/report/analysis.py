@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from namm_transfer.errors import NammTransferError
-from namm_transfer.evals.report import statistics, verdict
+from namm_transfer.evals.report import cautions, statistics, verdict
 from namm_transfer.evals.report.records import Task, load, mean_history
 from namm_transfer.evals.report.schema import (
     Answer,
@@ -57,7 +57,7 @@ def build(folder: Path) -> Report:
     answers = _answers(tasks, summary, overall)
     known = [item for run in runs for item in published(run.task)]
     headlines = [item for task in tasks for item in _headlines(task)]
-    warnings = verdict.group_warnings(overall, _members(tasks), summary)
+    warnings = cautions.group_warnings(overall, _members(tasks), summary)
     return Report(
         headline=verdict.in_one_line(answers, runs, summary, overall, headlines),
         headlines=headlines,
@@ -70,7 +70,7 @@ def build(folder: Path) -> Report:
         categories=[row for task in tasks for row in _categories(task)],
         heatmaps=[item for task, spec in ran for item in _heatmap(task, spec)],
         published=known,
-        warnings=warnings + [line for task in tasks for line in verdict.task_warnings(task, summary, known)],
+        warnings=warnings + [line for task in tasks for line in cautions.task_warnings(task, summary, known)],
         runs=runs,
         records=[_brief(task.run.task, record) for task in tasks for rows in task.records.values() for record in rows],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -14,7 +15,12 @@ import numpy as np
 from namm_transfer.errors import NammTransferError
 from namm_transfer.files import write_atomic
 
-_UNREADABLE = (FileNotFoundError, KeyError, zipfile.BadZipFile, zlib.error)  # not there, not in it, or damaged
+MOST_BYTES = 1 << 28
+"""A larger array in an archive is not unpacked."""
+
+_NAME = re.compile("[0-9a-f]{64}")
+# Not there, not in it, damaged, encrypted, or packed in a way that Python does not know.
+_UNREADABLE = (OSError, KeyError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class ArrayStore:
@@ -40,15 +46,21 @@ class ArrayStore:
         data = self._bytes(name)
         if data is None or hashlib.sha256(data).hexdigest() != name:
             raise NammTransferError(f"array {name!r} is {'missing' if data is None else 'damaged'} in {self.packed}")
-        return np.load(io.BytesIO(data), allow_pickle=False)
+        try:
+            return np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, EOFError, MemoryError, OverflowError) as error:
+            raise NammTransferError(f"array {name!r} in {self.packed} is no .npy file: {error}") from None
 
     def _bytes(self, name: str) -> bytes | None:
+        if not _NAME.fullmatch(name):  # it comes from a record, and would be a path
+            return None
         loose = self.loose / f"{name}.npy"
-        if loose.exists():
-            return loose.read_bytes()
         try:
+            if loose.is_file():
+                return loose.read_bytes()
             with zipfile.ZipFile(self.packed) as archive:
-                return archive.read(f"{name}.npy")
+                member = archive.getinfo(f"{name}.npy")
+                return archive.read(member) if member.file_size <= MOST_BYTES else None
         except _UNREADABLE:
             return None
 

@@ -62,6 +62,11 @@ def load(folder: Path) -> list[Task]:
         if differences := ledger.differences(task.run.identity(), item.run.identity()):
             raise NammTransferError(f"{item.path} is of another run of {item.run.task!r}: {'; '.join(differences)}")
         for record in item.records:
+            if record.policy not in task.records or record.index >= task.run.samples:
+                raise NammTransferError(
+                    f"{item.path} has a record of sample {record.index} under {record.policy!r}; expected one of its "
+                    f"{task.run.samples} samples under one of {', '.join(task.records)}"
+                )
             task.records[record.policy].append(record)
         task.damage += [item.damage] if item.damage else []
     for task in tasks.values():
@@ -73,7 +78,9 @@ def load(folder: Path) -> list[Task]:
 
 
 def _unique(records: list[Record]) -> list[Record]:
-    return [record for _, record in sorted({record.index: record for record in records}.items())]
+    """One record a sample, in the samples' order: the last one, but none of a failure where there is a result."""
+    results = {record.index: record for record in records if record.error is None}
+    return [record for _, record in sorted(({record.index: record for record in records} | results).items())]
 
 
 def read(path: Path) -> Report:

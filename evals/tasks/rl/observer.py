@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from namm_transfer.adapters.decision_transformer import KINDS, Stepper, kept_tokens
-from namm_transfer.evals.harness.run import Outcome
+from namm_transfer.evals.harness import Outcome
 from namm_transfer.evals.tasks.rl.environments import Environments, Trajectory
 from namm_transfer.evals.tasks.rl.scores import normalised_score
 

@@ -80,13 +80,22 @@ def make_record() -> Callable[..., Record]:
 
 @pytest.fixture
 def write_folder(make_run, make_record) -> Callable[..., Path]:
-    """A folder with one run of the given scores; `other` goes into its records, `description` into the run."""
+    """A folder with one run of the given scores; `other` goes into its records, `description` into the run.
+
+    `room` is how many samples more the run has than there are scores, for records that a test appends.
+    """
 
     def write(
-        folder: Path, scores: dict[str, Sequence[float | None]], *, task: str = "video", description=None, **other
+        folder: Path,
+        scores: dict[str, Sequence[float | None]],
+        *,
+        task: str = "video",
+        description=None,
+        room: int = 0,
+        **other,
     ) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
-        run = make_run(list(scores), max(map(len, scores.values())), task=task, **(description or {}))
+        run = make_run(list(scores), max(map(len, scores.values())) + room, task=task, **(description or {}))
         ledger = Ledger(path_of(folder, task, 0), run)
         for policy, values in scores.items():
             for index, score in enumerate(values):

@@ -174,3 +174,44 @@ def test_a_sample_without_words_shows_what_came_of_it(write_folder, tmp_path):
 def test_columns_that_nobody_measured_are_not_shown(write_folder, tmp_path):
     shown = [column.name for column in tables.costs(build(write_folder(tmp_path, {"full": [1.0]})), "video").columns]
     assert shown == ["policy", "tokens seen", "tokens kept", "peak", "s/sample", "acted"]
+
+
+def test_a_benchmarks_own_score_stands_above_every_other(write_folder, tmp_path):
+    official = {"name": "M-Avg", "rule": "mean over categories", "categories": ["plot", "order"]}
+    scores = {"full": [100.0, 0.0] * 5, "namm": [0.0] * 10}
+    report = build(write_folder(tmp_path, scores, description={"headline": official}))
+    for text in (pages.terminal(report, tmp_path), pages.as_markdown(report), pages.as_html(report)):
+        assert "M-Avg 50 for full, 0 for namm" in text
+        assert text.index("M-Avg") < text.index(
+            "the benchmark's own score".replace("'", "&#39;" * ("<html" in text) or "'")
+        )
+        assert not re.search(r"\bscore +vs full\b", text), "the mean over samples is called so"
+        assert "order" in text
+    assert re.search(
+        r"^policy +M-Avg +vs full \(official\) +categories +absent$", pages.terminal(report, tmp_path), re.M
+    )
+
+
+def test_verdicts_and_columns_are_explained_on_every_page(report, tmp_path):
+    for text in (pages.terminal(report, tmp_path), pages.as_markdown(report), pages.as_html(report)):
+        plain = " ".join(text.split())
+        assert "non-inferior (loses at most 10 %)" in plain
+        assert plain.index("better or worse, the 95 % interval") < plain.index("policy")
+    for text in (pages.as_markdown(report), pages.as_html(report)):
+        for name in ("cache kept", "peak", "acted"):
+            assert re.search(rf"- {name}: |<dt>{name}</dt><dd>", text)
+
+
+def test_the_terminal_shows_raw_returns_and_what_failed(write_folder, make_record, tmp_path):
+    folder = write_folder(tmp_path, {"full": [1.0] * 4}, task="rl/hopper", details={"return": 10.0}, room=1)
+    with open(next(folder.glob("records-*")), "a") as file:
+        file.write(make_record(4, "full", None, error="OSError: no").model_dump_json() + "\n")
+    text = pages.terminal(build(folder), folder)
+    assert re.search(r"^full +4 +10 +0 +10 +10$", text, re.M)
+    assert "warning: rl/hopper: full: 1 of 5 samples failed and are left out of the score (sample 4)" in text
+
+
+def test_many_policies_with_long_names_leave_room_for_the_axes(write_folder, tmp_path, recwarn):
+    specs = [f"namm:path=assets/some/very/long/folder/number-{i}/namm-text,keep=0.{i + 10}" for i in range(24)]
+    pages.as_html(build(write_folder(tmp_path, {"full": [1.0, 2.0]} | {spec: [1.0, 2.0] for spec in specs})))
+    assert not [str(item.message) for item in recwarn if "constrained_layout" in str(item.message)]

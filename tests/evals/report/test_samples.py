@@ -40,7 +40,7 @@ def test_twelve_samples_by_a_rule_that_does_not_see_the_outcome(write_folder, tm
 
 
 def test_categories_take_turns(write_folder, make_record, tmp_path):
-    folder = write_folder(tmp_path, {"full": [1.0] * 30})
+    folder = write_folder(tmp_path, {"full": [1.0] * 30}, room=1)
     with open(path_of(folder, "video", 0), "a") as file:
         file.write(make_record(30, "full", 0.0, category="needle").model_dump_json() + "\n")
     assert "sample 30" in samples.chosen(build(folder), "video")[:2]
