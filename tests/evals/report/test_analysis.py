@@ -7,7 +7,7 @@ import pytest
 
 from namm_transfer import NammTransferError
 from namm_transfer.evals.report import ledger, verdict
-from namm_transfer.evals.report.build import build
+from namm_transfer.evals.report.analysis import build
 
 WRONG, RIGHT = [0.0] * 20, [1.0] * 20
 MIXED = [0.0, 1.0] * 10
@@ -79,7 +79,7 @@ def test_few_draws_without_any_difference_exclude_little(draws, word, write_fold
 def test_sizes_stand_at_the_updates_of_the_policy(interval, write_folder, tmp_path):
     folder = write_folder(tmp_path, {f"namm{interval}": RIGHT})
     (sizes,) = build(folder).sizes
-    assert sizes.interval == (64 if interval else 1)
+    assert sizes.interval == (64 if interval else 16)
 
 
 @pytest.mark.parametrize("scores", [RIGHT, MIXED, WRONG])
@@ -137,7 +137,7 @@ def test_heat_maps_are_shares_by_layer_and_head(write_folder, tmp_path):
 
 
 def test_categories_appear_where_there_are_several(write_folder, make_record, tmp_path):
-    folder = write_folder(tmp_path, {"full": [1.0, 0.0]})
+    folder = write_folder(tmp_path, {"full": [1.0, 0.0]}, room=1)
     assert build(folder).categories == []
     with open(ledger.find(folder)[0], "a") as file:
         file.write(make_record(2, "full", 0.0, category="needle").model_dump_json() + "\n")
@@ -148,7 +148,7 @@ def test_categories_appear_where_there_are_several(write_folder, make_record, tm
 
 
 def test_groups_beside_the_category_have_rows_of_their_own(write_folder, make_record, tmp_path):
-    folder = write_folder(tmp_path, {"full": [1.0, 0.0]})
+    folder = write_folder(tmp_path, {"full": [1.0, 0.0]}, room=2)
     with open(ledger.find(folder)[0], "a") as file:
         for index, groups in ((2, ["64 frames", "film"]), (3, ["8 frames"])):
             record = make_record(index, "full", 1.0, category="plot", details={"groups": groups})
@@ -186,5 +186,100 @@ def test_numbers_are_short_and_never_scientific():
 def test_each_task_has_a_headline_about_its_namm_or_about_all(write_folder, tmp_path):
     write_folder(tmp_path, {"full": MIXED, "namm": RIGHT, "l2": WRONG}, task="a")
     write_folder(tmp_path, {"full": MIXED, "tova": RIGHT, "l2": WRONG}, task="b")
-    shown = verdict.headline(build(tmp_path).answers)
+    shown = verdict.top(build(tmp_path))
     assert [(answer.task, answer.policy) for answer in shown] == [("a", "namm"), ("b", "tova"), ("b", "l2")]
+
+
+def test_a_full_cache_with_options_of_its_own_is_a_baseline_like_any_other(write_folder, tmp_path):
+    plain = build(write_folder(tmp_path / "a", {"full": MIXED, "namm": RIGHT}))
+    other = build(write_folder(tmp_path / "b", {"full:update_interval=64": MIXED, "namm": RIGHT}))
+    assert [answer.verdict for answer in other.answers] == ["baseline", "helps"]
+    assert other.headline == plain.headline
+    assert other.summary[1] == plain.summary[1]
+    assert [row.policy for row in other.heatmaps] == ["namm"]
+    assert not any("no full cache" in warning for warning in other.warnings)
+    assert verdict.top(other)[0].text == verdict.top(plain)[0].text
+
+
+def test_a_second_baseline_is_compared_with_the_first_and_called_a_baseline(write_folder, tmp_path):
+    scores = {"full": MIXED, "full:update_interval=64": MIXED, "namm": RIGHT}
+    report = build(write_folder(tmp_path, scores))
+    assert [answer.verdict for answer in report.answers] == ["baseline", "baseline", "helps"]
+    assert [row.diff_full for row in report.summary] == [None, 0.0, 0.5]
+
+
+OFFICIAL = {"name": "M-Avg", "rule": "mean over categories", "categories": ["plot", "needle", "order"]}
+
+
+def test_a_benchmark_is_averaged_by_its_own_rule_and_absent_categories_are_named(write_folder, make_record, tmp_path):
+    folder = write_folder(
+        tmp_path, {"full": [100.0] * 3, "namm": [0.0] * 3}, description={"headline": OFFICIAL}, room=1
+    )
+    with open(ledger.find(folder)[0], "a") as file:
+        for policy in ("full", "namm"):
+            file.write(make_record(3, policy, 0.0, category="needle").model_dump_json() + "\n")
+    report = build(folder)
+    full, namm = report.headlines
+    assert (full.name, full.value, full.parts, full.missing) == (
+        "M-Avg",
+        50.0,
+        {"needle": 0.0, "plot": 100.0},
+        ["order"],
+    )
+    assert namm.value == 0.0
+    assert report.summary[0].score == 75.0
+    assert report.headline.startswith(
+        "video: M-Avg 50 for full, 0 for namm (accuracy) without order, of which there is no sample. Against the full"
+    )
+    assert "mean over samples" in report.answers[0].text
+
+
+def test_a_benchmark_may_average_over_samples_and_failures_count_as_wrong(write_folder, make_record, tmp_path):
+    rule = {**OFFICIAL, "rule": "mean over samples"}
+    folder = write_folder(tmp_path, {"full": [100.0, 100.0]}, description={"headline": rule}, room=2)
+    with open(ledger.find(folder)[0], "a") as file:
+        file.write(make_record(2, "full", 100.0, category="needle").model_dump_json() + "\n")
+        file.write(make_record(3, "full", None, category="needle", error="OSError: no").model_dump_json() + "\n")
+    (full,) = build(folder).headlines
+    assert (full.value, full.parts["needle"]) == (75.0, 50.0)
+    with pytest.raises(NammTransferError, match=r"'median'.*mean over categories"):
+        build(write_folder(tmp_path / "b", {"full": [1.0]}, description={"headline": {**OFFICIAL, "rule": "median"}}))
+
+
+def test_a_report_over_nothing_that_was_scored_says_so(write_folder, tmp_path):
+    broken = {"full": [None] * 3, "namm": [None] * 3}
+    folder = write_folder(tmp_path, broken, error="OSError: disk", description={"headline": OFFICIAL}, updates=0)
+    report = build(folder)
+    assert report.headline.startswith("Nothing was scored in video.")
+    assert {answer.text for answer in report.answers if answer.policy == "namm"} == {
+        "Nothing was scored: 3 of 3 samples failed."
+    }
+    assert "video: nothing was scored: every sample failed" in report.warnings
+    assert [item.value for item in report.headlines] == [None, None]
+
+
+def test_failed_samples_are_named_once(write_folder, make_record, tmp_path):
+    folder = write_folder(tmp_path, {"full": [1.0], "namm": [1.0]}, room=8)
+    with open(ledger.find(folder)[0], "a") as file:
+        for policy in ("full", "namm"):
+            for index in range(1, 9):
+                file.write(make_record(index, policy, None, error="OSError: no").model_dump_json() + "\n")
+    (warning,) = (text for text in build(folder).warnings if "failed" in text)
+    assert warning == (
+        "video: every policy: 8 of 9 samples failed and are left out of the score (sample 1, sample 2, sample 3, "
+        "sample 4, sample 5 and 3 more); the first: OSError: no"
+    )
+
+
+def test_returns_have_their_spread(write_folder, tmp_path):
+    folder = write_folder(tmp_path, {"full": [1.0] * 4}, task="rl/hopper", details={"return": 10.0})
+    path = ledger.find(folder)[0]
+    path.write_text(path.read_text().replace('"return":10.0', '"return":30.0', 1))
+    (row,) = build(folder).returns
+    assert (row.n, row.mean, row.sd, row.min, row.max) == (4, 15.0, 10.0, 10.0, 30.0)
+
+
+def test_a_task_beside_a_group_of_the_same_name_keeps_its_answer(write_folder, tmp_path):
+    for task in ("text", "text/longbench"):
+        write_folder(tmp_path, {"full": MIXED, "namm": RIGHT}, task=task)
+    assert [answer.task for answer in verdict.top(build(tmp_path))] == ["text", "text/longbench"]
