@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers as tf
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, StaticCache
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
 import namm_transfer
 from namm_transfer import MemoryCache, NammTransferError, policies
@@ -263,7 +264,7 @@ def test_wrong_arguments_say_what_was_expected():
     ):
         with pytest.raises(NammTransferError, match=says):
             MemoryCache(what, policy=policies.make("full"))
-    crossing = tf.MllamaTextConfig(**SMALL | {"num_hidden_layers": 4}, cross_attention_layers=[2], pad_token_id=0)
+    crossing = MllamaTextConfig(**SMALL | {"num_hidden_layers": 4}, cross_attention_layers=[2], pad_token_id=0)
     with pytest.raises(NammTransferError, match="cross-attention"):
         MemoryCache(crossing, policy=policies.make("full"))
     without = build(tf.OpenAIGPTConfig(vocab_size=97, n_embd=64, n_layer=1, n_head=4))
