@@ -132,7 +132,7 @@ class CausalLMAdapter(LanguageAdapter):
         options: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True)} if keywords else {}
         kind = "causal language model"
         try:
-            keywords |= hub_options(folder)
+            keywords |= hub_options(folder, kind)
             if rope_theta is not None:
                 options["config"] = _with_theta(folder, rope_theta, keywords)
             options |= {"dtype": dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)}

@@ -127,7 +127,7 @@ class LlavaNextVideoAdapter(LanguageAdapter):
             LlavaNextVideoForConditionalGeneration, source, kind, dtype=dtype or "auto", device_map=device_map
         )
         try:
-            processor = AutoProcessor.from_pretrained(source, **hub_options(source))
+            processor = AutoProcessor.from_pretrained(source, **hub_options(source, kind))
         except Exception as error:  # a damaged file can break the loading code anywhere
             raise NammTransferError(f"{source!r} holds no processor that can be loaded: {in_short(error)}") from error
         if not isinstance(processor, LlavaNextVideoProcessor) or processor.chat_template is None:

@@ -33,7 +33,7 @@ def load_model(model_class: Any, source: str, kind: str, **options: Any) -> Any:
         NammTransferError: nothing to load there, a model of another type, or tensors that are missing, unexpected or of
             another shape.
     """
-    options = {**hub_options(source), **options}
+    options = {**hub_options(source, kind), **options}
     located = {key: options[key] for key in ("local_files_only", "gguf_file") if key in options}
     try:
         config = options.get("config") or AutoConfig.from_pretrained(source, **located)
@@ -53,7 +53,7 @@ def load_model(model_class: Any, source: str, kind: str, **options: Any) -> Any:
     return model
 
 
-def hub_options(source: str) -> dict[str, Any]:
+def hub_options(source: str, kind: str = "model") -> dict[str, Any]:
     """Keywords for `from_pretrained`: what is in the hub's cache is loaded from there if the hub cannot be reached.
 
     Raises:
@@ -64,13 +64,15 @@ def hub_options(source: str) -> dict[str, Any]:
     try:
         cached = isinstance(try_to_load_from_cache(source, "config.json"), str)
     except HFValidationError:
-        raise NammTransferError(f"{source!r} is neither a folder nor a name on the hub (OWNER/MODEL)") from None
+        raise NammTransferError(
+            f"no {kind} at {source!r}: it is neither a folder nor a name on the hub (OWNER/MODEL)"
+        ) from None
     if hub_answers():
         return {}
     if not cached:
         raise NammTransferError(
-            f"{source!r} is no folder here and not in the hub's cache, and the hub ({constants.ENDPOINT}) "
-            "cannot be reached; expected a folder, or a connection"
+            f"no {kind} at {source!r}: it is no folder and not in the hub's cache, and the hub ({constants.ENDPOINT}) "
+            "cannot be reached"
         )
     return {"local_files_only": True}
 

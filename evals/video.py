@@ -271,6 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         asked = questions(options)[: options.limit]
     if not asked:
         raise NammTransferError(f"benchmark {options.benchmark!r} holds no questions, or --limit leaves none")
+    if accelerator.is_main_process and (lost := absent(options, asked)):
+        print(lost)
     samples = [Sample(q.id, q.kind, q, cluster=q.cluster, prompt=f"{q.prompt} {list(q.options)}") for q in asked]
     adapter, source = load(options, accelerator.device)
     check_choices(adapter, asked)

@@ -30,10 +30,10 @@ from namm_transfer.evals.harness.plan import Plan, make_plan, prepare, shared
 from namm_transfer.evals.harness.recorder import Recorder
 from namm_transfer.evals.harness.sample import Evaluate, Outcome, Sample
 from namm_transfer.evals.report import ledger
+from namm_transfer.evals.report.analysis import build
 from namm_transfer.evals.report.arrays import ArrayStore
-from namm_transfer.evals.report.build import build
+from namm_transfer.evals.report.pages import terminal, write
 from namm_transfer.evals.report.records import mean_history
-from namm_transfer.evals.report.render import terminal, write
 from namm_transfer.evals.report.schema import Record, Report
 from namm_transfer.policy import EvictionPolicy
 

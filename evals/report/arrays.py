@@ -73,14 +73,14 @@ class ArrayStore:
         except _UNREADABLE:
             return loose
 
-    def pack(self, names: Iterable[str] = (), sources: Iterable[ArrayStore] = ()) -> None:
+    def pack(self, names: Iterable[str] = (), sources: Iterable[ArrayStore] = (), only: bool = False) -> None:
         """Put all arrays that are here, and the named ones from `sources`, into kept.npz and remove the loose files.
 
         Those of a run that was put aside stay, as its records do. Arrays that are nowhere to be found are left out: the
-        records still say that they existed.
+        records still say that they existed. With `only`, arrays that are here and not named go.
         """
         stores = [self, *sources]
-        wanted = self._names().union(names)
+        wanted = set(names) if only else self._names().union(names)
         found = {name: next((data for store in stores if (data := store._bytes(name))), None) for name in wanted}
         if any(found.values()):
             buffer = io.BytesIO()

@@ -27,8 +27,9 @@ class Task:
     """What could not be read."""
 
     def paired(self, policy: str) -> list[tuple[Record, Record]]:
-        """The records of samples that both this policy and the full cache finished: (its own, the full cache's)."""
-        full = {record.index: record for record in self.records.get("full", []) if record.score is not None}
+        """The records of samples that both this policy and the baseline finished: (its own, the baseline's)."""
+        reference = self.run.baseline.spec if self.run.baseline else ""
+        full = {record.index: record for record in self.records.get(reference, []) if record.score is not None}
         return [
             (record, full[record.index])
             for record in self.records[policy]
@@ -36,7 +37,7 @@ class Task:
         ]
 
     def differences(self, policy: str) -> tuple[list[float], list[str]]:
-        """Differences to the full cache, and the cluster of each."""
+        """Differences of the score to the baseline's, and the cluster of each."""
         pairs = self.paired(policy)
         clusters = [record.cluster or f"sample {record.index}" for record, _ in pairs]
         return [(record.score or 0.0) - (full.score or 0.0) for record, full in pairs], clusters

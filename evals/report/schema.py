@@ -83,6 +83,20 @@ class Cost(Strict):
     acted_share: float
 
 
+class Returns(Strict):
+    """The undiscounted returns of one policy's episodes on one task, before they are normalised."""
+
+    task: str
+    policy: str
+    n: int
+    """Episodes that did not fail."""
+    mean: float
+    sd: float | None
+    """Standard deviation over the episodes; None for a single one."""
+    min: float
+    max: float
+
+
 class Sizes(Strict):
     """How the cache of one policy grew and shrank on one task."""
 
@@ -189,6 +203,8 @@ class Report(Strict):
     summary: list[SummaryRow]
     overall: list[Overall]
     costs: list[Cost]
+    returns: list[Returns] = Field(default=[])
+    """Of tasks whose samples are episodes; empty for others."""
     sizes: list[Sizes]
     categories: list[Category]
     heatmaps: list[HeatMap]

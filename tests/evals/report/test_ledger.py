@@ -7,7 +7,7 @@ import os
 import pytest
 
 from namm_transfer import NammTransferError
-from namm_transfer.evals.report import ledger, render
+from namm_transfer.evals.report import ledger, pages
 from namm_transfer.evals.report.records import load
 from namm_transfer.evals.report.schema import Policy
 
@@ -101,7 +101,7 @@ def test_resumed_with_other_code_says_so(path, make_run, tmp_path):
     contents = ledger.read(path)
     assert (contents.run.provenance, contents.run.resumed) == (begun.provenance, [changed.provenance])
     assert contents.records == records
-    assert ("resumed", f"{begun.provenance.started}, git {'1' * 40}") in render.provenance(contents.run)
+    assert ("resumed", f"{begun.provenance.started}, git {'1' * 40}") in pages.provenance(contents.run)
 
 
 def test_tasks_share_a_folder_and_leave_each_other_alone(write_folder, make_run, tmp_path):

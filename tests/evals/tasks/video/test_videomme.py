@@ -9,8 +9,9 @@ from namm_transfer import NammTransferError
 from namm_transfer.evals.tasks.video import videomme
 
 ROW = {
-    "video_id": "001", "duration": "short", "domain": "Knowledge", "sub_category": "Humanity", "url": "", "videoID": "abc",
-    "question_id": "001-1", "task_type": "Counting Problem", "question": "How many?",
+    "video_id": "001", "duration": "short", "domain": "Knowledge", "sub_category": "Humanity",
+    "url": "", "videoID": "abc", "question_id": "001-1", "task_type": "Counting Problem",
+    "question": "How many?",
     "options": ["A. One.", "B. Two.", "C. Three.", "D. Four."], "answer": "C",
 }  # fmt: skip
 
