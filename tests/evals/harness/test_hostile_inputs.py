@@ -35,7 +35,7 @@ from namm_transfer.evals.report import build, read
 from namm_transfer.evals.report.arrays import ArrayStore
 from namm_transfer.evals.tasks.rl import d4rl
 from namm_transfer.evals.tasks.text import load as text_load
-from namm_transfer.evals.tasks.text.benchmarks import TASKS
+from namm_transfer.evals.tasks.text.registry import TASKS
 from namm_transfer.evals.tasks.video.archive import unpack
 from namm_transfer.evals.tasks.video.longvideobench import load_longvideobench
 from namm_transfer.evals.tasks.video.mlvu import load_mlvu
