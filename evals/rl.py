@@ -19,11 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from namm_transfer import EvictionPolicy, NammTransferError, policies
+from namm_transfer import EvictionPolicy, NammTransferError
 from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter
 from namm_transfer.adapters.state_statistics import CARD_FILE, Statistics, file_of
-from namm_transfer.evals.harness.options import split_policies
-from namm_transfer.evals.harness.run import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.harness import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.harness.cli import script
+from namm_transfer.evals.harness.lineup import lineup
 from namm_transfer.evals.report.schema import Report
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, rollout
@@ -234,8 +235,7 @@ def evaluator(world: World) -> Callable[[list[Sample], EvictionPolicy], list[Out
 
 def evolved_intervals(options: Options) -> dict[str, int]:
     """The interval each NAMM was evolved with: zero-shot, --update-interval may be another."""
-    specs = [spec for spec in split_policies(options.policy) if spec.partition(":")[0] == "namm"]
-    return {spec: policies.make(spec).update_interval for spec in specs}
+    return {spec.text: spec.make().update_interval for spec in options.policies() if spec.name == "namm"}
 
 
 def describe(world: World) -> dict[str, Any]:
@@ -278,16 +278,14 @@ def render(world: World, sample: Sample) -> None:
     """Film one episode under each policy of the run; a policy with match=NAME has no cache size of its own here."""
     options, windowed = world.options, world.options.context == "window"
     assert options.render is not None
-    specs = [spec for spec in split_policies(options.policy) if "match=" not in spec]
-    for spec in specs:
-        policy = policies.make(spec, update_interval=options.update_interval)
-        memory = policy if windowed else world.adapter.memory(policy)
+    entries = [entry for entry in lineup(options.policies(), options.update_interval) if entry.match is None]
+    for entry in entries:
+        memory = entry.policy if windowed else world.adapter.memory(entry.policy)
         player = world.adapter.play(memory, [world.target], options.window if windowed else None)
-        name = (
-            options.render if len(specs) == 1 else options.render.with_stem(f"{options.render.stem}-{safe_name(spec)}")
-        )
+        stem = options.render.stem if len(entries) == 1 else f"{options.render.stem}-{safe_name(entry.spec.text)}"
+        name = options.render.with_stem(stem)
         steps, total = film(name, options.env, int(sample.payload), player.act)
-        print(f"{name}: {spec}, return {total:.0f} in {steps} steps")
+        print(f"{name}: {entry.spec.text}, return {total:.0f} in {steps} steps")
 
 
 def warn(options: Options, report: Report) -> None:
@@ -337,7 +335,4 @@ def main(arguments: Sequence[str] | None = None) -> Report:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except NammTransferError as error:
-        sys.exit(f"error: {error}")
+    script(main)

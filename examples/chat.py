@@ -1,6 +1,6 @@
 """Read a long document once into half the cache, then chat about it.
 
-    python examples/chat.py [MODEL]     # a folder, a hub id, a .gguf file or "smollm2"
+python examples/chat.py [MODEL]     # a folder, a hub id, a .gguf file or "smollm2"
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Compare policies on a text of one's own: how well its second half is predicted from a small cache of the first.
 
-    python examples/compare_text.py FILE [MODEL]     # a folder, a hub id, a .gguf file or "smollm2"
+python examples/compare_text.py FILE [MODEL]     # a folder, a hub id, a .gguf file or "smollm2"
 """
 
 import sys

@@ -27,8 +27,9 @@ class Task:
     """What could not be read."""
 
     def paired(self, policy: str) -> list[tuple[Record, Record]]:
-        """The records of samples that both this policy and the full cache finished: (its own, the full cache's)."""
-        full = {record.index: record for record in self.records.get("full", []) if record.score is not None}
+        """The records of samples that both this policy and the baseline finished: (its own, the baseline's)."""
+        reference = self.run.baseline.spec if self.run.baseline else ""
+        full = {record.index: record for record in self.records.get(reference, []) if record.score is not None}
         return [
             (record, full[record.index])
             for record in self.records[policy]
@@ -36,7 +37,7 @@ class Task:
         ]
 
     def differences(self, policy: str) -> tuple[list[float], list[str]]:
-        """Differences to the full cache, and the cluster of each."""
+        """Differences of the score to the baseline's, and the cluster of each."""
         pairs = self.paired(policy)
         clusters = [record.cluster or f"sample {record.index}" for record, _ in pairs]
         return [(record.score or 0.0) - (full.score or 0.0) for record, full in pairs], clusters
@@ -61,6 +62,11 @@ def load(folder: Path) -> list[Task]:
         if differences := ledger.differences(task.run.identity(), item.run.identity()):
             raise NammTransferError(f"{item.path} is of another run of {item.run.task!r}: {'; '.join(differences)}")
         for record in item.records:
+            if record.policy not in task.records or record.index >= task.run.samples:
+                raise NammTransferError(
+                    f"{item.path} has a record of sample {record.index} under {record.policy!r}; expected one of its "
+                    f"{task.run.samples} samples under one of {', '.join(task.records)}"
+                )
             task.records[record.policy].append(record)
         task.damage += [item.damage] if item.damage else []
     for task in tasks.values():
@@ -72,7 +78,9 @@ def load(folder: Path) -> list[Task]:
 
 
 def _unique(records: list[Record]) -> list[Record]:
-    return [record for _, record in sorted({record.index: record for record in records}.items())]
+    """One record a sample, in the samples' order: the last one, but none of a failure where there is a result."""
+    results = {record.index: record for record in records if record.error is None}
+    return [record for _, record in sorted(({record.index: record for record in records} | results).items())]
 
 
 def read(path: Path) -> Report:

@@ -5,13 +5,13 @@ import json
 import pytest
 
 from namm_transfer import NammTransferError
-from namm_transfer.evals.report import build, read, render
+from namm_transfer.evals.report import build, pages, read
 
 
 @pytest.fixture
 def folder(write_folder, tmp_path):
     folder = write_folder(tmp_path, {"full": [1.0, 0.0]})
-    render.write(build(folder), folder)
+    pages.write(build(folder), folder)
     return folder
 
 
