@@ -50,10 +50,11 @@ def film(path: Path, env: str, seed: int, act: Act) -> tuple[int, float]:
     try:
         with av.open(str(draft), "w", format="mp4") as file:
             stream = file.add_stream("libx264", rate=int(camera.metadata.get("render_fps", 30)))
+            picture = _picture(camera, env)
+            stream.height, stream.width = (side - side % 2 for side in picture.shape[:2])  # yuv420p needs even sides
             stream.pix_fmt = "yuv420p"
             while True:
                 picture = _picture(camera, env)
-                stream.height, stream.width = (side - side % 2 for side in picture.shape[:2])
                 cut = np.ascontiguousarray(picture[: stream.height, : stream.width])
                 file.mux(stream.encode(av.VideoFrame.from_ndarray(cut, format="rgb24")))
                 if over:
