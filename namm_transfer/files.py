@@ -20,6 +20,9 @@ MADE_BY = {
 }
 """Asset or group of assets -> the command that makes it; what is not in here is somebody's own."""
 
+LONGEST_NAME = 255
+"""Bytes in the name of a file or folder; file systems take no more."""
+
 
 def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> Path:
     """Write `content` (text as UTF-8) so that `path` holds either the old or the new file, never half of one.
@@ -66,9 +69,14 @@ def safe_join(root: str | os.PathLike[str], relative: str | os.PathLike[str]) ->
 
     A snapshot folder of the Hugging Face hub consists of links into the `blobs` folder of its own cache; those pass.
     """
-    inside = Path(root).resolve()
-    path = Path(os.path.normpath(inside / relative))
-    real = path.resolve()
+    try:
+        inside = Path(root).resolve()
+        path = Path(os.path.normpath(inside / relative))
+        real = path.resolve()
+        if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+            raise OSError(f"a name of more than {LONGEST_NAME} bytes")
+    except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL byte, text that is no Unicode
+        raise NammTransferError(f"path {str(relative)[:80]!r} can be no file in {str(root)!r}: {error}") from None
     blobs = [parent.parent / "blobs" for parent in inside.parents if parent.name == "snapshots"]
     if not path.is_relative_to(inside) or not any(real.is_relative_to(place) for place in (inside, *blobs)):
         raise NammTransferError(f"path {str(relative)!r} leaves its folder {str(root)!r}; expected a path inside it")

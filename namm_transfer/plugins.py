@@ -41,7 +41,7 @@ def find(kind: str, name: str, group: str, built_in: Mapping[str, BuiltIn]) -> B
     """
     offers = [entry for entry in entry_points(group=group) if entry.name == name]
     if len(offers) + (name in built_in) > 1:
-        owners = [*(["namm-transfer itself"] if name in built_in else []), *map(_origin, offers)]
+        owners = [*(["namm-transfer itself"] if name in built_in else []), *sorted(map(_origin, offers))]
         raise NammTransferError(f"{kind} {name!r} is declared more than once: by {' and by '.join(owners)}")
     if name in built_in:
         return built_in[name]

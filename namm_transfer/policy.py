@@ -115,8 +115,15 @@ class EvictionPolicy(ABC):
         """Choose the tokens that stay: (batch, kv_heads, tokens) bool."""
 
     def decide(self, view: LayerView) -> Tensor:
-        """What the cache calls: `select`, with the protected tokens added to whatever it chose."""
-        return self.select(view) | self.protected(view)
+        """What the cache calls: `select`, with the protected tokens added to whatever it chose.
+
+        Raises:
+            NammTransferError: `select` did not return a bool mask of the view's shape.
+        """
+        chosen, shape = self.select(view), tuple(view.positions.shape)
+        if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool or tuple(chosen.shape) != shape:
+            raise NammTransferError(f"{type(self).__name__}.select returned {chosen!r}: expected bool of shape {shape}")
+        return chosen | self.protected(view)
 
     def protected(self, view: LayerView) -> Tensor:
         """The tokens that ``protect`` says must stay: (batch, kv_heads, tokens) bool."""

@@ -165,7 +165,8 @@ class Loop:
         rows = torch.zeros(self.parts, sum(sizes) + extra, device=self.weights[0].device)
         for part in range(self.accelerator.process_index, self.parts, self.accelerator.num_processes):
             rows[part] = self._gradient(part)
-        mean = self.accelerator.reduce(rows, "sum").mean(0)  # one process filled each row
+        table = self.accelerator.reduce(rows.to(self.accelerator.device), "sum")  # one process filled each row
+        mean = table.mean(0).to(rows.device)
         *gradients, used, measured = mean.split([*sizes, len(self.weights), len(self.names)])
         for weight, gradient, share in zip(self.weights, gradients, used.tolist(), strict=True):
             weight.grad = (

@@ -1,113 +1,85 @@
-"""Reading frames of any video file: decord first, PyAV with key-frame seeks second, behind one small protocol.
+"""Reading frames of any video file: the pictures that a player shows, upright, by number or by time.
 
-Both readers number frames in display order, turn them upright, seek to the key frame before a wanted frame, and hold no
-more pictures than they are asked for at once, so an hour-long film costs no more memory than a short one.
+`index.py` lists the pictures of a file with their time stamps. PyAV reads every file and checks by time stamp, or by
+checksum where the film had to be decoded once anyway, that the picture it reached is the one asked for. decord reads
+plain files, whose frame numbers mean the same to it; for all others, and whenever it fails, PyAV takes over, and the
+reader's `backend` says so. Neither holds more pictures than it is asked for at once.
 """
 
 from __future__ import annotations
 
-import bisect
-import importlib
+import contextlib
+import itertools
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from namm_transfer.adapters.video.index import (
+    FilmIndex,
+    VideoError,
+    checksum,
+    import_backend,
+    index_film,
+    open_film,
+    orientation,
+    prepare,
+)
+from namm_transfer.adapters.video.sampling import SAMPLING, uniform_indices
 from namm_transfer.errors import NammTransferError
 
+__all__ = [
+    "BACKENDS",
+    "SAMPLING",
+    "ArrayReader",
+    "FilmReader",
+    "FrameReader",
+    "VideoError",
+    "in_batches",
+    "open_video",
+    "uniform_indices",
+]
+
 BACKENDS = ("decord", "pyav")
-CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,gif"
-"""FFmpeg's names of the formats that are read; playlists, which make it open other files and hosts, are not."""
-MAX_PIXELS = 8192 * 4320
-"""Largest frame that is decoded; a few bytes of header can promise any size."""
 BATCH_PIXELS = 2**25
 """Pixels in memory at once: 16 frames of full HD, fewer of larger ones."""
-
-
-class VideoError(NammTransferError):
-    """A file that cannot be read as video; an evaluation records it and goes on with the next sample."""
+ROUNDING = 2.0
+"""Mean difference, of 255, that two decoders' conversions of one picture to RGB stay below."""
 
 
 class FrameReader(Protocol):
-    """Random access to the frames of one file."""
+    """Random access to the frames of one film."""
 
     count: int
-    """Frames in the file, at least 1."""
+    """Frames that a player shows, at least 1."""
+    times: np.ndarray
+    """(count,) float64 seconds at which each frame is shown, ascending."""
     seconds: float
     """Length of the film."""
+    rate: float
+    """Average frames a second that the file states."""
     pixels: int
     """Width times height of a frame."""
+    backend: str
+    """What decodes the frames."""
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n, height, width, 3) uint8 RGB frames at ascending `indices`; `VideoError` if one cannot be decoded."""
 
 
-def open_video(path: str | os.PathLike[str], backend: str = "decord") -> FrameReader:
-    """A reader of the file at `path` by "decord" or "pyav".
+def open_video(path: str | os.PathLike[str], backend: str = "decord") -> FilmReader:
+    """A reader of the file at `path` by "decord", where it can be trusted with the file, or by "pyav".
 
     Raises:
-        VideoError: the file is missing, empty, no video, damaged, or without a single frame.
+        VideoError: the file is missing, empty, no video, damaged, truncated, or without a single frame.
         NammTransferError: there is no such backend, or its package is not installed.
     """
     if backend not in BACKENDS:
         raise NammTransferError(f"video backend {backend!r} does not exist; choose one of {', '.join(BACKENDS)}")
-    path = Path(path)
-    if not path.is_file():
-        raise VideoError(f"video file {str(path)!r} does not exist")
-    if path.stat().st_size == 0:
-        raise VideoError(f"video file {str(path)!r} is empty")
-    pixels = _probe(path)
-    return DecordReader(path, pixels) if backend == "decord" else PyAVReader(path, pixels)
-
-
-def _probe(path: Path) -> int:
-    """Pixels of a frame by the file's header, before a backend that cannot be limited opens it."""
-    av = _import("av")
-    try:
-        with av.open(str(path), container_options={"format_whitelist": CONTAINERS}) as container:
-            if not container.streams.video:
-                raise VideoError(f"video file {str(path)!r} has no video stream")
-            context = container.streams.video[0].codec_context
-            width, height = context.width, context.height
-    except av.FFmpegError as error:
-        raise _unreadable(path, error) from error
-    if not 0 < width * height <= MAX_PIXELS:
-        raise VideoError(
-            f"video file {str(path)!r} has {width} x {height} pixels; expected 1 to {MAX_PIXELS:,} of them"
-        )
-    return width * height
-
-
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise NammTransferError(f"reading video by {name} needs: pip install 'namm-transfer[video]'") from error
-
-
-def uniform_indices(count: int, frames: int) -> np.ndarray:
-    """Middles of `frames` equal parts of a film of `count` frames: (frames,) int64, ascending.
-
-    This is the sampling of MLVU's official evaluation. Short films repeat frames.
-    """
-    if frames < 1:
-        raise NammTransferError(f"cannot sample {frames} frames; at least 1 is needed")
-    return np.floor((np.arange(frames) + 0.5) * count / frames).astype(np.int64)
-
-
-def starts_of_parts(count: int, frames: int) -> np.ndarray:
-    """Beginnings of `frames` equal parts of a film of `count` frames: (frames,) int64, ascending.
-
-    This is the sampling of LongVideoBench's own loader. A film of fewer frames is its first one.
-    """
-    return np.arange(frames) * (count // frames)
-
-
-SAMPLING = {"middles": uniform_indices, "starts": starts_of_parts}
-"""Rules by which frames are chosen."""
+    import_backend({"decord": "decord", "pyav": "av"}[backend])
+    return FilmReader(index_film(Path(path)), backend)
 
 
 def in_batches(reader: FrameReader, indices: np.ndarray, size: int = 16) -> Iterator[np.ndarray]:
@@ -120,9 +92,13 @@ def in_batches(reader: FrameReader, indices: np.ndarray, size: int = 16) -> Iter
 class ArrayReader:
     """Frames that are decoded already, one a second."""
 
+    backend = "array"
+    rate = 1.0
+
     def __init__(self, frames: np.ndarray) -> None:
         self._frames = frames
         self.count, self.seconds = len(frames), float(len(frames))
+        self.times = np.arange(self.count, dtype=np.float64)
         self.pixels = frames.shape[1] * frames.shape[2]
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -130,90 +106,167 @@ class ArrayReader:
         return self._frames[indices]
 
 
-class DecordReader:
-    """Frames by decord (`pip install decord2`, the maintained line)."""
+class FilmReader:
+    """The frames of a video file; `backend` is what decodes them, `fallback` why it is not what was asked for."""
 
-    def __init__(self, path: Path, pixels: int) -> None:
-        decord = _import("decord")
+    def __init__(self, index: FilmIndex, backend: str) -> None:
+        self._index = index
+        self.count, self.times, self.seconds, self.rate = index.count, index.times, index.seconds, index.rate
+        self.pixels = index.size[0] * index.size[1]
+        self._pyav = _PyAVReader(index)
+        self._decord: _DecordReader | None = None
+        self.backend, self.fallback = "pyav", None if backend == "pyav" else index.why_not_plain
+        if backend == "decord" and index.why_not_plain is None:
+            try:
+                self._decord = _DecordReader(index, self._pyav)
+                self.backend = "decord"
+            except _Unfit as reason:
+                self.fallback = str(reason)
+
+    def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """See `FrameReader.frames`."""
+        wanted = [int(number) for number in indices]
+        if any(not 0 <= number < self.count for number in wanted):
+            raise self._index.error(f"frames {wanted} are asked for, but it has {self.count}")
+        if self._decord is not None:
+            try:
+                return self._decord.frames(wanted)
+            except _Unfit as reason:
+                self._decord, self.backend, self.fallback = None, "pyav", str(reason)
+        return self._pyav.frames(wanted)
+
+
+class _Unfit(Exception):
+    """decord cannot be trusted with this file; the message says why."""
+
+
+class _DecordReader:
+    """Frames of a plain file by decord (`pip install decord2`, the maintained line)."""
+
+    def __init__(self, index: FilmIndex, check: _PyAVReader) -> None:
+        decord = import_backend("decord")
         decord.logging.set_level(decord.logging.QUIET)
-        self.path, self.pixels = path, pixels
+        self._index, self._check = index, check
+        self._is_checked = False
         try:
-            self._reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-            self.count = len(self._reader)
-            rate = float(self._reader.get_avg_fps())
+            self._reader = decord.VideoReader(str(index.path.absolute()), ctx=decord.cpu(0), num_threads=1)
+            times = self._reader.get_frame_timestamp(range(len(self._reader)))[:, 0]
         except Exception as error:  # DECORDError, RuntimeError, IndexError: all mean a file it cannot read
-            raise _unreadable(path, error) from error
-        if self.count < 1:
-            raise VideoError(f"video file {str(path)!r} has no frames")
-        self.seconds = self.count / rate if rate > 0 else float(self.count)
+            raise _Unfit(f"decord cannot read it: {index.error(error)}") from error
+        stamps = index.times - index.times[0]
+        if len(times) != index.count or not np.allclose(times - times[0], stamps, rtol=1e-6, atol=1e-3):
+            raise _Unfit("decord counts other frames")
 
-    def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """See `FrameReader.frames`."""
+    def frames(self, wanted: list[int]) -> np.ndarray:
+        """Frames at ascending numbers, one of them compared with PyAV's once a seek has taken place."""
         try:
-            return self._reader.get_batch([int(index) for index in indices]).asnumpy()
+            found: np.ndarray = self._reader.get_batch(wanted).asnumpy()
+            # decord goes on decoding in a thread of its own, without limit; a seek stops it and drops what it has.
+            self._reader.seek(0)
         except Exception as error:
-            raise _unreadable(self.path, error) from error
+            raise _Unfit(f"decord cannot read it: {self._index.error(error)}") from error
+        if not self._is_checked and (after := [n for n in wanted if self._index.distance(n) < n]):
+            number = min(after, key=self._index.distance)
+            (expected,) = self._check.frames([number])
+            shown = found[wanted.index(number)]
+            if shown.shape != expected.shape or np.abs(shown.astype(np.int16) - expected).mean() > ROUNDING:
+                raise _Unfit("decord shows another picture")
+            self._is_checked = True
+        return found
 
 
-class PyAVReader:
-    """Frames by PyAV: one pass over the packets' time stamps, then key-frame seeks."""
+class _PyAVReader:
+    """Frames by PyAV: a seek to a key frame, and a look at what came."""
 
-    def __init__(self, path: Path, pixels: int) -> None:
-        self._av: Any = _import("av")
-        self.path, self.pixels = path, pixels
-        try:
-            with self._av.open(str(path)) as container:
-                stream = container.streams.video[0]
-                base = float(stream.time_base or 0)
-                packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.pts is not None]
-                self._stamps = sorted(stamp for stamp, _ in packets)
-                self._keys = sorted(stamp for stamp, is_key in packets if is_key)
-        except self._av.FFmpegError as error:
-            raise _unreadable(path, error) from error
-        self.count = len(self._stamps)
-        if self.count < 1:
-            raise VideoError(f"video file {str(path)!r} has no frames")
-        span = self._stamps[-1] - self._stamps[0]
-        self.seconds = span * base * self.count / max(1, self.count - 1)
+    def __init__(self, index: FilmIndex) -> None:
+        self._index = index
+        self._open = contextlib.ExitStack()
+        self._container: Any = None
+        self._stream: Any = None
+        self._run: Iterator[tuple[int, Any]] = iter(())
+        self._at: int | None = None
+        """Number of the picture that `_run` gave last"""
 
-    def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """See `FrameReader.frames`."""
-        wanted = sorted({self._stamps[int(index)] for index in indices})
-        found: dict[int, np.ndarray] = {}
-        try:
-            with self._av.open(str(self.path)) as container:
-                stream = container.streams.video[0]
-                stream.thread_count = 1
-                for group in self._by_key_frame(wanted):
-                    container.seek(group[0], stream=stream, backward=True)
-                    for frame in container.decode(stream):
-                        if frame.pts in group:
-                            found[frame.pts] = _upright(frame, stream.codec_context)
-                        if frame.pts is not None and frame.pts >= group[-1]:
-                            break
-        except self._av.FFmpegError as error:
-            raise _unreadable(self.path, error) from error
-        missing = [stamp for stamp in wanted if stamp not in found]
-        if missing:
-            raise VideoError(f"video file {str(self.path)!r}: {len(missing)} of {len(wanted)} frames cannot be decoded")
-        return np.stack([found[self._stamps[int(index)]] for index in indices])
+    def frames(self, wanted: Sequence[int]) -> np.ndarray:
+        """Frames at any numbers; ascending ones are fastest."""
+        found = {number: self._picture(number) for number in sorted(set(wanted))}
+        return np.stack([found[number] for number in wanted])
 
-    def _by_key_frame(self, stamps: list[int]) -> list[list[int]]:
-        """Wanted time stamps that share a key frame, decoded together after one seek."""
-        groups: dict[int, list[int]] = {}
-        for stamp in stamps:
-            groups.setdefault(bisect.bisect_right(self._keys, stamp), []).append(stamp)
-        return list(groups.values())
+    def _picture(self, number: int) -> np.ndarray:
+        index = self._index
+        error: Exception | None = None
+        if self._at is not None and number - index.distance(number) - 1 <= self._at < number:
+            runs: Iterator[Iterator[tuple[int, Any]]] = itertools.chain([self._run], self._runs(number))
+        else:
+            runs = self._runs(number)
+        for run in runs:
+            self._run = run
+            try:
+                for at, frame in run:
+                    self._at = at
+                    if at == number and (index.checksums is None or checksum(frame) == index.checksums[number]):
+                        return _upright(frame, index.size)
+                    if at >= number:
+                        break
+            except import_backend("av").FFmpegError as problem:
+                error = problem
+        self._at = None
+        raise index.error(error or f"frame {number} of {index.count} cannot be decoded")
+
+    def _runs(self, number: int) -> Iterator[Iterator[tuple[int, Any]]]:
+        """Ways to decode the pictures up to `number`: from key frames further and further back, at last from the first.
+
+        Each gives the pictures with their numbers; that they are what a player shows is to be verified.
+        """
+        stamps, keys = self._index.stamps, self._index.keys
+        last = int(np.searchsorted(keys, stamps[number], side="right")) - 1
+        back = 0
+        while last - back > 0:
+            if self._container is None:
+                self._reopen()
+            yield self._from_key(int(keys[last - back]))
+            back = 2 * back + 1
+        self._reopen()
+        yield self._followed(0, self._decoded(self._container.demux(self._stream)))
+
+    def _reopen(self) -> None:
+        self._open.close()
+        self._container = self._open.enter_context(open_film(self._index.path))
+        self._stream = prepare(self._container, self._index.stream)
+
+    def _from_key(self, stamp: int) -> Iterator[tuple[int, Any]]:
+        stamps = self._index.stamps
+        self._container.seek(stamp, stream=self._stream)
+        packets = self._container.demux(self._stream)
+        key = next((packet for packet in packets if packet.is_keyframe), None)
+        if key is None:
+            return
+        frames = self._decoded(itertools.chain([key], packets))
+        if self._index.checksums is None:
+            # Pictures shown before the key frame at which decoding began may need some from before it.
+            yield from self._followed(int(np.searchsorted(stamps, key.pts)), (f for f in frames if f.pts >= key.pts))
+            return
+        for frame in frames:
+            place = int(np.searchsorted(stamps, -1 if frame.pts is None else frame.pts))
+            if place < len(stamps) and stamps[place] == frame.pts:
+                yield place, frame
+
+    def _decoded(self, packets: Iterable[Any]) -> Iterator[Any]:
+        return itertools.chain.from_iterable(packet.decode() for packet in packets)
+
+    def _followed(self, first: int, frames: Iterator[Any]) -> Iterator[tuple[int, Any]]:
+        """Frames numbered from `first` on, as long as they have the time stamps that the index gives these numbers."""
+        index = self._index
+        for number, frame in zip(range(first, index.count), frames, strict=False):
+            if len(index.keys) and frame.pts != index.stamps[number]:
+                return
+            yield number, frame
 
 
-def _upright(frame: Any, context: Any) -> np.ndarray:
-    """(height, width, 3) uint8 of a PyAV frame in the size of its stream, turned as its display matrix says."""
-    picture = frame.reformat(width=context.width, height=context.height, format="rgb24").to_ndarray()
-    return np.rot90(picture, round(frame.rotation / 90))
-
-
-def _unreadable(path: Path, error: Exception) -> VideoError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    # decord writes the time and its own source line before every message; a report should not differ by them.
-    reason = re.sub(r"\[[\d:]+\] \S+: ", "", lines[-1]).strip()
-    return VideoError(f"video file {str(path)!r} cannot be read: {reason}")
+def _upright(frame: Any, size: tuple[int, int]) -> np.ndarray:
+    """(height, width, 3) uint8 of a decoded frame in the size of its stream, turned as its display matrix says."""
+    picture: np.ndarray = frame.reformat(width=size[1], height=size[0], format="rgb24").to_ndarray()
+    is_transposed, reverse_rows, reverse_columns = orientation(frame)
+    if is_transposed:
+        picture = picture.swapaxes(0, 1)
+    return picture[:: -1 if reverse_rows else 1, :: -1 if reverse_columns else 1]

@@ -12,7 +12,7 @@ from tiny_llava import save_tiny_llava
 from transformers import AutoProcessor, DynamicCache, LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
 
 from namm_transfer import NammTransferError, check_adapter, policies
-from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample, parse_choice
+from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample
 from namm_transfer.adapters.video.frames import VideoError
 from namm_transfer.adapters.video.subtitles import Subtitle
 from namm_transfer.cache.keyword import CACHE
@@ -129,15 +129,6 @@ def test_transformers_own_generate_takes_the_cache(adapter, plain, frames, zero_
     assert torch.equal(adapter.model.generate(**inputs, **{CACHE: cache}, **options), expected)
 
 
-@pytest.mark.parametrize(
-    ("text", "choice"),
-    [("B", 1), ("B)", 1), (" b) ", None), ("B) blue", 1), ("B, I think", 1), ("B is it", None), ("Because", None),
-     ("E)", None), ("", None), ("(B)", None), ("blue", None)],
-)  # fmt: skip
-def test_words_are_parsed_strictly(text, choice):
-    assert parse_choice(text, ["A", "B", "C", "D"]) == choice
-
-
 def test_only_the_text_model_has_the_memory(adapter):
     assert adapter.model.config.text_config._attn_implementation == "memory"
     assert adapter.model.config.vision_config._attn_implementation != "memory"
@@ -251,8 +242,8 @@ def test_video_tokens_are_kept_in_a_folder(folder, tmp_path):
     assert kept.stat().st_mtime_ns == stamp
     kept.write_bytes(b"damaged")
     assert torch.equal(adapter.video_tokens(sample)[0], tokens)
-    starts = adapter.video_tokens(replace(sample, sampling="starts"))
-    assert starts[1].tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
+    parts = adapter.video_tokens(replace(sample, sampling="longvideobench", duration=8.5))
+    assert parts[1].tolist() == [0, 1, 2, 3, 4, 5, 6, 7], "within the annotated 8.5 seconds"
     write_film(make_film("test", 2, 16), film, fps=2, size=64)
     assert not torch.equal(adapter.video_tokens(sample)[0], tokens)
     film.unlink()
@@ -286,3 +277,13 @@ def test_cut_off_weights_are_refused(folder, tmp_path):
 def test_choices_that_are_no_continuation_are_refused(adapter, frames):
     with pytest.raises(NammTransferError, match="'' is no continuation"):
         adapter.encode(VideoSample(frames, PROMPT, choices=("A", ""), frames=4))
+
+
+def test_choices_that_the_tokenizer_cannot_tell_apart_are_refused(adapter, frames):
+    for choices, message in (
+        (("red", "red"), "the same to the tokenizer"),
+        (("zebra", "red"), "no word that the tokenizer knows"),
+        (("red zebra", "red lion"), "the same to the tokenizer"),
+    ):
+        with pytest.raises(NammTransferError, match=message):
+            adapter.encode(VideoSample(frames, PROMPT, lead="", choices=tuple(f" {c}" for c in choices), frames=4))

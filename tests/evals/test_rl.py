@@ -17,7 +17,7 @@ from namm_transfer.evals import rl
 from namm_transfer.evals.report import ledger
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, random_policy, rollout
-from namm_transfer.evals.tasks.rl.scores import normalised_score
+from namm_transfer.evals.tasks.rl.tasks import normalised_score
 
 SCRIPT = Path(rl.__file__)
 POLICIES = "full,streaming:sinks=2,window=10,h2o:keep=0.5"

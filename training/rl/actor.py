@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from namm_transfer.errors import NammTransferError
-from namm_transfer.evals.tasks.rl.scores import task
+from namm_transfer.evals.tasks.rl.tasks import task
 from namm_transfer.files import write_atomic
 
 LOG_STD_RANGE = (-20.0, 2.0)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, rollout
-from namm_transfer.evals.tasks.rl.scores import normalised_score, task
+from namm_transfer.evals.tasks.rl.tasks import normalised_score, task
 from namm_transfer.files import write_atomic
 from namm_transfer.training.rl import card, experience
 from namm_transfer.training.rl.actor import BehaviourActor, save_actor

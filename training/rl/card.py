@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter
 from namm_transfer.evals.tasks.rl.datasets import Dataset
 from namm_transfer.evals.tasks.rl.environments import Environments, rollout
-from namm_transfer.evals.tasks.rl.scores import normalised_score, task
+from namm_transfer.evals.tasks.rl.tasks import normalised_score, task
 
 CARD = """---
 license: apache-2.0

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, Trajectory, rollout
-from namm_transfer.evals.tasks.rl.scores import task
+from namm_transfer.evals.tasks.rl.tasks import task
 from namm_transfer.files import asset
 from namm_transfer.training.rl import card
 from namm_transfer.training.rl.actor import BehaviourActor, load_actor

@@ -28,7 +28,7 @@ from namm_transfer.adapters.decision_transformer import STATISTICS_FILE, Decisio
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, random_policy, rollout
-from namm_transfer.evals.tasks.rl.scores import task
+from namm_transfer.evals.tasks.rl.tasks import task
 from namm_transfer.files import write_atomic
 from namm_transfer.training.rl.card import card, command, measure
 

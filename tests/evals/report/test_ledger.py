@@ -8,6 +8,7 @@ import pytest
 
 from namm_transfer import NammTransferError
 from namm_transfer.evals.report import ledger, pages
+from namm_transfer.evals.report.records import load
 from namm_transfer.evals.report.schema import Policy
 
 
@@ -152,3 +153,44 @@ def test_a_ledger_of_the_first_schema_says_now_what_each_policy_is(path, make_ru
     ]
     assert contents.run.baseline.spec == "full"
     assert contents.run.policy("l2") == Policy(spec="l2", name="l2", update_interval=16, baseline=False)
+
+
+def test_better_words_and_later_options_leave_a_run_what_it_is(path, make_run, tmp_path):
+    begun = make_run(["full", "l2"], 3)
+    now = begun.model_copy(
+        update={
+            "description": begun.description | {"world": "said better", "headline": {"name": "M-Avg"}},
+            "options": begun.options | {"sampling": "uniform"},
+        }
+    )
+    assert ledger.prepare(tmp_path, now, resume=True, defaults={"sampling": "uniform"}) == []
+    changed = now.model_copy(update={"options": now.options | {"sampling": "official"}})
+    with pytest.raises(NammTransferError, match=r"options\.sampling: 'uniform' there, 'official' here"):
+        ledger.prepare(tmp_path, changed, resume=True, defaults={"sampling": "uniform"})
+    for key in ("model", "data", "dtype", "data_sha256", "prompts_sha256"):
+        other = begun.model_copy(update={"description": begun.description | {key: "another"}})
+        with pytest.raises(NammTransferError, match=f"description.{key}: None there, 'another' here"):
+            ledger.prepare(tmp_path, other, resume=True)
+
+
+@pytest.mark.parametrize("wrong", [{"policy": "nobody"}, {"index": 3}])
+def test_a_record_of_no_sample_or_policy_of_the_run_is_refused(path, wrong, tmp_path):
+    *lines, last = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, json.dumps(json.loads(last) | wrong)]) + "\n")
+    with pytest.raises(NammTransferError, match="expected one of its 3 samples under one of full, l2"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"score": float("nan")}, {"index": -1}, {"kept": [[1], [1, 2]]}, {"seen": 10**400}])
+def test_impossible_numbers_are_damage(path, wrong):
+    *lines, last = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, json.dumps(json.loads(last) | wrong)]) + "\n")
+    assert "damaged from line 7" in ledger.read(path).damage
+
+
+def test_a_bomb_is_refused(path, monkeypatch):
+    packed = path.with_name(f"{path.name}.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    monkeypatch.setattr(ledger, "MOST_BYTES", 100)
+    with pytest.raises(NammTransferError, match="unpacks to more than 100 bytes"):
+        ledger.read(packed)

@@ -6,7 +6,8 @@ import torch
 from places import PARITY
 
 from namm_transfer import LayerView, NammTransferError
-from namm_transfer.training.namm.statistics import Moments, Recorder
+from namm_transfer.moments import Moments
+from namm_transfer.training.namm.statistics import MomentsRecorder
 
 CASE = PARITY / "case_c_norm_stats"
 
@@ -14,7 +15,7 @@ CASE = PARITY / "case_c_norm_stats"
 def test_recorded_estimator_is_reproduced():
     setup = np.load(CASE / "setup.npz")
     pad = torch.tensor(setup["left_pad"])
-    recorder = Recorder(64)
+    recorder = MomentsRecorder(64)
     for u in range(int(setup["n_updates"])):
         update = np.load(CASE / f"update_{u}.npz")
         spectrum = torch.tensor(update["spec_ema"])

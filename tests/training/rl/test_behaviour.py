@@ -7,7 +7,7 @@ import torch
 
 from namm_transfer import NammTransferError
 from namm_transfer.evals.tasks.rl import datasets
-from namm_transfer.evals.tasks.rl.scores import TASKS, normalised_score
+from namm_transfer.evals.tasks.rl.tasks import TASKS, normalised_score
 from namm_transfer.files import asset
 from namm_transfer.training.rl import collect, experience
 from namm_transfer.training.rl.actor import BehaviourActor, load_actor, save_actor

@@ -8,7 +8,7 @@ from namm_transfer import policies
 from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, random_policy, rollout
-from namm_transfer.evals.tasks.rl.scores import TASKS, normalised_score
+from namm_transfer.evals.tasks.rl.tasks import TASKS, normalised_score
 from namm_transfer.files import asset
 from namm_transfer.training.rl import card, train
 

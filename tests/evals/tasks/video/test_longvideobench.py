@@ -37,7 +37,7 @@ def test_questions_have_the_official_prompt_and_their_groups(tmp_path):
     assert (question.lead, question.choices, question.answer) == ("", (" A", " B", " C", " D", " E"), 2)
     assert (question.id, question.kind) == ("abc_0", "T2E")
     assert question.groups == ("duration group 60", "topic KH-Knowledge-History")
-    assert (question.sampling, question.frames) == ("starts", 23), "at most one frame a second"
+    assert (question.sampling, question.frames) == ("longvideobench", 23), "at most one frame a second"
     assert question.video == tmp_path / "videos/abc.mp4"
 
 

@@ -9,8 +9,10 @@ import pytest
 
 from namm_transfer import NammTransferError
 from namm_transfer.adapters.video.frames import VideoError
-from namm_transfer.evals.tasks.video.benchmarks import MLVU_FILES, load_generated, load_json, load_mlvu
 from namm_transfer.evals.tasks.video.generate import generate
+from namm_transfer.evals.tasks.video.generated import load_generated
+from namm_transfer.evals.tasks.video.mlvu import FILES, load_mlvu
+from namm_transfer.evals.tasks.video.own_file import load_json
 from namm_transfer.evals.tasks.video.scenes import TYPES
 
 ENTRY = {
@@ -129,6 +131,9 @@ def test_mlvu_layout_and_official_prompt(tmp_path):
     assert asked[0].lead == "Best option: ("
     assert asked[0].video == tmp_path / "video/2_needle/a/clip.mp4"
     assert [question.answer for question in asked] == [2, None, 2, 2]
+    assert [question.kind for question in asked] == ["needle", "needle", "needle", "order"]
+    assert [bool(question.flaw) for question in asked] == [False, False, True, False]
+    assert "2_needle.json', entry 2: option 'Wind' is there twice" in asked[2].flaw
     with pytest.raises(NammTransferError, match="none of MLVU's files"):
         load_mlvu(tmp_path / "video")
 
@@ -139,7 +144,7 @@ def test_real_mlvu_annotations():
     if not root:
         pytest.skip("NAMM_MLVU_ROOT names no folder of MLVU")
     asked = load_mlvu(Path(root))
-    present = [name for name in MLVU_FILES if (Path(root) / "json" / f"{name}.json").is_file()]
+    present = [name for name in FILES.values() if (Path(root) / "json" / f"{name}.json").is_file()]
     assert {question.id.split("/")[0] for question in asked} == set(present)
     assert sum(question.answer is None for question in asked) <= 2
     assert all(len(question.options) == 4 for question in asked)

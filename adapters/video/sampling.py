@@ -1,0 +1,103 @@
+"""Which frames of a film are shown to a model: one function a rule, each named after whose rule it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import numpy as np
+
+from namm_transfer.adapters.video.index import VideoError
+from namm_transfer.errors import NammTransferError
+
+Rule = Literal["uniform", "mlvu", "longvideobench"]
+
+
+class Film(Protocol):
+    """What the rules need to know of a film; a `FrameReader` is one."""
+
+    count: int
+    times: np.ndarray
+    seconds: float
+    rate: float
+
+
+def uniform_indices(count: int, frames: int) -> np.ndarray:
+    """Middles of `frames` equal parts of a film of `count` frames: (frames,) int64, ascending.
+
+    This package's own rule. Short films repeat frames.
+    """
+    if frames < 1:
+        raise NammTransferError(f"cannot sample {frames} frames; at least 1 is needed")
+    return np.floor((np.arange(frames) + 0.5) * count / frames).astype(np.int64)
+
+
+def mlvu_indices(count: int, frames: int) -> np.ndarray:
+    """The frames of MLVU's official evaluation (`choice_bench.py` of its repository): (frames,) int64, ascending.
+
+    Part i of equal parts of the `count` - 1 steps between frames is shown by the frame half a part, rounded down,
+    behind its beginning, rounded to the nearest even number where it lies between two.
+    """
+    if frames < 1:
+        raise NammTransferError(f"cannot sample {frames} frames; at least 1 is needed")
+    part = (count - 1) / frames
+    return int(part / 2) + np.rint(part * np.arange(frames)).astype(np.int64)
+
+
+def longvideobench_indices(count: int, rate: float, duration: float, frames: int) -> np.ndarray:
+    """The frames of LongVideoBench's official loader (`longvideobench_dataset.py`): (n,) int64, ascending.
+
+    Beginnings of equal parts, of whole frames, of the first `duration` seconds (as the annotations have it) at the
+    file's average frame rate; at most one frame a second.
+
+    Raises:
+        VideoError: less than a second, or a file with fewer frames than the annotated duration needs.
+    """
+    sampled = min(frames, int(duration))
+    if sampled < 1:
+        raise VideoError(f"cannot sample {frames} frames of {duration} seconds; expected at least 1 of 1 second")
+    found = np.arange(sampled, dtype=np.int64) * int(int(duration * rate) / sampled)
+    if found[-1] >= count:
+        raise VideoError(
+            f"LongVideoBench's rule needs frame {found[-1]} for the annotated {duration:.1f} seconds; "
+            f"the film has {count} frames"
+        )
+    return found
+
+
+def indices_at(film: Film, times: np.ndarray) -> np.ndarray:
+    """The frames on screen at `times`, in seconds: the last one that began by then, or the first: (n,) int64."""
+    return np.maximum(np.searchsorted(film.times, np.asarray(times, np.float64), side="right") - 1, 0)
+
+
+def _uniform(film: Film, frames: int, duration: float | None = None) -> np.ndarray:
+    return uniform_indices(film.count, frames)
+
+
+def _mlvu(film: Film, frames: int, duration: float | None = None) -> np.ndarray:
+    return mlvu_indices(film.count, frames)
+
+
+def _longvideobench(film: Film, frames: int, duration: float | None = None) -> np.ndarray:
+    if duration is None:
+        raise NammTransferError("LongVideoBench's rule needs the annotated duration; expected seconds, not None")
+    return longvideobench_indices(film.count, film.rate, duration, frames)
+
+
+SAMPLING: dict[Rule, Callable[[Film, int, float | None], np.ndarray]] = {
+    "uniform": _uniform,
+    "mlvu": _mlvu,
+    "longvideobench": _longvideobench,
+}
+"""Each rule's name and the frames it chooses, ascending, of a film, a largest number of frames, and the duration in
+seconds that the annotations give the film (None where they give none)."""
+
+
+def length_warning(film: Film, duration: float | None) -> str | None:
+    """What to say of a film whose annotated duration, in seconds, is not that of its file; None where they agree.
+
+    Durations are often annotated in whole seconds, so that a difference of a second and 2 % says nothing.
+    """
+    if duration is None or abs(film.seconds - duration) <= 1 + 0.02 * duration:
+        return None
+    return f"the film lasts {film.seconds:.1f} seconds, the annotations say {duration:.1f}"
