@@ -139,7 +139,9 @@ def kept_shares(report: Report, run: Run, name: str) -> Drawing | None:
             axes.set_visible(False)
         for axes, item in zip(grid.flat, maps, strict=False):
             image = axes.imshow(np.asarray(item.share), vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-            axes.set_title(textwrap.fill(item.policy, 18, max_lines=2, placeholder="…"), fontsize=8)
+            known = run.policy(item.policy).name
+            rest = item.policy.removeprefix(known)
+            axes.set_title(f"{known}\n{rest if len(rest) <= 16 else rest[:15] + '…'}".strip(), fontsize=8)
             for axis, count in zip((axes.yaxis, axes.xaxis), np.shape(item.share), strict=True):
                 axis.set_ticks(range(0, count, -(-count // 4)))
         figure.supxlabel("KV head", color=INK, fontsize=9)
