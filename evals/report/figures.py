@@ -148,7 +148,8 @@ def kept_shares(report: Report, run: Run, name: str) -> Drawing | None:
         figure.supylabel("layer", color=INK, fontsize=9)
         bar = figure.colorbar(image, ax=grid, format=PercentFormatter(1), shrink=0.9)
         bar.outline.set_visible(False)
-        bar.solids.set_rasterized(True)  # one small picture instead of 256 rectangles
+        if bar.solids is not None:
+            bar.solids.set_rasterized(True)  # one small picture instead of 256 rectangles
         svg = inline(figure, name)
     words = "; ".join(
         f"{item.policy}: " + ", ".join(f"layer {i} {percent(float(np.mean(row)))}" for i, row in enumerate(item.share))
