@@ -144,7 +144,7 @@ class LanguageAdapter(ModalityAdapter):
             cache: what was read before; it grows by all tokens but the last.
             logits: (vocabulary,) float32, after what was read.
         """
-        ends = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
+        ends = self.model.generation_config.eos_token_id
         ends = {self.words.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
         tokens: list[int] = []
         while len(tokens) < limit and (token := int(logits.argmax())) not in ends:

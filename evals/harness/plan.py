@@ -111,7 +111,7 @@ def _policy(entry: Entry) -> Policy:
         name=entry.spec.name,
         update_interval=entry.policy.update_interval,
         baseline=not entry.policy.evicts,
-        match=entry.match and entry.match.text,
+        match=None if entry.match is None else entry.match.text,
         sha256=provenance.weights_sha256(entry.policy),
     )
 

@@ -42,7 +42,7 @@ def as_json(report: Report) -> str:
     """
     text = _lines(report)
     if len(text.encode()) > JSON_LIMIT:
-        less = {"details": {}, "answer": None, "arrays": {}}
+        less: dict[str, Any] = {"details": {}, "answer": None, "arrays": {}}
         text = _lines(report.model_copy(update={"records": [item.model_copy(update=less) for item in report.records]}))
     if len(text.encode()) > JSON_LIMIT:
         text = _lines(report.model_copy(update={"records": [], "records_left_out": len(report.records)}))

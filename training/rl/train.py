@@ -148,7 +148,7 @@ def identity(options: Options, dataset: datasets.Dataset) -> dict[str, Any]:
 def fit(options: Options, dataset: datasets.Dataset, device: torch.device) -> DecisionTransformerModel:
     """Train, from the checkpoint in `options.out` where there is one; it must be of the same options and data."""
     model = new_model(options).train()
-    model.to(device)  # type: ignore[arg-type]
+    model.to(device)
 
     def loss(update: int, _: int) -> tuple[Tensor, tuple[()]]:
         windows = Windows(dataset, np.random.default_rng((options.seed, update)))  # the same after a restart

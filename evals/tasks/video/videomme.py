@@ -38,7 +38,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     except ImportError as error:
         raise NammTransferError(f"{str(file)!r}: reading it needs pyarrow; pip install pyarrow") from error
     try:
-        return parquet.ParquetFile(file).read().to_pylist()  # type: ignore[no-any-return]
+        return parquet.ParquetFile(file).read().to_pylist()
     except Exception as error:  # pyarrow has errors of its own beside OSError and ValueError
         raise NammTransferError(f"benchmark file {str(file)!r} cannot be read: {error}") from error
 
