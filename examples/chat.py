@@ -1,9 +1,10 @@
-"""Read a long document once into half the cache, then chat about it.
+"""Shrink a chat's cache: a long document is read once, most of it is evicted, and two questions are asked about it.
 
-python examples/chat.py [MODEL]     # a folder, a hub id, a .gguf file or "smollm2"
+python examples/chat.py [MODEL] [FILE]     # a folder, a hub id, a .gguf file or "smollm2"; a text of one's own
 """
 
 import sys
+from pathlib import Path
 
 import torch
 
@@ -13,18 +14,23 @@ from namm_transfer.cache.keyword import CACHE
 
 adapter = CausalLMAdapter.load(sys.argv[1] if len(sys.argv) > 1 else "smollm2")
 model, tokenizer = adapter.model, adapter.tokenizer
+calm = "The wind was calm, the sea was flat, and no ship came in. "
+document = f"The harbour log. {calm * 15}The Albatross brought salt from Cadiz. {calm * 35}"
+if len(sys.argv) > 2:
+    document = Path(sys.argv[2]).read_text(encoding="utf-8")
 
 cache = MemoryCache(model.config, policy=NAMM.from_pretrained("namm-text", update_interval=128))
-document = "The harbour log, day by day. " + "The wind was calm and nothing came in. " * 60
-document += "On the ninth the Albatross brought salt. " + "The wind was calm and nothing came in. " * 40
-text = document
-for question in ("Question: What did the Albatross bring? Answer:", " Question: How was the wind? Answer:"):
-    text += question
-    tokens = tokenizer(text, return_tensors="pt").input_ids
-    with torch.inference_mode():  # tokens the cache has seen are not read again
-        output = model.generate(tokens, **{CACHE: cache}, max_new_tokens=8, do_sample=False)
-    reply = tokenizer.decode(output[0, tokens.shape[1] :], skip_special_tokens=True)
-    text += reply
+chat = []
+for question in ("What did the Albatross bring?", "How was the wind?"):
+    chat.append({"role": "user", "content": question if chat else f"{document}\n\n{question}"})
+    if tokenizer.chat_template is None:
+        text = "\n".join(turn["content"] for turn in chat) + "\n"
+    else:
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    tokens = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids.to(model.device)
+    with torch.inference_mode():  # what the cache has seen is not read again
+        output = model.generate(tokens, **{CACHE: cache}, max_new_tokens=24, do_sample=False)
+    reply = tokenizer.decode(output[0, tokens.shape[1] :], skip_special_tokens=True).strip()
+    chat.append({"role": "assistant", "content": reply})
     report = cache.report()
-    print(f"{question.strip()}{reply}")
-    print(f"  {report.row(0).kept_share:.0%} of {report.row(0).seen} tokens held, {report.bytes / 2**20:.1f} MiB")
+    print(f"{question} {reply}\n  {report.kept_share:.0%} of {report.seen[0]} tokens held, {report.bytes / 2**20:.1f} MiB")

@@ -7,13 +7,10 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "tests" / "cache")]
-
-import test_attention as models
 import transformers
+from cache import test_attention as models
+from places import ROOT
 
 from namm_transfer import NAMM, policies
 from namm_transfer.namm import NAMM as NammClass
