@@ -294,7 +294,8 @@ def warn(options: Options, report: Report) -> None:
     Raises:
         NammTransferError: episodes failed. The others are in the report.
     """
-    played = [record for record in report.records if record.policy != "full" and record.error is None]
+    baselines = {policy.spec for run in report.runs for policy in run.policies if policy.baseline}
+    played = [record for record in report.records if record.policy not in baselines and record.error is None]
     idle = [record for record in played if record.updates == 0]
     if idle:
         print(

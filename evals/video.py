@@ -148,7 +148,7 @@ def as_sample(options: Options, question: VideoQuestion) -> VideoSample:
         question.choices,
         question.options if question.by_letter else (),
         question.frames or options.frames[0],
-        question.sampling,
+        "uniform" if options.blind else question.sampling,
         question.subtitles.read() if question.subtitles else (),
         question.duration,
     )

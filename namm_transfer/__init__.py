@@ -1,4 +1,9 @@
-"""Neural Attention Memory Models for any transformer: importing registers the attention implementation "memory"."""
+"""Neural Attention Memory Models for the key/value cache of any transformer.
+
+Importing this package registers the attention implementation "memory" with transformers and changes nothing else.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
 
 from namm_transfer import policies
 from namm_transfer.cache.attention import register
@@ -19,9 +24,15 @@ __all__ = [
     "MemoryReport",
     "NammTransferError",
     "RowReport",
+    "__version__",
     "check_adapter",
     "check_policy",
     "policies",
 ]
+
+try:
+    __version__ = version("namm-transfer")
+except PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "unknown"
 
 register()

@@ -290,7 +290,7 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
             config = json.loads(_locate(source, "config.json", hub).read_text())
             namm = cls(**config | options)
             namm._load(load_file(_locate(source, "model.safetensors", hub)))
-        except (SafetensorError, OSError, TypeError, ValueError, NammTransferError) as error:
+        except (SafetensorError, OSError, TypeError, ValueError, RecursionError, NammTransferError) as error:
             raise NammTransferError(f"no NAMM can be loaded from {source!r}: {str(error).splitlines()[0]}") from error
         return namm
 

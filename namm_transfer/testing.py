@@ -5,7 +5,9 @@ They run real models (a random Llama of two layers for policies, the adapter's o
 """
 
 import copy
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,8 @@ def check_policy(policy: EvictionPolicy) -> None:
     It must keep its state along the token axis, choose with a bool mask and leave every head a token. It must decide
     the same again for the same sequence: whatever was processed before, alone or padded in a batch, in any place of the
     batch, however the prompt is cut into calls (also where words repeat and scores tie), and after rows of the cache
-    were moved. Attention after an eviction must be dense attention with the evicted tokens masked.
+    were moved or the cache was saved and loaded. Attention after an eviction must be dense attention with the evicted
+    tokens masked.
 
     Args:
         policy: as a user would give it to `MemoryCache`; a small update interval makes the check quick.
@@ -53,6 +56,7 @@ def check_policy(policy: EvictionPolicy) -> None:
             _check_padding(policy, model, tokens)
             _check_calls(policy, model, tokens[:1])
             _check_rows(policy, model, tokens)
+            _check_saved(policy, model, tokens[:1])
             _check_dense(policy, tokens[:2])
 
 
@@ -250,6 +254,22 @@ def _check_rows(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor) 
         there = int(order.argsort()[row])
         same = _kept(plain, row) == _kept(permuted, there) and torch.allclose(logits[row], others[there], atol=1e-4)
         _expect(same, f"{name}: a row's result depends on its place in the batch")
+
+
+def _check_saved(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor) -> None:
+    """A cache that was saved and loaded goes on as the original would: the policy object holds nothing of it."""
+
+    def save_and_load(cache: MemoryCache) -> MemoryCache:
+        with tempfile.TemporaryDirectory() as folder:
+            cache.save(Path(folder) / "cache.safetensors")
+            return MemoryCache.load(Path(folder) / "cache.safetensors", model.config, policy=copy.deepcopy(policy))
+
+    half = policy.update_interval + policy.update_interval // 2 + 3
+    cuts = [half, tokens.shape[1] - half]
+    original, expected = _run(model, policy, tokens, chunks=cuts)
+    loaded, logits = _run(model, policy, tokens, chunks=cuts, between=save_and_load)
+    same = _kept(original, 0) == _kept(loaded, 0) and torch.allclose(expected, logits, atol=1e-4)
+    _expect(same, f"{type(policy).__name__}: a cache that was saved and loaded goes on differently")
 
 
 def _check_dense(policy: EvictionPolicy, tokens: Tensor) -> None:

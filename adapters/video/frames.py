@@ -17,16 +17,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from namm_transfer.adapters.video.index import (
-    FilmIndex,
+from namm_transfer.adapters.video.container import (
     VideoError,
     checksum,
     import_backend,
-    index_film,
     open_film,
     orientation,
     prepare,
 )
+from namm_transfer.adapters.video.index import FilmIndex, index_film
 from namm_transfer.adapters.video.sampling import SAMPLING, uniform_indices
 from namm_transfer.errors import NammTransferError
 

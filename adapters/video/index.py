@@ -9,11 +9,7 @@ decoded once, and a checksum of every picture is kept, by which a picture that w
 from __future__ import annotations
 
 import functools
-import importlib
-import re
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,12 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from namm_transfer.errors import NammTransferError
+from namm_transfer.adapters.video.container import (
+    UPRIGHT,
+    VideoError,
+    checksum,
+    choose_stream,
+    import_backend,
+    open_film,
+    orientation,
+    prepare,
+    unreadable,
+)
 
-CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,gif"
-"""FFmpeg's names of the formats that are read. Playlists, which make FFmpeg open other files and hosts, are not."""
-MAX_PIXELS = 8192 * 4320
-"""Largest frame that is decoded; a few bytes of header can promise any size."""
 EXACT_CONTAINERS = ("mov", "matroska")
 EXACT_DECODERS = ("h264", "hevc", "vp9", "libvpx-vp9", "av1", "libdav1d", "libaom-av1")
 """Where one packet is one picture and carries its presentation time."""
@@ -39,15 +41,8 @@ CLOCK_RESET = (-1.0, 10.0)
 in formats without a stated length only."""
 SMALLEST_PLAIN = 64
 """decord lays out the rows of smaller pictures wrongly."""
-UPRIGHT = (False, False, False)
-_DEFAULT, _ATTACHED = 1, 1 << 10
-"""FFmpeg's AV_DISPOSITION_DEFAULT and AV_DISPOSITION_ATTACHED_PIC"""
 _MICROSECONDS = 10**6
 """FFmpeg's AV_TIME_BASE"""
-
-
-class VideoError(NammTransferError):
-    """A file that cannot be read as video; an evaluation records it and goes on with the next sample."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ class FilmIndex:
     stamps: np.ndarray
     """(n,) int64 presentation time stamps in the stream's unit, as the decoder gives them"""
     times: np.ndarray
-    """(n,) float64 seconds since the film's beginning, strictly ascending"""
+    """(n,) float64 seconds since the film's beginning, ascending"""
     seconds: float
     """End of the last picture"""
     rate: float
@@ -89,22 +84,6 @@ class FilmIndex:
         return unreadable(self.path, reason)
 
 
-def unreadable(path: Path, reason: object) -> VideoError:
-    """A `VideoError` that names the file and the last line of a library's message."""
-    lines = str(reason).strip().splitlines() or [type(reason).__name__]
-    # decord writes the time and its own source line before every message; a report should not differ by them.
-    line = re.sub(r"\[[\d:]+\] \S+: ", "", lines[-1]).strip()
-    return VideoError(f"video file {str(path)!r} cannot be read: {line}")
-
-
-def import_backend(name: str) -> Any:
-    """The module of a reading library; `NammTransferError` says how to install it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise NammTransferError(f"reading video by {name} needs: pip install 'namm-transfer[video]'") from error
-
-
 def index_film(path: Path) -> FilmIndex:
     """The index of the file at `path`, from memory if the file has not changed since it was made.
 
@@ -119,54 +98,11 @@ def index_film(path: Path) -> FilmIndex:
         raise unreadable(path, error) from error
     if found.st_size == 0:
         raise VideoError(f"video file {str(path)!r} is empty")
-    return _index(path, found.st_size, found.st_mtime_ns)
-
-
-@contextmanager
-def open_film(path: Path) -> Iterator[Any]:
-    """PyAV's container of a file, with every error of FFmpeg as a `VideoError`."""
-    av = import_backend("av")
-    try:
-        # An absolute path: FFmpeg takes what stands before a colon for a protocol.
-        with av.open(
-            str(path.absolute()), metadata_errors="replace", container_options={"format_whitelist": CONTAINERS}
-        ) as container:
-            yield container
-    except av.FFmpegError as error:
-        raise unreadable(path, error) from error
-
-
-def prepare(container: Any, number: int) -> Any:
-    """The stream of that number, to be decoded in one thread and never above `MAX_PIXELS`."""
-    stream = container.streams[number]
-    stream.thread_count = 1
-    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-    return stream
-
-
-def checksum(frame: Any) -> int:
-    """A checksum of every eighth row of a decoded frame's first plane, without the padding behind the rows."""
-    plane = frame.planes[0]
-    rows = np.frombuffer(plane, np.uint8)[: plane.line_size * plane.height].reshape(plane.height, plane.line_size)
-    return zlib.crc32(np.ascontiguousarray(rows[::8, : plane.width]))
-
-
-def orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """How the display matrix of a decoded frame lays it out: transposed, then rows reversed, then columns reversed.
-
-    The matrix (ISO/IEC 14496-12, 6.2.2) takes the point (x, y) to (a x + c y, b x + d y).
-    """
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return UPRIGHT
-    a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        return True, b < 0, c < 0
-    return False, d < 0, a < 0
+    return _index(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
 
 
 @functools.lru_cache(maxsize=64)
-def _index(path: Path, size: int, changed: int) -> FilmIndex:
+def _index(path: Path, identity: tuple[int, ...]) -> FilmIndex:
     with open_film(path) as container:
         header = _Header.of(path, container)
         listed = _list_packets(container, header) if header.is_exact else None
@@ -212,7 +148,7 @@ class _Header:
 
     @classmethod
     def of(cls, path: Path, container: Any) -> _Header:
-        stream = _choose_stream(path, container)
+        stream = choose_stream(path, container)
         context, name = stream.codec_context, container.format.name.split(",")[0]
         unit = stream.time_base
         begin = container.start_time
@@ -243,22 +179,6 @@ class _Header:
             name in EXACT_CONTAINERS and context.name in EXACT_DECODERS,
             why,
         )
-
-
-def _choose_stream(path: Path, container: Any) -> Any:
-    """The video stream that a player shows: the first default one, else the first; never a cover picture."""
-    streams = [stream for stream in container.streams.video if not int(stream.disposition) & _ATTACHED]
-    if not streams:
-        raise VideoError(f"video file {str(path)!r} has no video stream")
-    chosen = next((stream for stream in streams if int(stream.disposition) & _DEFAULT), streams[0])
-    if chosen.codec_context is None:
-        raise unreadable(path, "FFmpeg has no decoder for its video stream")
-    width, height = chosen.codec_context.width, chosen.codec_context.height
-    if not 0 < width * height <= MAX_PIXELS:
-        raise VideoError(
-            f"video file {str(path)!r} has {width} x {height} pixels; expected 1 to {MAX_PIXELS:,} of them"
-        )
-    return chosen
 
 
 @dataclass(frozen=True)

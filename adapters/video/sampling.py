@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from namm_transfer.adapters.video.index import VideoError
+from namm_transfer.adapters.video.container import VideoError
 from namm_transfer.errors import NammTransferError
 
 Rule = Literal["uniform", "mlvu", "longvideobench"]

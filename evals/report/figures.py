@@ -139,14 +139,17 @@ def kept_shares(report: Report, run: Run, name: str) -> Drawing | None:
             axes.set_visible(False)
         for axes, item in zip(grid.flat, maps, strict=False):
             image = axes.imshow(np.asarray(item.share), vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-            axes.set_title(textwrap.fill(item.policy, 18, max_lines=2, placeholder="…"), fontsize=8)
+            known = run.policy(item.policy).name
+            rest = item.policy.removeprefix(known)
+            axes.set_title(f"{known}\n{rest if len(rest) <= 16 else rest[:15] + '…'}".strip(), fontsize=8)
             for axis, count in zip((axes.yaxis, axes.xaxis), np.shape(item.share), strict=True):
                 axis.set_ticks(range(0, count, -(-count // 4)))
         figure.supxlabel("KV head", color=INK, fontsize=9)
         figure.supylabel("layer", color=INK, fontsize=9)
         bar = figure.colorbar(image, ax=grid, format=PercentFormatter(1), shrink=0.9)
         bar.outline.set_visible(False)
-        bar.solids.set_rasterized(True)  # one small picture instead of 256 rectangles
+        if bar.solids is not None:
+            bar.solids.set_rasterized(True)  # one small picture instead of 256 rectangles
         svg = inline(figure, name)
     words = "; ".join(
         f"{item.policy}: " + ", ".join(f"layer {i} {percent(float(np.mean(row)))}" for i, row in enumerate(item.share))

@@ -32,7 +32,7 @@ RULE = "category by category in turn, by the SHA-256 of their names: the outcome
 TEXT_LIMIT = 500
 """Characters of an answer that are shown."""
 
-THUMBNAILS = 16
+THUMBNAILS = 8
 """Frames of a film that are shown, spread evenly."""
 
 THUMBNAIL_BYTES = 10_000

@@ -5,7 +5,6 @@ cache's policy block by block and lets it evict between blocks.
 import inspect
 import sys
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,20 +19,16 @@ from namm_transfer.cache.masks import MemoryMask, memory_mask, runs_under_sdpa
 from namm_transfer.errors import NammTransferError
 
 NAME = "memory"
-_CHANGES_ATTENTION = frozenset(
-    "softcap logit_cap logits_soft_cap s_aux sinks position_bias relative_position_bias attention_bias bias alibi "
-    "head_mask layer_head_mask indices topk_indices block_table block_mask attention_chunk_size chunk_size "
-    "window_size output_attentions".split()
-)
-"""Arguments that change what attention computes, or ask for what it does not return, whatever their value is."""
-_TENSORS_OF_THE_MODEL = frozenset(
-    "position_ids cache_position position_embeddings input_ids inputs_embeds attention_mask token_type_ids "
-    "mm_token_type_ids labels shift_labels logits_to_keep num_items_in_batch past_key_values cache".split()
-)
-"""Arguments that models pass down to their attention, which does not look at them."""
-_SDPA_IGNORES = frozenset("output_attentions cu_seq_lens_q cu_seq_lens_k max_length_q max_length_k".split())
-_SDPA_TAKES = frozenset(inspect.signature(sdpa_attention_forward).parameters) - {"kwargs"}
-_STANDARD = frozenset("module query key value attention_mask scaling dropout sliding_window is_causal kwargs".split())
+_CAPS = ("softcap", "soft_cap", "logit_cap", "s_aux", "sink", "bias", "alibi")
+_CHANGES_ATTENTION = (*_CAPS, "head_mask", "indices", "block", "chunk", "window", "output_attentions")
+"""Parts of the names of arguments that change what attention computes, or ask for what it does not return."""
+_NOT_FOR_ATTENTION = {"position_ids", "token_type_ids", "mm_token_type_ids", "input_ids", "inputs_embeds", "cache"}
+_NOT_FOR_ATTENTION |= {"cache_position", "past_key_values", "position_embeddings", "attention_mask", "logits_to_keep"}
+_NOT_FOR_ATTENTION |= {"labels", "shift_labels", "num_items_in_batch"}
+"""Arguments, some of them tensors, that models pass down to their attention and that it does not look at."""
+_SDPA_TAKES = {*inspect.signature(sdpa_attention_forward).parameters} - {"kwargs"}
+_SDPA_IGNORES = {"output_attentions", "sliding_window", "cu_seq_lens_q", "cu_seq_lens_k"}
+_STANDARD = {"module", "query", "key", "value", "attention_mask", "scaling", "dropout", "sliding_window", "is_causal"}
 
 
 def memory_attention(
@@ -68,32 +63,31 @@ def memory_attention(
     config = getattr(module, "config", None)
     if attention_mask is None and config is not None and not runs_under_sdpa(type(config)):
         kwargs["is_causal"] = False  # such a model's own attention masks nothing that its mask does not
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-    )
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
 
 
-def _refuse_unserved(module: nn.Module, arguments: dict[str, Any], served: frozenset[str]) -> None:
+def _refuse_unserved(module: nn.Module, arguments: dict[str, Any], served: set[str]) -> None:
     """Refuse arguments that may change what attention computes.
 
     Models pass all sorts of things down to their attention, most of which it never looks at. What is unset, a flag, a
-    count or a name is ignored, unless it is known to change attention or the model's own eager attention takes it;
-    numbers with a fraction and tensors are refused, unless it is known that they are not meant for attention.
+    count or a name is ignored, unless it is known to change attention or the model's own eager attention takes it.
+    Everything else (tensors, numbers with a fraction) is refused, unless it is known not to be meant for attention.
     """
     for name, value in arguments.items():
-        if name in served or name in _TENSORS_OF_THE_MODEL or value is None or value is False:
+        if value is None or value is False or name in served or name in _NOT_FOR_ATTENTION:
             continue
-        if name in _CHANGES_ATTENTION or not isinstance(value, bool | int | str) or name in _eager_takes(type(module)):
+        ignored = isinstance(value, bool | int | str) and not _eager_takes(type(module), name)
+        if not ignored or any(part in name for part in _CHANGES_ATTENTION):
             raise NammTransferError(
-                f"{type(module).__name__} asks for {name}, which attn_implementation=\"memory\" does not serve"
+                f'{type(module).__name__} asks for {name}, which attn_implementation="memory" does not serve'
             )
 
 
-@lru_cache
-def _eager_takes(module_class: type) -> frozenset[str]:
-    """Arguments that the eager attention of a model's own file takes beyond the usual ones."""
+@torch.compiler.assume_constant_result
+def _eager_takes(module_class: type, name: str) -> bool:
+    """Whether the eager attention in a model's own file takes an argument of this name beyond the usual ones."""
     eager = getattr(sys.modules.get(module_class.__module__), "eager_attention_forward", None)
-    return frozenset(inspect.signature(eager).parameters) - _STANDARD if eager else frozenset()
+    return eager is not None and name not in _STANDARD and name in inspect.signature(eager).parameters
 
 
 @torch.compiler.disable
@@ -140,7 +134,7 @@ def _checked(
     name = type(module).__name__
     is_causal = arguments.pop("is_causal", None)
     arguments.pop("sliding_window", None)  # the mask says it
-    _refuse_unserved(module, arguments, frozenset())
+    _refuse_unserved(module, arguments, set())
     if dropout:
         raise NammTransferError(f"{name} asks for attention dropout {dropout} with a MemoryCache: call model.eval()")
     if not isinstance(mask, MemoryMask):

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from namm_transfer.errors import NammTransferError
 
-_DESCRIBES = frozenset("size dim stride numel __len__ __repr__ is_contiguous is_floating_point is_complex".split())
+_DESCRIBES = {"size", "dim", "stride", "numel", "__len__", "__repr__", "is_contiguous", "is_floating_point"}
 """Functions that tell a tensor's shape or dtype; properties do as well."""
-_KEEPS_VALUES = frozenset({"contiguous", "to"})
+_KEEPS_VALUES = {"contiguous", "to"}
 """Functions that usually return the very same numbers; a conversion to another dtype or device is refused."""
-_ASKED_BY_COMPILE = frozenset("_base _is_view is_conj is_neg storage_offset untyped_storage".split())
+_ASKED_BY_COMPILE = {"_base", "_is_view", "is_conj", "is_neg", "storage_offset", "untyped_storage"}
 """What torch.compile asks a tensor before it traces code that gets it."""
 
 

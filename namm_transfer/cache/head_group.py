@@ -87,7 +87,9 @@ class HeadGroup:
         own = {"keys": keys[:, self.heads], "values": values[:, self.heads]}
         self.storage.append(positions.shape[-1], own | {"positions": positions[:, None]})
 
-    def observe(self, policy: EvictionPolicy, weights: Tensor, tokens_seen: list[int], query_lengths: list[int]) -> None:
+    def observe(
+        self, policy: EvictionPolicy, weights: Tensor, tokens_seen: list[int], query_lengths: list[int]
+    ) -> None:
         """Show the policy attention weights over the oldest ``weights.shape[-1]`` stored tokens."""
         views = self._state(weights.shape[-1])
         state = dict(views)

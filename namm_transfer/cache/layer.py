@@ -198,7 +198,7 @@ class MemoryLayer(CacheLayerMixin):
     # -- what transformers asks of a cache layer ---------------------------------------------------------------------
 
     @property
-    def keys(self) -> Tensor:
+    def keys(self) -> Tensor:  # type: ignore[override]
         """Not served: heads and sequences hold different numbers of tokens."""
         raise UnservedAttribute(
             "a layer of a MemoryCache has no tensor of keys or of values, since its heads hold different tokens: use "
@@ -208,7 +208,7 @@ class MemoryLayer(CacheLayerMixin):
     values = keys
 
     @property
-    def is_croppable(self) -> bool:
+    def is_croppable(self) -> bool:  # type: ignore[override]
         """Whether tokens can be taken back: only where none are evicted."""
         return not self.policy.evicts
 

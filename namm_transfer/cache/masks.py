@@ -111,9 +111,9 @@ def _refusing(name: str) -> Callable[..., NoReturn]:
     return operator
 
 
-_OPERATORS = """add radd sub rsub mul rmul truediv rtruediv matmul rmatmul and rand or ror xor rxor invert neg lt le gt ge
-eq ne getitem setitem len iter bool float int index""".split()
-for _name in _OPERATORS:
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
+_OTHERS = ("invert", "neg", "abs", "eq", "ne", "lt", "le", "gt", "ge", "getitem", "setitem", "len", "iter", "bool")
+for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), *_OTHERS):
     setattr(MemoryMask, f"__{_name}__", _refusing(f"__{_name}__"))
 
 
@@ -131,6 +131,17 @@ def _same(a: Any, b: Any) -> bool:
     return all(_same(x.cell_contents, y.cell_contents) for x, y in cells)
 
 
+def models_of(config_class: type) -> list[type[PreTrainedModel]]:
+    """The model classes that a configuration's own file of models defines; none where it has not been imported."""
+    name = config_class.__module__.replace("configuration_", "modeling_")
+    models = [
+        some
+        for some in vars(sys.modules.get(name, object)).values()
+        if isinstance(some, type) and issubclass(some, PreTrainedModel) and some.__module__ == name
+    ]
+    return [some for some in models if getattr(some, "config_class", None) is config_class] or models
+
+
 _RUNS_UNDER_SDPA: dict[type, bool] = {}
 
 
@@ -138,14 +149,8 @@ _RUNS_UNDER_SDPA: dict[type, bool] = {}
 def runs_under_sdpa(config_class: type) -> bool:
     """Whether transformers runs the models of a configuration under SDPA; False if that cannot be told."""
     if config_class not in _RUNS_UNDER_SDPA:
-        name = config_class.__module__.replace("configuration_", "modeling_")
-        models = [
-            some
-            for some in vars(sys.modules.get(name, object)).values()
-            if isinstance(some, type) and issubclass(some, PreTrainedModel) and some.__module__ == name
-        ]
-        own = [some for some in models if getattr(some, "config_class", None) is config_class]
-        _RUNS_UNDER_SDPA[config_class] = bool(models) and all(some._supports_sdpa for some in own or models)
+        models = models_of(config_class)
+        _RUNS_UNDER_SDPA[config_class] = bool(models) and all(some._supports_sdpa for some in models)
     return _RUNS_UNDER_SDPA[config_class]
 
 
@@ -167,4 +172,4 @@ def memory_mask(**arguments: Any) -> MemoryMask | Tensor | None:
         f'a model of type {config.model_type!r} reads its mask by itself, which attn_implementation="memory" cannot '
         'serve: load it with "eager"'
     )
-    return guarded(mask, None, refusal)
+    return None if mask is None else guarded(mask, None, refusal)

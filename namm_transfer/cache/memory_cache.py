@@ -1,5 +1,6 @@
 """MemoryCache: a transformers cache that a policy keeps small."""
 
+import inspect
 import os
 from typing import Any, NoReturn
 
@@ -10,6 +11,7 @@ from transformers.cache_utils import Cache
 
 from namm_transfer.cache import saved
 from namm_transfer.cache.layer import MemoryLayer, refuse_to_crop
+from namm_transfer.cache.masks import models_of
 from namm_transfer.cache.report import MemoryReport
 from namm_transfer.errors import NammTransferError
 from namm_transfer.policy import EvictionPolicy
@@ -167,7 +169,7 @@ class MemoryCache(Cache):
     has_previous_state = update_indexer = _refuse
 
 
-def _served_config(config: PreTrainedConfig) -> PreTrainedConfig:
+def _served_config(config: Any) -> PreTrainedConfig:
     """The text decoder's configuration; refuse what is none, or what cannot be served exactly."""
     if not isinstance(config, PreTrainedConfig):
         hint = ", its .config" if isinstance(getattr(config, "config", None), PreTrainedConfig) else ""
@@ -184,6 +186,11 @@ def _served_config(config: PreTrainedConfig) -> PreTrainedConfig:
     crossing = [name for name in vars(text) if "cross_attention" in name and getattr(text, name)]
     if getattr(config, "is_encoder_decoder", False) or crossing:
         raise NammTransferError(f"{text.model_type}: encoder-decoder models and cross-attention are not served")
+    models = models_of(type(text))
+    if models and not any(
+        {"cache", "past_key_values"} & inspect.signature(some.forward).parameters.keys() for some in models
+    ):
+        raise NammTransferError(f"{text.model_type}: models of this type take no key/value cache")
     implementation = getattr(text, "_attn_implementation", None)
     if implementation not in (None, "memory"):
         raise NammTransferError(

@@ -33,10 +33,8 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 _HEADER = "memory_cache"
-_MODEL = (
-    "model_type num_hidden_layers num_attention_heads num_key_value_heads head_dim hidden_size vocab_size "
-    "sliding_window rope_parameters"
-).split()
+_SHAPE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "vocab_size")
+_MODEL = ("model_type", *_SHAPE, "sliding_window", "rope_parameters")
 
 
 def describe_model(config: PreTrainedConfig) -> dict[str, str]:

@@ -167,6 +167,9 @@ def test_longvideobench_layout_with_subtitles(films, tmp_path, capsys):
     assert {row.category for row in report.categories} == {"T2E", "SSS", "duration group 15", "topic KH"}
     assert "no question of duration group 600, duration group 3600" in capsys.readouterr().out
     assert report.runs[0].description["headline"]["rule"] == "mean over samples"
+    flags = ("--benchmark", "longvideobench-frames", "--data-root", tmp_path, "--policy", "full", "--blind")
+    blind = evaluate(tmp_path / "blind", *flags)
+    assert [record.error for record in blind.records] == [None] * 3, "neither films nor subtitles are read"
 
 
 def test_a_checkpoint_of_the_published_layout_answers_by_letter(films, tmp_path):

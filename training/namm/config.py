@@ -133,7 +133,14 @@ class EvolutionConfig:
                 raise NammTransferError(f"{name}={getattr(self, name)}: expected a positive number")
         if not 0 <= self.penalty < inf:
             raise NammTransferError(f"penalty={self.penalty}: expected 0 or a positive number")
-        counts = ("prompts", "generations", "statistics_prompts", "validation_prompts", "validation_every", "batch")
+        counts: tuple[str, ...] = (
+            "prompts",
+            "generations",
+            "statistics_prompts",
+            "validation_prompts",
+            "validation_every",
+            "batch",
+        )
         counts += ("learn_steps", "learn_prompts", "learn_batch", "learn_importance_prompts", "learn_important_heads")
         for name in (*counts, "learn_distillation_steps"):
             if getattr(self, name) < 1:

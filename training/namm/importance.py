@@ -65,7 +65,7 @@ def measure_importance(
             retrieval[job - 1] = False
         policy = RetrievalHeads(retrieval.view(layers, heads), update_interval)
         with torch.inference_mode():
-            found = [likelihood(adapter.model, [p], **{CACHE: adapter.memory(policy)})[0] for p in prompts]
+            found = [likelihood(adapter.model, [p], (), **{CACHE: adapter.memory(policy)})[0] for p in prompts]
         losses[job] = -float(torch.cat(found).mean())
         tick()
     losses = accelerator.reduce(losses.to(accelerator.device), "sum").cpu()  # one process filled each

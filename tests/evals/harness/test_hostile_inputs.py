@@ -29,17 +29,18 @@ from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from namm_transfer import NAMM, NammTransferError
 from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter
-from namm_transfer.adapters.video.subtitles import SubtitleFile
 from namm_transfer.evals.harness import parse
 from namm_transfer.evals.harness.lineup import lineup
 from namm_transfer.evals.report import build, read
 from namm_transfer.evals.report.arrays import ArrayStore
 from namm_transfer.evals.tasks.rl import d4rl
 from namm_transfer.evals.tasks.text import load as text_load
-from namm_transfer.evals.tasks.text.benchmarks import TASKS
+from namm_transfer.evals.tasks.text.registry import TASKS
 from namm_transfer.evals.tasks.video.archive import unpack
-from namm_transfer.evals.tasks.video.benchmarks import load_json, load_mlvu
 from namm_transfer.evals.tasks.video.longvideobench import load_longvideobench
+from namm_transfer.evals.tasks.video.mlvu import load_mlvu
+from namm_transfer.evals.tasks.video.own_file import load_json
+from namm_transfer.evals.tasks.video.subtitle_files import SubtitleFile
 
 SECONDS = 5
 """Of processor time for one input."""

@@ -182,9 +182,7 @@ def test_a_benchmarks_own_score_stands_above_every_other(write_folder, tmp_path)
     report = build(write_folder(tmp_path, scores, description={"headline": official}))
     for text in (pages.terminal(report, tmp_path), pages.as_markdown(report), pages.as_html(report)):
         assert "M-Avg 50 for full, 0 for namm" in text
-        assert text.index("M-Avg") < text.index(
-            "the benchmark's own score".replace("'", "&#39;" * ("<html" in text) or "'")
-        )
+        assert text.index("M-Avg") < text.index("s own score")
         assert not re.search(r"\bscore +vs full\b", text), "the mean over samples is called so"
         assert "order" in text
     assert re.search(

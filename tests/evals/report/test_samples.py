@@ -83,7 +83,7 @@ def test_the_page_dims_what_was_forgotten_and_escapes_it(folder_of):
     assert "tokens kept, from the beginning to the end in 2 parts: 100.0 %, 0.0 %" in page
 
 
-def test_thumbnails_are_embedded_sixteen_at_most_and_none_from_elsewhere(folder_of):
+def test_thumbnails_are_embedded_eight_at_most_and_none_from_elsewhere(folder_of):
     folder = folder_of({"frames": np.ones((2, 2, 8))}, id="../film 1/what")
     inside = folder / "thumbnails" / safe_name("../film 1/what")
     inside.mkdir(parents=True)
