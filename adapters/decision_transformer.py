@@ -1,13 +1,12 @@
-"""Decision Transformers (Chen et al., 2021) in Hugging Face's format, acting from a memory.
+"""Decision Transformers (Chen et al., 2021) in Hugging Face's format, acting from a key/value cache.
 
 `DecisionTransformerModel.forward` has no cache path, its GPT-2 encoder has. The token order is return-to-go, state,
-action, every step; all position ids are 0 and time enters by the timestep embedding; the action is read at the state's
-token. So a step feeds a(t-1), R(t), s(t) and reads a(t), and the kept keys and values are the whole memory.
+action, every time step; all position ids are 0 and time enters by the timestep embedding; the action is read at the
+state's token. A step therefore feeds a(t-1), R(t), s(t) and reads a(t); the cached keys and values stand for the rest.
 """
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections import deque
@@ -18,94 +17,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import DecisionTransformerModel
+from transformers import DecisionTransformerConfig, DecisionTransformerModel
 from transformers.cache_utils import Cache
 
 from namm_transfer import EvictionPolicy, MemoryCache, NammTransferError
 from namm_transfer.adapters.base import ModalityAdapter, default_device
+from namm_transfer.adapters.state_statistics import Statistics
 from namm_transfer.cache.keyword import CACHE
 
 KINDS = ("return", "state", "action")
 """What position p of the memory is: `KINDS[p % 3]` of time step `p // 3`."""
-STATISTICS_FILE = "statistics.json"
-
-
-@dataclass
-class Statistics:
-    """What a Decision Transformer needs besides its weights; `statistics.json` in the model's folder."""
-
-    state_mean: np.ndarray
-    """(state_size,) float32, subtracted from every state"""
-    state_std: np.ndarray
-    """(state_size,) float32, states are divided by it"""
-    return_scale: float = 1000.0
-    """Returns-to-go and rewards are divided by it."""
-    target_return: float | None = None
-    """The return to ask for, unscaled; None if the model's makers named none."""
-    env: str | None = None
-    """Name of the environment the model was trained for, if known."""
-
-    def __post_init__(self) -> None:
-        self.state_mean = np.asarray(self.state_mean, dtype=np.float32)
-        self.state_std = np.asarray(self.state_std, dtype=np.float32)
-        if self.state_mean.ndim != 1 or self.state_mean.shape != self.state_std.shape:
-            raise NammTransferError(
-                f"state mean and deviation have shapes {self.state_mean.shape} and {self.state_std.shape}, "
-                "expected two vectors of one length"
-            )
-        finite = np.isfinite(self.state_mean).all() and np.isfinite(self.state_std).all()
-        if not finite or not (self.state_std > 0).all() or not self.return_scale > 0:
-            raise NammTransferError("state statistics must be finite, standard deviations and return scale above 0")
-
-    def to_json(self) -> str:
-        """The content of `statistics.json`."""
-        vectors = {"state_mean": self.state_mean.tolist(), "state_std": self.state_std.tolist()}
-        return json.dumps({**vars(self), **vectors}, indent=2) + "\n"
-
-    @classmethod
-    def read(cls, source: str) -> Statistics:
-        """From a model folder or a hub id: its `statistics.json` or, for the published models, its model card.
-
-        Raises `NammTransferError` if neither holds them.
-        """
-        try:
-            path = _file_of(source, STATISTICS_FILE)
-            if path is not None:
-                return cls(**json.loads(path.read_text()))
-            card = _file_of(source, "README.md")
-            found = {name: _vector(name, card.read_text() if card else "") for name in ("mean", "std")}
-        except (HfHubHTTPError, HFValidationError, OSError, ValueError, TypeError) as problem:
-            raise NammTransferError(f"{STATISTICS_FILE} of {source!r} cannot be read: {problem}") from problem
-        if found["mean"] is None or found["std"] is None:
-            raise NammTransferError(
-                f"{source!r} has no {STATISTICS_FILE}, and no `mean = [...]` and `std = [...]` in its card; name the "
-                "data set it was trained on to take its statistics"
-            )
-        return cls(found["mean"], found["std"])
-
-
-def _file_of(source: str, name: str) -> Path | None:
-    """A file of a model folder or a hub repository; None if there is none."""
-    try:
-        path = Path(source) / name if Path(source).is_dir() else Path(hf_hub_download(source, name))
-    except (EntryNotFoundError, LocalEntryNotFoundError):
-        return None
-    return path if path.is_file() else None
-
-
-def _vector(name: str, card: str) -> np.ndarray | None:
-    """The numbers of `NAME = [1.0, -2.0e-1, ...]` in a model card, as the published models give theirs."""
-    found = re.search(rf"\b{name}\s*=\s*\[([-+.,eE\d\s]+)\]", card)
-    return None if found is None else np.array(found[1].replace(",", " ").split(), dtype=np.float32)
+_OLD_BUFFERS = re.compile(r"encoder\.h\.\d+\.attn\.(bias|masked_bias)")
+"""Causal masks that older versions of transformers saved with the weights."""
 
 
 @dataclass
 class Encoded:
-    """A recorded trajectory, ready for the encoder."""
+    """A recorded trajectory as the encoder takes it."""
 
     tokens: Tensor
     """(rows, 3 steps - 1, width): R(0), s(0), a(0), R(1), s(1), ..., up to the last state"""
@@ -118,7 +47,7 @@ class Encoded:
 
 @dataclass
 class Recorded:
-    """What a Decision Transformer looks at, of one or more episodes of the same length."""
+    """What a Decision Transformer sees of one or more episodes of the same length."""
 
     states: np.ndarray
     """(rows, steps, state_size) float, as the environment gave them"""
@@ -129,10 +58,10 @@ class Recorded:
 
 
 class DecisionTransformerAdapter(ModalityAdapter):
-    """Acts with a Decision Transformer from a memory.
+    """Acts with a Decision Transformer from a key/value cache under an eviction policy.
 
-    `answer` is open loop: the actions at every state of a recording. `play` is closed loop: step by step in
-    environments.
+    `answer` is open loop: it gives the actions at every state of a recording. `play` is closed loop: it
+    acts step by step in environments.
     """
 
     model: DecisionTransformerModel
@@ -156,26 +85,34 @@ class DecisionTransformerAdapter(ModalityAdapter):
         device_map: Any = None,
         statistics: Statistics | None = None,
     ) -> DecisionTransformerAdapter:
-        """From a folder or a hub id, safetensors or PyTorch's own format without pickled objects.
+        """Load from a folder or a hub id, safetensors or PyTorch's own format without pickled objects.
 
-        `statistics` are for models whose folder names none.
+        Args:
+            source, dtype, device, device_map: see `ModalityAdapter.load`.
+            statistics: used only if the model has none of its own.
+
+        Raises:
+            NammTransferError: nothing to load there, another kind of model, missing or unexpected weights, no
+                statistics, or statistics of another size.
         """
-        options = {"dtype": dtype or "auto", "device_map": device_map, "attn_implementation": "memory"}
+        name = str(source)
+        size = _state_size(name)
+        options: dict[str, Any] = {"dtype": dtype or "auto", "device_map": device_map, "attn_implementation": "memory"}
         options |= {"weights_only": True, "output_loading_info": True}
         try:
-            model, loading = DecisionTransformerModel.from_pretrained(str(source), **options)
+            model, loading = DecisionTransformerModel.from_pretrained(name, **options)
         except pickle.UnpicklingError as problem:
-            raise NammTransferError(
-                f"{str(source)!r}: its weights hold more than tensors, which is refused"
-            ) from problem
-        except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
-            reason = str(problem).splitlines()[0]
-            raise NammTransferError(f"{str(source)!r}: no Decision Transformer to load there ({reason})") from problem
-        if loading["missing_keys"]:
-            raise NammTransferError(f"{str(source)!r} lacks the weights {sorted(loading['missing_keys'])}")
+            raise NammTransferError(f"{name!r}: its weights hold more than tensors, which is refused") from problem
+        except Exception as problem:  # files and hub, safetensors, PyTorch and transformers each have their own
+            raise _no_model(name, problem) from problem
+        unexpected = sorted(key for key in loading["unexpected_keys"] if not _OLD_BUFFERS.fullmatch(key))
+        for what, keys in (("lacks the", sorted(loading["missing_keys"])), ("has the unknown", unexpected)):
+            if keys:
+                raise NammTransferError(f"{name!r} {what} weights {keys}")
         if device_map is None:
             model = model.to(device or default_device())
-        return cls(model, statistics or Statistics.read(str(source)))
+        found = Statistics.find(name, size) if statistics is not None else Statistics.read(name, size)
+        return cls(model, found or statistics)
 
     @torch.inference_mode()
     def encode(self, sample: Recorded, first: int = 0) -> Encoded:
@@ -220,7 +157,7 @@ class DecisionTransformerAdapter(ModalityAdapter):
     def play(
         self, memory: Cache | EvictionPolicy | None, target_returns: Sequence[float], window: int | None = None
     ) -> Stepper:
-        """Start one episode a target return.
+        """Start one episode for each target return.
 
         Whole-episode context by default, with `memory` the cache that holds it; with `window`, the last so many time
         steps are computed anew for every action, under the policy `memory` or, if it is None, without a cache.
@@ -244,8 +181,28 @@ class DecisionTransformerAdapter(ModalityAdapter):
         return self.model.predict_action(output.last_hidden_state).float()
 
 
+def _state_size(source: str) -> int:
+    """`state_dim` of a model's config.json; raises `NammTransferError` if it is no Decision Transformer's."""
+    try:
+        facts, _ = DecisionTransformerConfig.get_config_dict(source)
+        kind, size = facts.get("model_type"), int(facts.get("state_dim", DecisionTransformerConfig().state_dim))
+    except Exception as problem:  # as in `load`
+        raise _no_model(source, problem) from problem
+    if kind != DecisionTransformerConfig.model_type:
+        raise NammTransferError(
+            f"{source!r}: no Decision Transformer to load there; its model type is {kind!r}, expected "
+            f"{DecisionTransformerConfig.model_type!r}"
+        )
+    return size
+
+
+def _no_model(source: str, problem: Exception) -> NammTransferError:
+    reason = next(iter(str(problem).splitlines()), type(problem).__name__)
+    return NammTransferError(f"{source!r}: no Decision Transformer to load there ({reason})")
+
+
 class Stepper:
-    """Several episodes played side by side. The return asked for falls by each reward."""
+    """Several episodes played side by side. The return-to-go falls by each reward."""
 
     def __init__(
         self,
@@ -260,6 +217,8 @@ class Stepper:
         self.cache = memory if isinstance(memory, Cache) else None
         self.steps = 0
         self._returns = np.asarray(target_returns, dtype=np.float64)
+        if not np.isfinite(self._returns).all():
+            raise NammTransferError(f"target returns {list(target_returns)}: expected finite numbers")
         self._seen: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=window or 2)
         self._taken: deque[np.ndarray] = deque(maxlen=window or 2)
 

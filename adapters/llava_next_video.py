@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,11 +24,12 @@ from transformers import AutoProcessor, LlavaNextVideoForConditionalGeneration, 
 from transformers.cache_utils import Cache
 
 from namm_transfer import MemoryCache, NammTransferError
-from namm_transfer.adapters.base import ModalityAdapter, default_device
+from namm_transfer.adapters.base import LanguageAdapter, default_device
+from namm_transfer.adapters.loading import hub_options, in_short, load_model
 from namm_transfer.adapters.video import prompts
+from namm_transfer.adapters.video.answers import parse_choice
 from namm_transfer.adapters.video.frames import SAMPLING, ArrayReader, FrameReader, in_batches, open_video
 from namm_transfer.adapters.video.subtitles import Subtitle, interleave
-from namm_transfer.cache.keyword import CACHE
 from namm_transfer.files import write_atomic
 
 FRAMES_AT_ONCE = 16
@@ -48,6 +48,8 @@ class VideoSample:
     """How the answer begins; the choices continue it"""
     choices: tuple[str, ...] = ("A", "B", "C", "D")
     """Continuations of `lead`; the most probable one is the answer"""
+    options: tuple[str, ...] = ()
+    """The options behind `choices`, where these are letters; a generated answer may name them instead"""
     frames: int = 64
     """Frames sampled from the video"""
     sampling: Literal["uniform", "mlvu", "longvideobench"] = "uniform"
@@ -68,6 +70,8 @@ class EncodedVideo:
     """(length,) int64: the frame a token belongs to, -1 for text"""
     choices: tuple[tuple[str, tuple[int, ...]], ...]
     """Each choice and its tokens"""
+    options: tuple[str, ...]
+    """The options behind the choices, where these are letters"""
     frames: int
     """Frames sampled"""
 
@@ -84,7 +88,7 @@ class VideoAnswer:
     """The generated answer behind `lead`, if that decided"""
 
 
-class LlavaNextVideoAdapter(ModalityAdapter):
+class LlavaNextVideoAdapter(LanguageAdapter):
     """Answers questions about videos with any `LlavaNextVideoForConditionalGeneration`."""
 
     model: LlavaNextVideoForConditionalGeneration
@@ -118,31 +122,32 @@ class LlavaNextVideoAdapter(ModalityAdapter):
         feature_folder: Path | None = None,
     ) -> LlavaNextVideoAdapter:
         """Model and processor from a folder or a hub id; only the text model gets the memory attention."""
+        source, kind = str(source), "LLaVA-NeXT-Video"
+        model = load_model(
+            LlavaNextVideoForConditionalGeneration, source, kind, dtype=dtype or "auto", device_map=device_map
+        )
         try:
-            model = LlavaNextVideoForConditionalGeneration.from_pretrained(
-                str(source), dtype=dtype or "auto", device_map=device_map
-            )
-            processor = AutoProcessor.from_pretrained(str(source))
-        except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
-            raise NammTransferError(
-                f"{str(source)!r} holds no LLaVA-NeXT-Video that can be loaded: {problem}"
-            ) from problem
+            processor = AutoProcessor.from_pretrained(source, **hub_options(source, kind))
+        except Exception as error:  # a damaged file can break the loading code anywhere
+            raise NammTransferError(f"{source!r} holds no processor that can be loaded: {in_short(error)}") from error
         if not isinstance(processor, LlavaNextVideoProcessor) or processor.chat_template is None:
-            raise NammTransferError(f"{str(source)!r}: expected a LlavaNextVideoProcessor with a chat template")
+            raise NammTransferError(f"{source!r}: expected a LlavaNextVideoProcessor with a chat template")
         model.set_attn_implementation({"text_config": "memory"})
         if device_map is None:
             torch.nn.Module.to(model, device or default_device())
         return cls(model, processor, backend=backend, feature_folder=feature_folder)
 
-    def example(self) -> VideoSample:
-        """A question about a drawn film of 64 frames."""
-        from namm_transfer.evals.tasks.video.draw import draw
-        from namm_transfer.evals.tasks.video.scenes import make_film, questions
+    @property
+    def words(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
 
-        film = make_film("test", 0)
-        asked = questions(film)[0]
-        options = tuple(f" {option}" for option in asked.options)
-        return VideoSample(draw(film, np.arange(64) + 0.5, 64), asked.text, lead="", choices=options)
+    def example(self) -> VideoSample:
+        """A question about 64 frames of a bright square that crosses a dark ground."""
+        frames = np.full((64, 64, 64, 3), 20, dtype=np.uint8)
+        for second, frame in enumerate(frames):
+            frame[24:40, max(0, second - 8) : second + 8] = (240, 200, 60)
+        return VideoSample(frames, prompts.question("What moved?", ("a square", "a circle", "a star", "a ring")))
 
     @property
     def tokens_per_frame(self) -> int:
@@ -188,7 +193,7 @@ class LlavaNextVideoAdapter(ModalityAdapter):
         embeds = embeds.masked_scatter(is_video[..., None], features.to(embeds.device, embeds.dtype))
         frame_of = np.full(len(ids), -1, dtype=np.int64)
         frame_of[is_video[0].cpu().numpy()] = np.repeat(np.arange(features.shape[0]), features.shape[1])
-        return EncodedVideo(embeds, frame_of, self._choices(sample, text), features.shape[0])
+        return EncodedVideo(embeds, frame_of, self._choices(sample, text), sample.options, features.shape[0])
 
     @torch.inference_mode()
     def video_tokens(self, sample: VideoSample) -> tuple[Tensor, Tensor]:
@@ -223,12 +228,11 @@ class LlavaNextVideoAdapter(ModalityAdapter):
         indices = SAMPLING[sample.sampling](reader, sample.frames, sample.duration)[list(numbers)]
         return itertools.chain.from_iterable(in_batches(reader, indices, FRAMES_AT_ONCE))
 
-    @torch.inference_mode()
     def prefill(self, encoded: EncodedVideo, cache: Cache) -> Tensor:
         """Read the whole prompt into an empty `cache`: (vocabulary,) float32 logits of the first answer token.
 
         Raises:
-            NammTransferError: more tokens than the text model has positions.
+            NammTransferError: more tokens than the text model has positions, or logits that are not finite.
         """
         length, limit = encoded.embeds.shape[1], self.model.config.get_text_config().max_position_embeddings
         if length > limit:
@@ -236,24 +240,18 @@ class LlavaNextVideoAdapter(ModalityAdapter):
                 f"a prompt of {length} tokens passes the text model's {limit} positions: call "
                 f"extend_positions({length}) first, or sample fewer than {encoded.frames} frames"
             )
-        output = self.model(inputs_embeds=encoded.embeds, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
-        return output.logits[0, -1].float()
+        return self.logits(cache, inputs_embeds=encoded.embeds, last=True)[-1]
 
-    @torch.inference_mode()
     def choose(self, encoded: EncodedVideo, cache: Cache, logits: Tensor) -> VideoAnswer:
         """The most probable choice after `prefill`; `cache` stays as it is, each choice continues a copy of it."""
         scores = []
         for _, tokens in encoded.choices:
-            score = logits.log_softmax(-1)[tokens[0]]
-            if len(tokens) > 1:
-                given = torch.tensor([tokens[:-1]], device=self.device)
-                after = self.model(input_ids=given, **{CACHE: copy.deepcopy(cache)}, use_cache=True).logits[0]
-                wanted = torch.tensor(tokens[1:], device=after.device)
-                score = score + after.float().log_softmax(-1).gather(-1, wanted[:, None]).sum().to(score.device)
-            scores.append(float(score))
+            ids = torch.tensor(tokens, device=logits.device)
+            copied = copy.deepcopy(cache) if len(tokens) > 1 else cache
+            steps = self.log_probabilities(copied, logits, ids).gather(-1, ids[:, None])
+            scores.append(float(steps[0] + steps[1:].sum()))
         return VideoAnswer(int(np.argmax(scores)), logprobs=tuple(scores))
 
-    @torch.inference_mode()
     def generate(
         self, encoded: EncodedVideo, cache: Cache, logits: Tensor, max_new_tokens: int | None = None
     ) -> VideoAnswer:
@@ -262,20 +260,9 @@ class LlavaNextVideoAdapter(ModalityAdapter):
         At most `max_new_tokens` tokens, or as many as the longest choice has.
         """
         limit = max_new_tokens or max(len(tokens) for _, tokens in encoded.choices)
-        ends = self.model.generation_config.eos_token_id
-        ends = {ends} if isinstance(ends, int) else set(ends or ())
-        said: list[int] = []
-        while True:
-            token = int(logits.argmax())
-            if token in ends:
-                break
-            said.append(token)
-            if len(said) == limit:
-                break
-            step = torch.tensor([[token]], device=self.device)
-            logits = self.model(input_ids=step, **{CACHE: cache}, use_cache=True).logits[0, -1].float()
-        text = self.processor.tokenizer.decode(said, skip_special_tokens=True)
-        return VideoAnswer(parse_choice(text, [choice for choice, _ in encoded.choices]), text=text)
+        text = self.decode_greedily(cache, logits, limit)
+        names = [choice for choice, _ in encoded.choices]
+        return VideoAnswer(parse_choice(text, names, encoded.options), text=text)
 
     def answer(self, encoded: EncodedVideo, cache: MemoryCache) -> VideoAnswer:
         """Read the prompt and take the most probable choice."""
@@ -309,17 +296,26 @@ class LlavaNextVideoAdapter(ModalityAdapter):
     def _tokens(self, text: str) -> list[int]:
         return list(self.processor.tokenizer(text).input_ids)
 
+    def check_choices(self, sample: VideoSample) -> None:
+        """Raise `NammTransferError` if the tokenizer cannot tell the sample's choices apart."""
+        self._choices(sample, self._text(sample))
+
     def _choices(self, sample: VideoSample, text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Tokens by which each choice continues the prompt."""
-        before, found = self._tokens(text), []
+        before, found, unknown = self._tokens(text), dict[tuple[int, ...], str](), self.words.unk_token_id
         for choice in sample.choices:
             whole = self._tokens(text + choice)
-            if whole[: len(before)] != before or len(whole) == len(before):
+            tokens = tuple(whole[len(before) :])
+            if whole[: len(before)] != before or not tokens:
                 raise NammTransferError(
                     f"choice {choice!r} is no continuation in tokens of a prompt ending {text[-16:]!r}"
                 )
-            found.append((choice, tuple(whole[len(before) :])))
-        return tuple(found)
+            if tokens in found:
+                raise NammTransferError(f"choices {found[tokens]!r} and {choice!r} are the same to the tokenizer")
+            if set(tokens) == {unknown}:
+                raise NammTransferError(f"choice {choice!r} holds no word that the tokenizer knows")
+            found[tokens] = choice
+        return tuple((choice, tokens) for tokens, choice in found.items())
 
     def _reader(self, sample: VideoSample) -> FrameReader:
         if isinstance(sample.video, np.ndarray):
@@ -327,7 +323,7 @@ class LlavaNextVideoAdapter(ModalityAdapter):
         return open_video(sample.video, self.backend)
 
     def _fingerprint(self, sample: VideoSample) -> str:
-        """Of everything a video's tokens depend on."""
+        """A name made of everything that a video's tokens depend on."""
         path = Path(sample.video).resolve()  # type: ignore[arg-type]
         if not path.is_file():
             return "missing"
@@ -337,14 +333,3 @@ class LlavaNextVideoAdapter(ModalityAdapter):
             self.backend, self.model.name_or_path, self.dtype,
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-
-
-def parse_choice(text: str, choices: Sequence[str]) -> int | None:
-    """Which choice a generated answer names: its first word must be one, with nothing or punctuation behind it.
-
-    >>> parse_choice("B) red", ["A", "B"]), parse_choice("red", [" blue", " red"]), parse_choice("Both", ["A", "B"])
-    (1, 1, None)
-    """
-    found = re.match(r"\s*(\w+)\s*(?:$|[).,:])", text)
-    names = [choice.strip() for choice in choices]
-    return names.index(found[1]) if found and found[1] in names else None

@@ -164,7 +164,7 @@ def evolution(side: str, tokens: int) -> Measured:
     """Eight members answer five questions about a text.
 
     ``one-by-one``: each member reads the text anew for each question. ``prompts``: the members share the beginning of
-    it, for each question. ``shared``: and ask all of its questions in one reading, as an evolution with quizzes does.
+    it, for each question. ``shared``: and answer all of its questions in one reading, as multi-question prompts do.
     """
     from accelerate import Accelerator
 
@@ -173,13 +173,14 @@ def evolution(side: str, tokens: int) -> Measured:
     from namm_transfer.moments import Moments
     from namm_transfer.training.namm.config import EvolutionConfig
     from namm_transfer.training.namm.fitness import evaluate
-    from namm_transfer.training.namm.multi_question import Quiz
+    from namm_transfer.training.namm.multi_question import MultiQuestionPrompt
 
-    config = EvolutionConfig(members=8)
+    config = EvolutionConfig(members=8, attention_dtype="float32")
     adapter = CausalLMAdapter.load(config.model, dtype=torch.float32, device="cpu")
     made = (make_quiz("train", 0, number, tokens=tokens, count=adapter.count) for number in range(100))
     parts = next(parts for parts in made if len(parts) == 5)
-    together, singly = [Quiz.encode(adapter, parts)], [Quiz.encode(adapter, [part]) for part in apart(parts)]
+    together = [MultiQuestionPrompt.encode(adapter, parts)]
+    singly = [MultiQuestionPrompt.encode(adapter, [part]) for part in apart(parts)]
     vectors = np.random.default_rng(0).normal(size=(config.members, 4172)) * 0.1
     moments = Moments()
     moments.add(torch.rand(100, BINS))
@@ -187,15 +188,15 @@ def evolution(side: str, tokens: int) -> Measured:
     if side == "one-by-one":
         for vector in vectors:
             namm = NAMM.from_vector(vector, mean=moments.mean.float(), var=moments.var.float(), **config.memory)
-            for quiz in singly:
-                quiz.judge(adapter.model, adapter.memory(copy.deepcopy(namm)))
+            for prompt in singly:
+                prompt.score(adapter.model, adapter.memory(copy.deepcopy(namm)))
     else:
         evaluate(adapter, together if side == "shared" else singly, vectors, moments, config, Accelerator(cpu=True))
     return lap("evaluation")
 
 
 def apart(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Every question of a quiz right after its text, with its answer."""
+    """Every question of a multi-question prompt right after the text, with its answer."""
     text, _, first = parts[0][0].rpartition("\n\n")
     return [(f"{text}\n\n{question.lstrip()}", answer) for question, answer in [(first, parts[0][1]), *parts[1:]]]
 
@@ -203,7 +204,7 @@ def apart(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
 def video(side: str, frames: int) -> Measured:
     """The shipped video model reads a generated film: reading and encoding the frames, then the prompt's prefill."""
     from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample
-    from namm_transfer.evals.tasks.video.benchmarks import load_generated
+    from namm_transfer.evals.tasks.video.generated import load_generated
     from namm_transfer.files import asset
 
     adapter = LlavaNextVideoAdapter.load(asset("llava-next-video-small"), device="cpu", dtype=torch.float32)
@@ -225,7 +226,7 @@ def reading(side: str, frames: int) -> Measured:
     or a look at what came.
     """
     from namm_transfer.adapters.video.frames import in_batches, open_video, uniform_indices
-    from namm_transfer.evals.tasks.video.benchmarks import load_generated
+    from namm_transfer.evals.tasks.video.generated import load_generated
 
     path = load_generated(1, 180)[0].video
     lap = stopwatch()

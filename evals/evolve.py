@@ -1,42 +1,44 @@
-"""Evolve a NAMM on text with CMA-ES.
+"""Make a NAMM on text: learn it by gradient through its own evictions, then search on with CMA-ES.
 
-    accelerate launch evals/evolve.py --preset cpu --out runs/evolve
-    accelerate launch evals/evolve.py --preset cpu --out runs/evolve --resume
+    accelerate launch evals/evolve.py --out runs/evolve              # a new NAMM, hours on two cores
+    accelerate launch evals/evolve.py --out runs/evolve --resume     # goes on where it was stopped or killed
+    accelerate launch --multi_gpu --num_processes 2 evals/evolve.py --out runs/evolve    # more processes, same result
 
-Killed at any moment, it goes on with --resume exactly as if it had not been. More processes (`accelerate launch
---multi_gpu --num_processes 2`, machines as accelerate has them) change the speed and nothing else.
+Five stages, each with a progress bar:
+
+1. statistics   mean and variance of attention spectra under the full cache, then frozen;
+2. importance   each KV head in turn forgets the middle of a text; what the answers lose is its importance;
+3. distillation a NAMM is fitted to keep everything in the important heads and little in the others;
+4. learning     the NAMM reads texts with questions while it evicts; the gradient goes through the evictions;
+5. search       CMA-ES changes the output layer; --penalty is what a full cache costs. --start zero skips 2 to 4.
+
+--out then holds model.safetensors and config.json, which NAMM.from_pretrained(OUT) and --policy namm:path=OUT load;
+evolution.jsonl with a line a generation; plot.svg; a card; and state/, from which --resume goes on exactly as if
+nothing had happened. Every flag below may stand in a TOML file for --config: penalty = 0.5, learn_tokens = [420, 960].
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
-from pydantic import TypeAdapter, ValidationError
 
-from namm_transfer import NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
-from namm_transfer.evals.harness.run import EvalOptions, start
-from namm_transfer.training.namm.config import PRESETS, EvolutionConfig
-from namm_transfer.training.namm.loop import Evolution
+from namm_transfer.evals.harness import EvalOptions, parse, start
+from namm_transfer.evals.harness.cli import script
+from namm_transfer.training.namm.config import EvolutionConfig
+from namm_transfer.training.namm.evolution import Evolution
 
 
-@dataclass
-class Options:
-    """Evolve a NAMM on text; the best by validation is in --out, ready for NAMM.from_pretrained."""
-
-    preset: Literal["cpu", "paper"] = "cpu"
-    """cpu: a start learned by gradient, then a search over the output layer with a graded score and a price on what is
-    held above `allowed`; selection by threshold. paper: the published protocol on the families here."""
+@dataclass(frozen=True)
+class Options(EvolutionConfig):
+    """Make a NAMM on text; the best by validation is in --out."""
 
     seed: int = 0
-    """Of the search and of the prompts."""
+    """Seed of the search and of the prompts."""
 
     out: Path = Path("runs/evolve")
     """Folder of the NAMM, evolution.jsonl, plot.svg and the state."""
@@ -45,46 +47,33 @@ class Options:
     """Go on from the state in --out."""
 
     config: Path | None = None
-    """TOML file whose keys (fields of EvolutionConfig) overrule the preset's."""
-
-    generations: int | None = None
-    """Where to stop, if not where the preset says."""
+    """TOML file with defaults for these flags (keys are the names of the flags); a flag overrules the file."""
 
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of the base model's weights. auto: float32 on a CPU, bfloat16 elsewhere."""
+    """Dtype of the base model's weights. auto: float32 on a CPU, bfloat16 elsewhere."""
 
     threads: int = 1
     """CPU threads a process. Another number may change the last bit of a score; for speed, start more processes."""
 
 
 def configuration(options: Options) -> EvolutionConfig:
-    """The preset with the file's and the command line's changes."""
-    values = dataclasses.asdict(PRESETS[options.preset])
-    if options.config is not None:
-        try:
-            changes = tomllib.loads(options.config.read_text())
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise NammTransferError(f"--config {str(options.config)!r} cannot be read: {error}") from error
-        changes = {key.replace("-", "_"): value for key, value in changes.items()}
-        if unknown := changes.keys() - values.keys():
-            raise NammTransferError(f"--config: unknown {sorted(unknown)}; expected some of {', '.join(values)}")
-        values |= {key: None if value == "none" else value for key, value in changes.items()}  # TOML has no null
-    if options.generations is not None:
-        values["generations"] = options.generations
-    try:
-        return TypeAdapter(EvolutionConfig).validate_python(values)
-    except ValidationError as error:
-        raise NammTransferError(f"--config: {error}") from error
+    """The part of the options that decides what is made."""
+    fields = dataclasses.fields(EvolutionConfig)
+    return EvolutionConfig(**{field.name: getattr(options, field.name) for field in fields})
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    options = tyro.cli(Options, args=arguments, description=__doc__)
-    config = configuration(options)
+    options = parse(Options, arguments)
     accelerator = start(EvalOptions(seed=options.seed, threads=options.threads))
-    adapter = CausalLMAdapter.load(config.model, dtype=getattr(torch, options.dtype, None), device=accelerator.device)
+    adapter = CausalLMAdapter.load(options.model, dtype=getattr(torch, options.dtype, None), device=accelerator.device)
     evolution = Evolution(
-        adapter, config, seed=options.seed, out=options.out, resume=options.resume, accelerator=accelerator
+        adapter,
+        configuration(options),
+        seed=options.seed,
+        out=options.out,
+        resume=options.resume,
+        accelerator=accelerator,
     )
     try:
         evolution.run()
@@ -97,7 +86,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except NammTransferError as error:
-        sys.exit(f"error: {error}")
+    script(main)

@@ -19,36 +19,33 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean
 from typing import Any, Literal
 
 import torch
 
 from namm_transfer import EvictionPolicy, NammTransferError
-from namm_transfer.adapters.causal_lm import CausalLMAdapter, TextAnswer
-from namm_transfer.evals.harness.run import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.adapters.causal_lm import CausalLMAdapter, Prompt, TextAnswer
+from namm_transfer.evals.harness import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.report.samples import choose
 from namm_transfer.evals.report.schema import Report
-from namm_transfer.evals.tasks.text import prose as text
-from namm_transfer.evals.tasks.text.benchmarks import BENCHMARKS, TASKS, Question, Task, shorten
-from namm_transfer.evals.tasks.text.families import FAMILIES, HELD_OUT, TRAINED, Prompt, make_prompt
+from namm_transfer.evals.tasks.text import prose
+from namm_transfer.evals.tasks.text.families import FAMILIES, HELD_OUT, TRAINED, make_prompt
 from namm_transfer.evals.tasks.text.load import Source, find, load, local
+from namm_transfer.evals.tasks.text.questions import Question, Task, TextBenchmark, shorten
+from namm_transfer.evals.tasks.text.registry import benchmarks
 from namm_transfer.files import sha256
 
-GROUPS = {
-    "trained": TRAINED,
-    "held-out": HELD_OUT,
-    "all": tuple(FAMILIES),
-    **{f"{name}:all": tuple(id for id, task in TASKS.items() if task.benchmark == name) for name in BENCHMARKS},
-}
+GROUPS = {"trained": TRAINED, "held-out": HELD_OUT, "all": tuple(FAMILIES)}
 SAMPLES = 20
 """Prompts of a family unless --samples says otherwise."""
+WORLD = "namm_transfer.evolution.tasks"
+"""What records call the families, whatever module they live in: a run's identity outlives its code's places."""
 MAX_TOKENS = 32768
-"""Of a benchmark's prompt and answer, as in the NAMM paper."""
+"""Most tokens of a benchmark's prompt and answer together, as in the NAMM paper."""
 
 
 @dataclass
@@ -69,8 +66,8 @@ class Options(EvalOptions):
     tokens: int = 1000
     """Length of the families' prompts in tokens."""
     score: Literal["probability", "exact", "logprob"] = "probability"
-    """Of the families. probability: geometric mean probability of the answer's tokens, in %. exact: 100 if greedy
-    generation gives exactly the answer. logprob: mean log-probability of its tokens."""
+    """How the families are scored. probability: geometric mean probability of the answer's tokens, in %. exact: 100 if
+    greedy generation gives exactly the answer. logprob: mean log-probability of its tokens."""
     data_root: Path | None = None
     """Folder of the benchmarks' files: TASK.jsonl, in it or in its data/, or LongBench's data.zip. By default they come
     from the hub."""
@@ -81,34 +78,45 @@ class Options(EvalOptions):
     """Base of the model's rotary position embedding, to read more tokens than it has positions; its own by default. The
     NAMM paper reads 32768 tokens with Llama 3 at 500000 x 7^(128/126) = 3609793."""
     dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
-    """Of the model's weights. auto: float32 on a CPU, bfloat16 elsewhere."""
+    """The dtype of the model's weights. auto: float32 on a CPU, bfloat16 elsewhere."""
     update_interval: int = 256
     """The policy acts each time a prompt has grown by this many tokens."""
     out: Path = Path("runs/text")
     """Folder of the records and of report.json, report.md and report.html."""
 
 
-def asked(options: Options) -> list[str]:
-    """The families and benchmark tasks asked for, in order and without repeats."""
+def asked(options: Options) -> tuple[list[str], list[Task]]:
+    """The families and the benchmark tasks asked for, each in order and without repeats."""
     for flag in ("samples", "tokens", "max_tokens"):
         if (count := getattr(options, flag)) is not None and count < 1:
             raise NammTransferError(f"--{flag.replace('_', '-')} {count}: expected a positive number")
-    names: list[str] = []
-    benchmark, choices = "", [*GROUPS, *FAMILIES, *TASKS]
-    for name in filter(None, map(str.strip, options.tasks.split(","))):
+    given = [name for name in map(str.strip, options.tasks.split(",")) if name]
+    known = benchmarks(name.partition(":")[0] for name in given if ":" in name)
+    tasks = {task.id: task for item in known.values() for task in item.tasks}
+    choices = [*GROUPS, *(f"{name}:all" for name in known), *FAMILIES, *tasks]
+    families, found, benchmark = list[str](), list[Task](), ""
+    for name in given:
         name = f"{benchmark}:{name}" if f"{benchmark}:{name}" in choices else name
         if name not in choices:
             raise NammTransferError(f"--tasks {name!r}: expected some of {', '.join(choices)}")
-        benchmark = name.partition(":")[0]
-        found = GROUPS.get(name, (name,))
-        if options.data_root and name == f"{benchmark}:all":
-            found = tuple(id for id in found if local(TASKS[id], options.data_root))
-            if not found:
-                raise NammTransferError(f"{name}: --data-root {str(options.data_root)!r} holds no TASK.jsonl of it")
-        names += found
-    if not names:
+        benchmark, _, task = name.partition(":")
+        if not task:
+            families += GROUPS.get(name, (name,))
+        elif task == "all":
+            found += all_tasks(known[benchmark], options.data_root)
+        else:
+            found.append(tasks[name])
+    if not families and not found:
         raise NammTransferError(f"--tasks {options.tasks!r}: expected some of {', '.join(choices)}")
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(families)), list(dict.fromkeys(found))
+
+
+def all_tasks(benchmark: TextBenchmark, root: Path | None) -> list[Task]:
+    """All tasks of a benchmark, or with a folder those that have a file there."""
+    found = [task for task in benchmark.tasks if root is None or local(task, root)]
+    if not found:
+        raise NammTransferError(f"{benchmark.name}:all: --data-root {str(root)!r} holds no TASK.jsonl of it")
+    return found
 
 
 def family_samples(options: Options, families: Sequence[str], adapter: CausalLMAdapter) -> list[Sample]:
@@ -209,9 +217,9 @@ def family_run(options: Options, families: Sequence[str], adapter: CausalLMAdapt
         "logprob": "mean log-probability of the answer's tokens, nats",
     }
     description = {
-        "data": f"{options.split} documents of Python's own documentation, fingerprint {text.fingerprint()}",
+        "data": f"{options.split} documents of Python's own documentation, fingerprint {prose.fingerprint()}",
         "score": units[options.score],
-        "world": f"namm_transfer.evals.tasks.text.families, {options.tokens} tokens a prompt",
+        "world": f"{WORLD}, {options.tokens} tokens a prompt",
         "trained_families": list(TRAINED),
     }
     samples = family_samples(options, families, adapter)
@@ -219,7 +227,11 @@ def family_run(options: Options, families: Sequence[str], adapter: CausalLMAdapt
 
 
 def benchmark_run(
-    options: Options, name: str, sources: dict[Task, Source], samples: list[Sample], adapter: CausalLMAdapter
+    options: Options,
+    benchmark: TextBenchmark,
+    sources: dict[Task, Source],
+    samples: list[Sample],
+    adapter: CausalLMAdapter,
 ) -> dict[str, Any]:
     """What `run` has to be told to evaluate these tasks of a benchmark."""
     positions = getattr(adapter.model.config.get_text_config(), "max_position_embeddings", None) or MAX_TOKENS
@@ -240,37 +252,25 @@ def benchmark_run(
         "metrics": metrics,
         "answer_tokens": {task.name: task.answer_tokens for task in sources},
         "context": f"{context} tokens for prompt and answer; longer prompts lose their middle",
-        "world": f"{BENCHMARKS[name]}, its prompts as plain text, greedy answers",
+        "world": f"{benchmark.title}, its prompts as plain text, greedy answers",
+        "headline": benchmark.headline,
     }
     evaluate = answers(context, adapter, set(choose((s.id, s.category) for s in samples[: options.limit])))
-    return dict(task=f"text/{name}", samples=samples, evaluate=evaluate, description=description)
-
-
-def averages(report: Report) -> str:
-    """The score of each policy in each benchmark as the benchmarks report it: every task counts alike."""
-    scores: dict[tuple[str, str], list[float]] = {}
-    for row in report.categories:  # there are none of a benchmark of which one task was asked for
-        name = row.task.removeprefix("text/")
-        if name in BENCHMARKS and row.score is not None:
-            scores.setdefault((name, row.policy), []).append(row.score)
-    return "\n".join(
-        f"{name}, {policy}: {mean(found):.1f}, mean over {len(found)} of its {len(GROUPS[f'{name}:all'])} tasks"
-        for (name, policy), found in scores.items()
-    )
+    return dict(task=f"text/{benchmark.name}", samples=samples, evaluate=evaluate, description=description)
 
 
 def main(arguments: Sequence[str] | None = None) -> Report:
     """Parse, ask, report."""
     options = parse(Options, arguments)
-    names = asked(options)  # a typing error should not wait for the model
-    families, tasks = [name for name in names if name in FAMILIES], [TASKS[name] for name in names if name in TASKS]
+    families, tasks = asked(options)  # a typing error should not wait for the model
     for task in tasks:
         task.check()
     accelerator = start(options)
     with accelerator.main_process_first():  # which downloads the files that the others then find
-        sources = [(task, find(task, options.data_root)) for task in tasks]
-    benchmarks = {name: {task: file for task, file in sources if task.benchmark == name} for name in BENCHMARKS}
-    questions = {name: benchmark_samples(options, found) for name, found in benchmarks.items() if found}
+        sources = {task: find(task, options.data_root) for task in tasks}
+    known = benchmarks(task.benchmark for task in tasks)
+    parts = {name: {task: sources[task] for task in tasks if task.benchmark == name} for name in known}
+    questions = {name: benchmark_samples(options, part) for name, part in parts.items() if part}
     adapter = CausalLMAdapter.load(
         options.model,
         dtype=getattr(torch, options.dtype, None),
@@ -279,7 +279,8 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     )
     plans = [(families, family_run(options, families, adapter))] if families else []
     for name, asks in questions.items():
-        plans.append(([t.id for t in benchmarks[name]], benchmark_run(options, name, benchmarks[name], asks, adapter)))
+        plan = benchmark_run(options, known[name], parts[name], asks, adapter)
+        plans.append(([task.id for task in parts[name]], plan))
     for members, plan in plans:
         plan["description"] |= {
             "model": adapter.source,
@@ -288,13 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         }
         own = replace(options, tasks=",".join(members)) if questions else options  # to be gone on with without the rest
         report = run(own, **plan)
-    if accelerator.is_main_process and (means := averages(report)):
-        print(means)
     return report
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except NammTransferError as error:
-        sys.exit(f"error: {error}")
+    script(main)

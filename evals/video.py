@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,18 +24,23 @@ import torch
 
 from namm_transfer import NAMM, EvictionPolicy, NammTransferError
 from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample
-from namm_transfer.evals.harness.run import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.harness import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.report.samples import choose
 from namm_transfer.evals.report.schema import Report
-from namm_transfer.evals.tasks.video.benchmarks import VideoQuestion, load_generated, load_json, load_mlvu
-from namm_transfer.evals.tasks.video.longvideobench import load_longvideobench
+from namm_transfer.evals.tasks import registry
+from namm_transfer.evals.tasks.video.generated import load_generated
+from namm_transfer.evals.tasks.video.own_file import load_json
+from namm_transfer.evals.tasks.video.questions import VideoBenchmark, VideoQuestion
 from namm_transfer.evals.tasks.video.thumbnails import most_and_least, write_thumbnails
 from namm_transfer.files import asset, safe_name
 
+BENCHMARKS = "namm_transfer.evals.tasks.video"
+"""Package in which every module may define benchmarks."""
 ANSWER_TOKENS = 8
-"""Most tokens of an answer that is generated as a letter: room to be misunderstood in. Words get what they need."""
-ANNOTATIONS = {"mlvu": "json", "longvideobench": "lvb_val.json"}
-"""Benchmarks in a folder of their own -> where in it the questions are."""
+"""Positions kept free behind a prompt for the answer."""
+WRITTEN_TOKENS = 32
+"""Most tokens of an answer that is generated as a letter: room for a sentence around it. Words get what they need."""
 BLACK = np.zeros((1, 64, 64, 3), dtype=np.uint8)
 
 
@@ -47,12 +51,11 @@ class Options(EvalOptions):
     model: str | None = None
     """Folder or hub id of a LLaVA-NeXT-Video; the shipped small one by default."""
     benchmark: str = "generated"
-    """"generated", "mlvu", "longvideobench", or a JSON file of your own (a list of objects with video, question,
-    candidates, answer)."""
+    """"generated", the name of a benchmark (mlvu, longvideobench, longvideobench-frames, videomme, egoschema, or one of
+    another package), or a .json file of your own (a list of objects with video, question, candidates, answer)."""
     data_root: Path | None = None
-    """The folder of MLVU (json/ and video/ in it) or LongVideoBench (lvb_val.json, videos and subtitles as folders or
-    as the tar files they come in); for a JSON file, the folder of its videos (by default the file's own); for generated
-    films, where to write them (by default a cache folder)."""
+    """The benchmark's folder as it is downloaded, see docs/video.md; for a JSON file, the folder of its videos (by
+    default the file's own); for generated films, where to write them (by default a cache folder)."""
     films: tuple[int, ...] = (24,)
     """Generated films of every length, each asked one question of every type; or so many for each of --frames."""
     frames: tuple[int, ...] = (64,)
@@ -63,7 +66,7 @@ class Options(EvalOptions):
     answer: Literal["loglik", "generate"] = "loglik"
     """Take the most probable option, or read the option from generated words."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights; "auto" takes what they were saved in."""
+    """The dtype of the weights; "auto" takes what they were saved in."""
     device_map: str | None = None
     """Spread the model over devices as accelerate does ("auto"); by default it goes to one device."""
     backend: Literal["decord", "pyav"] = "decord"
@@ -104,16 +107,30 @@ def load_questions(options: Options, films: int, frames: int) -> list[VideoQuest
     """The benchmark's questions; where it has several tasks, these take turns."""
     if options.benchmark == "generated":
         return load_generated(films, frames, folder=options.data_root)
-    if options.benchmark not in ANNOTATIONS:
+    benchmark = known(options.benchmark)
+    if benchmark is None:
         return load_json(Path(options.benchmark), options.data_root)
     if options.data_root is None:
-        needed = f"its folder, with {ANNOTATIONS[options.benchmark]} in it"
+        needed = f"its folder, with {' and '.join(benchmark.annotations)} in it"
         raise NammTransferError(f"--benchmark {options.benchmark} needs --data-root: {needed}")
-    load = load_mlvu if options.benchmark == "mlvu" else load_longvideobench
     tasks: dict[str, list[VideoQuestion]] = {}
-    for question in load(options.data_root):
+    for question in benchmark.load(options.data_root):
         tasks.setdefault(question.kind, []).append(question)
     return in_turns(tasks.values())
+
+
+def known(name: str) -> VideoBenchmark | None:
+    """The benchmark of a name; None for the generated films and for a file of the user's own.
+
+    Raises:
+        NammTransferError: it is neither; the message lists the names.
+    """
+    if name == "generated" or name.endswith(".json"):
+        return None
+    names = ["generated", *registry.names(BENCHMARKS, VideoBenchmark)]
+    if name not in names:
+        raise NammTransferError(f"--benchmark {name!r}: expected {', '.join(names)}, or a .json file of your own")
+    return registry.find(name, BENCHMARKS, VideoBenchmark)
 
 
 def in_turns(lists: Iterable[Sequence[VideoQuestion]]) -> list[VideoQuestion]:
@@ -129,11 +146,21 @@ def as_sample(options: Options, question: VideoQuestion) -> VideoSample:
         question.prompt,
         question.lead,
         question.choices,
+        question.options if question.by_letter else (),
         question.frames or options.frames[0],
-        question.sampling,
+        "uniform" if options.blind else question.sampling,
         question.subtitles.read() if question.subtitles else (),
         question.duration,
     )
+
+
+def check_choices(adapter: LlavaNextVideoAdapter, asked: Sequence[VideoQuestion]) -> None:
+    """Raise `NammTransferError`, naming the question, if the model cannot tell the options of one apart."""
+    for question in asked:
+        try:
+            adapter.check_choices(VideoSample(BLACK, question.prompt, question.lead, question.choices))
+        except NammTransferError as error:
+            raise NammTransferError(f"question {question.id!r}: {error}") from None
 
 
 def load(options: Options, device: torch.device) -> tuple[LlavaNextVideoAdapter, str]:
@@ -158,10 +185,14 @@ def evaluator(
     def evaluate(samples: list[Sample], policy: EvictionPolicy) -> list[Outcome]:
         (sample,) = samples
         question: VideoQuestion = sample.payload
+        if question.flaw:
+            raise NammTransferError(question.flaw)
         asked = as_sample(options, question)
         encoded = adapter.encode(asked)
         # Each prompt gets the positions it needs alone, so that no other sample has a say in its answer.
-        adapter.extend_positions(encoded.embeds.shape[1] + ANSWER_TOKENS)
+        limit = WRITTEN_TOKENS if question.by_letter else max(len(tokens) for _, tokens in encoded.choices)
+        room = limit if options.answer == "generate" else ANSWER_TOKENS
+        adapter.extend_positions(encoded.embeds.shape[1] + room)
         cache = adapter.memory(policy)
         logits = adapter.prefill(encoded, cache)
         memory, kept = cache.report(), adapter.kept(cache, encoded)
@@ -170,7 +201,7 @@ def evaluator(
             folder = options.out / "thumbnails" / safe_name(sample.id)
             write_thumbnails(folder, numbers, adapter.pictures(asked, numbers))
         if options.answer == "generate":
-            answer = adapter.generate(encoded, cache, logits, ANSWER_TOKENS if question.by_letter else None)
+            answer = adapter.generate(encoded, cache, logits, limit)
         else:
             answer = adapter.choose(encoded, cache, logits)
         return [
@@ -190,6 +221,7 @@ def evaluator(
                     "logprobs": [round(value, 5) for value in answer.logprobs],
                     "duration": question.duration,
                     "bytes": memory.bytes,
+                    **({"extra": dict(question.extra)} if question.extra else {}),
                 },
                 arrays=kept,
             )
@@ -198,27 +230,37 @@ def evaluator(
     return evaluate
 
 
-def averages(report: Report, asked: Sequence[VideoQuestion]) -> str:
-    """Accuracy of each policy in the benchmarks' official forms, failures as wrong.
+def absent(options: Options, asked: Sequence[VideoQuestion]) -> str:
+    """A line on the parts of the benchmark's official score that no question is asked of; nothing if there are none."""
+    benchmark = known(options.benchmark)
+    there = {name for question in asked for name in (question.kind, *question.groups)}
+    lost = [name for name in benchmark.headline["categories"] if name not in there] if benchmark else []
+    if not benchmark or not lost:
+        return ""
+    named = ", ".join(f"{name} ({benchmark.files[name]})" if name in benchmark.files else name for name in lost)
+    return f"{benchmark.name}: no question of {named}; the official score is over the rest"
 
-    MLVU's M-Avg is the mean over the question types, micro the mean over the questions; LongVideoBench reports the
-    latter, overall and by duration group.
-    """
-    by_id = {question.id: question for question in asked}
-    lines = []
-    for policy in dict.fromkeys(record.policy for record in report.records):
-        kinds: dict[str, list[float]] = {}
-        groups: dict[str, list[float]] = {}
-        for record in report.records:
-            if record.policy == policy and record.task == "video":
-                kinds.setdefault(record.category, []).append(record.score or 0.0)
-                for group in by_id[record.id].groups:
-                    groups.setdefault(group, []).append(record.score or 0.0)
-        macro = np.mean([np.mean(scores) for scores in kinds.values()])
-        micro = np.mean(list(itertools.chain.from_iterable(kinds.values())))
-        lines.append(f"{policy:40} M-Avg {macro:5.1f}   micro {micro:5.1f}")
-        lines += [f"    {group:36} {np.mean(scores):11.1f}   of {len(scores)}" for group, scores in groups.items()]
-    return "\n".join(lines)
+
+def described(
+    options: Options, adapter: LlavaNextVideoAdapter, source: str, asked: Sequence[VideoQuestion]
+) -> dict[str, Any]:
+    """What the report says of this run; part of its identity."""
+    benchmark, text = known(options.benchmark), adapter.model.config.get_text_config()
+    files = [f"{options.data_root}/{name}" for name in benchmark.annotations] if benchmark else [options.benchmark]
+    return {
+        "model": source,
+        "data": files[0] if len(files) == 1 else files,
+        "dtype": str(adapter.dtype).removeprefix("torch."),
+        "score": "accuracy, %",
+        "chance": float(np.mean([100 / len(question.options) for question in asked])),
+        "world": "films drawn by this package, test split" if options.benchmark == "generated" else None,
+        "tokens_per_frame": adapter.tokens_per_frame,
+        "positions": text.max_position_embeddings,
+        "rope": dict(text.rope_parameters),
+        "cache_size": "tokens held over tokens seen when the first answer token is produced",
+        "prompt": asked[0].prompt,
+        **({"headline": dict(benchmark.headline)} if benchmark else {}),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> Report:
@@ -229,38 +271,19 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         asked = questions(options)[: options.limit]
     if not asked:
         raise NammTransferError(f"benchmark {options.benchmark!r} holds no questions, or --limit leaves none")
-    samples = [
-        Sample(q.id, q.kind, q, cluster=f"{q.root.name}/{q.name}", prompt=f"{q.prompt} {list(q.options)}")
-        for q in asked
-    ]
+    if accelerator.is_main_process and (lost := absent(options, asked)):
+        print(lost)
+    samples = [Sample(q.id, q.kind, q, cluster=q.cluster, prompt=f"{q.prompt} {list(q.options)}") for q in asked]
     adapter, source = load(options, accelerator.device)
-    annotations = ANNOTATIONS.get(options.benchmark)
-    text = adapter.model.config.get_text_config()
-    description: dict[str, Any] = {
-        "model": source,
-        "data": f"{options.data_root}/{annotations}" if annotations else options.benchmark,
-        "dtype": str(adapter.dtype).removeprefix("torch."),
-        "score": "accuracy, %",
-        "chance": float(np.mean([100 / len(question.options) for question in asked])),
-        "world": "films drawn by this package, test split" if options.benchmark == "generated" else None,
-        "tokens_per_frame": adapter.tokens_per_frame,
-        "positions": text.max_position_embeddings,
-        "rope": dict(text.rope_parameters),
-        "cache_size": "tokens held over tokens seen when the first answer token is produced",
-        "prompt": asked[0].prompt,
-    }
+    check_choices(adapter, asked)
     report = run(
-        options, task="video", samples=samples, description=description,
+        options, task="video", samples=samples, description=described(options, adapter, source, asked),
         evaluate=evaluator(options, adapter, shown=set(choose((sample.id, sample.category) for sample in samples))),
     )  # fmt: skip
     if accelerator.is_main_process:
         shutil.rmtree(options.out / "features", ignore_errors=True)
-        print(averages(report, asked))
     return report
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except NammTransferError as error:
-        sys.exit(f"error: {error}")
+    script(main)

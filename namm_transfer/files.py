@@ -1,4 +1,4 @@
-"""Files on disk: atomic writes, paths that stay inside their root, checksums, and where the shipped assets lie."""
+"""Files: atomic writes, paths that stay inside their folder, checksums, and where the shipped assets are."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ MADE_BY = {
     "--out assets/decision-transformer/ENV-medium",
     "behaviour": "python -m namm_transfer.training.rl.behaviour --env ENV --out assets/behaviour/ENV-medium",
 }
-"""Asset or group of assets -> the command that makes it; what is not in here is somebody's own."""
+"""The command that makes each of this project's assets or groups of assets, for messages."""
+
+LONGEST_NAME = 255
+"""Bytes in the name of a file or folder; file systems take no more."""
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> Path:
-    """Write `content` (text as UTF-8) so that `path` holds either the old or the new file, never half of one.
+    """Write ``content`` (text as UTF-8) so that ``path`` holds either the old or the new file, never half of one.
 
-    Folders on the way are made. The bytes are on the disk (fsync) before the name points to them.
+    Missing folders are made. The bytes are on the disk (fsync) before the name points to them.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -44,7 +47,11 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> Path:
 
 
 def make_folder(path: Path) -> Path:
-    """`path` as a folder, made if it is not there; `NammTransferError` if it cannot be."""
+    """Make a folder if it is not there, and return its path.
+
+    Raises:
+        NammTransferError: it cannot be made.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -53,7 +60,7 @@ def make_folder(path: Path) -> Path:
 
 
 def put_aside(path: Path) -> Path:
-    """Rename a file to the first free one of NAME.old, NAME.old2, NAME.old3, ...; its new path."""
+    """Rename a file to the first free one of NAME.old, NAME.old2, NAME.old3, ... and return its new path."""
     number = 1
     while (old := path.with_name(f"{path.name}.old{number if number > 1 else ''}")).exists():
         number += 1
@@ -62,13 +69,21 @@ def put_aside(path: Path) -> Path:
 
 
 def safe_join(root: str | os.PathLike[str], relative: str | os.PathLike[str]) -> Path:
-    """`root / relative`, refused with `NammTransferError` if it lies outside `root` (`..`, absolute, or by a link).
+    """Join a relative path to a folder that it must not leave, be it by ``..``, as an absolute path or by a link.
 
-    A snapshot folder of the Hugging Face hub consists of links into the `blobs` folder of its own cache; those pass.
+    Links from a snapshot folder of the Hugging Face hub into the ``blobs`` folder of the same repository are allowed.
+
+    Raises:
+        NammTransferError: the path leaves the folder.
     """
-    inside = Path(root).resolve()
-    path = Path(os.path.normpath(inside / relative))
-    real = path.resolve()
+    try:
+        inside = Path(root).resolve()
+        path = Path(os.path.normpath(inside / relative))
+        real = path.resolve()
+        if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+            raise OSError(f"a name of more than {LONGEST_NAME} bytes")
+    except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL byte, text that is no Unicode
+        raise NammTransferError(f"path {str(relative)[:80]!r} can be no file in {str(root)!r}: {error}") from None
     blobs = [parent.parent / "blobs" for parent in inside.parents if parent.name == "snapshots"]
     if not path.is_relative_to(inside) or not any(real.is_relative_to(place) for place in (inside, *blobs)):
         raise NammTransferError(f"path {str(relative)!r} leaves its folder {str(root)!r}; expected a path inside it")
@@ -76,7 +91,7 @@ def safe_join(root: str | os.PathLike[str], relative: str | os.PathLike[str]) ->
 
 
 def safe_name(text: str) -> str:
-    """`text` as the name of a file or folder: runs of anything but letters, digits, dot and underscore become a dash.
+    """Make a text the name of a file or folder: runs of anything but letters, digits, dot and underscore become a dash.
 
     >>> safe_name("rl/hopper medium")
     'rl-hopper-medium'
@@ -85,19 +100,19 @@ def safe_name(text: str) -> str:
 
 
 def asset(name: str) -> Path:
-    """The folder or file of a shipped asset: `assets/NAME` or `assets/GROUP/NAME`.
+    """Find a shipped asset, ``assets/NAME`` or ``assets/GROUP/NAME``, and return its path.
 
-    Looked for among the installed assets (which are the checkout's own in an editable install), then in `./assets`.
+    Installed assets come first (in an editable install these are the checkout's own), then ``./assets``.
 
     Raises:
-        NammTransferError: nothing of that name is there; the message says which command makes it.
+        NammTransferError: there is no such asset, and the message says which command makes it; or there are two.
     """
     for root in (Path(str(resources.files("namm_transfer.assets"))), Path("assets")):
         candidates = [safe_join(root, name), *sorted(safe_join(group, name) for group in _folders(root))]
         found = [path for path in candidates if path.exists() and path != root.resolve()]
         if len(found) > 1:
             names = " and ".join(map(str, found))
-            raise NammTransferError(f"asset {name!r} is there more than once: {names}; expected one of these")
+            raise NammTransferError(f"asset {name!r} exists more than once: {names}; name one of them with its group")
         if found:
             return found[0]
     made_by = MADE_BY.get(name) or MADE_BY.get(name.partition("/")[0])
@@ -110,9 +125,12 @@ def _folders(root: Path) -> list[Path]:
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, or of a folder: the digest of its sorted `sha256sum`-style lines `HASH  RELATIVE/PATH`.
+    """Hash a file, or a folder as the sorted lines ``HASH  RELATIVE/PATH`` (as sha256sum writes them) of its files.
 
-    A folder's README.md is left out: a card can name the checksum of its model, and a better card is no other model.
+    README.md files are left out, so that a model's card can state the checksum and can be improved without changing it.
+
+    Raises:
+        NammTransferError: there is no such file or folder.
     """
     path = Path(path)
     if path.is_file():

@@ -1,8 +1,12 @@
-"""The Neural Attention Memory Model with backward attention (NAMM-BAM), paper sections 3 and 4 (arXiv 2410.13166).
+"""The Neural Attention Memory Model with backward attention (NAMM-BAM), paper section 3 (arXiv 2410.13166).
 
-Readable next to the paper: every update takes the spectrogram S of each cached token's attention (`spectrogram.py`),
-normalises it, prepends sinusoidal features of the token's age, lets each token attend to itself and to newer tokens,
-and scores it with one linear output. Tokens that score zero or more stay. 4,172 numbers serve all layers and heads.
+To be read next to the paper. At every update, each cached token has a spectrogram S of the attention it received
+(`spectrogram.py`). S is normalised and joined to sinusoidal features of the token's age; one attention layer lets each
+token look at itself and at newer tokens; one linear output scores it. Tokens that score zero or more stay. The same
+4,172 parameters serve all layers and KV heads.
+
+The paper finds the parameters by evolution; those of the shipped ``namm-text`` were learned on text by gradient through
+the evictions, and then searched with CMA-ES.
 """
 
 import json
@@ -22,12 +26,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from namm_transfer import spectrogram
 from namm_transfer.errors import NammTransferError
 from namm_transfer.files import asset, write_atomic
-from namm_transfer.policy import CacheSize, EvictionPolicy, LayerView, check_interval, top
+from namm_transfer.policy import EvictionPolicy, LayerView, check_interval
+from namm_transfer.selection import CacheSize, Protection, top
 from namm_transfer.spectrogram import BINS, HOP
 
-RECENCY = 8
+RECENCY = 8  # features of a token's age
 FEATURES = RECENCY + BINS
-WIDTH = 32
+WIDTH = 32  # of queries, keys and values in the scoring network
 SHAPES = {
     "attention_in.weight": (FEATURES, 3 * WIDTH),
     "attention_in.bias": (3 * WIDTH,),
@@ -36,14 +41,14 @@ SHAPES = {
     "output.weight": (FEATURES, 1),
     "output.bias": (1,),
 }
-"""Names and shapes (inputs x outputs, row-major) of the flat vector's parts, in its order."""
+"""Names and shapes (inputs x outputs, row-major) of the parts of the flat parameter vector, in its order."""
 SIZE = 4172
 SELECTIONS = ("layer", "head")
 ATTENTION_DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Affine(nn.Module):
-    """x W + b with W stored (inputs, outputs), the layout of the published vector."""
+    """A linear layer x W + b with W stored as (inputs, outputs), the layout of the published vector."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -51,27 +56,33 @@ class Affine(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inputs) -> (..., outputs)."""
+        """Map (..., inputs) to (..., outputs)."""
         return x @ self.weight + self.bias
 
 
 class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-transfer", license="apache-2.0"):
-    """A frozen scoring network and the statistics its inputs are normalised with; an `EvictionPolicy`.
+    """An eviction policy: a frozen scoring network, and the statistics that its inputs are normalised with.
 
     Args:
-        update_interval: real tokens between updates; a multiple of 16.
-        selection: ``"layer"``: all KV heads of a layer keep as many tokens as the most generous one, as published;
-            ``"head"``: each keeps exactly those that pass. Without effect under a budget.
-        keep, budget, match: keep the top scores instead of those that pass the threshold: a share of the tokens seen,
-            a number of tokens, or as many as another policy kept.
+        update_interval: number of real tokens between two updates; a multiple of 16.
+        selection: ``"layer"``: all KV heads of a layer keep as many tokens as pass in the head where most do, as
+            published; ``"head"``: each keeps exactly those that pass. Without effect if a size is given.
+        keep, budget, match: keep the best scores instead of those that pass the threshold: a share of the tokens seen,
+            a number of tokens, or as many as the named policy kept.
+        attention_dtype: the dtype that attention weights are rounded to before the spectrogram; ``"bfloat16"`` is the
+            published runs' "half attention".
         threshold: the score from which a token stays; 0 as published, higher for a smaller cache.
-        attention_dtype: what attention rows are rounded to before the spectrogram; ``"bfloat16"`` is the published
-            runs' "half attention".
+        protect: ``"A:B"``: the first A and the last B tokens are never evicted. They pass whatever their score, and
+            count into a size.
 
     Attributes:
-        mean, var: (17,) float32 buffers, statistics of the unnormalised spectrum on the full cache (spec section 4).
+        mean, var: (17,) float32 buffers, mean and variance of the spectrogram S on the full cache.
+
+    Raises:
+        NammTransferError: an option has a value that is not listed here.
     """
 
+    name = "namm"
     needs_attention = True
     hop = HOP
     mean: Tensor
@@ -86,6 +97,7 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         match: str | None = None,
         attention_dtype: str = "float32",
         threshold: float = 0.0,
+        protect: str | None = None,
     ) -> None:
         super().__init__()
         check_interval(update_interval, HOP)
@@ -102,6 +114,8 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         self.threshold = threshold
         self.match = match
         self.size = CacheSize(keep, budget, match)
+        Protection.parse(protect, budget)
+        self.protect = protect
         if threshold and self.size.asked:
             raise NammTransferError(f"threshold={threshold} and a size ({self.size}): expected one of the two")
         self.attention_dtype = attention_dtype
@@ -114,33 +128,35 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
 
     @property
     def by_head(self) -> bool:
-        """Heads are independent where each keeps what passes."""
+        """Whether KV heads are independent of each other: each keeps what passes."""
         return self.selection == "head" and not self.size.asked
 
     # -- the method -------------------------------------------------------------------------------------------------
 
     def state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
-        """``spectrum`` S (batch, heads, 17, tokens) and ``tail``, the last hop of attention rows, in the dtype they
-        were rounded to: nothing is lost."""
+        """The state of new tokens: ``spectrum`` S, (batch, heads, 17, tokens) float32, and ``tail``, the last 16
+        attention weights of each token, (batch, heads, 16, tokens), in the dtype they were rounded to."""
         rounded = getattr(torch, self.attention_dtype)
         return {
             "spectrum": torch.zeros(batch, heads, BINS, tokens, device=device),
             "tail": torch.zeros(batch, heads, HOP, tokens, dtype=rounded, device=device),
         }
 
-    def observe(self, state: dict[str, Tensor], rows: Tensor, clock: list[int], sizes: list[int]) -> None:
-        """Sections 2 and 3 of the spec: attention rows into the moving average of their spectra."""
-        spectrogram.observe(state, rows, clock, sizes)
+    def observe(
+        self, state: dict[str, Tensor], weights: Tensor, tokens_seen: list[int], query_lengths: list[int]
+    ) -> None:
+        """Fold attention weights into S, the moving average of their short-time spectra (paper section 3.1)."""
+        spectrogram.observe(state, weights, tokens_seen, query_lengths)
 
     def features(self, spectrum: Tensor, positions: Tensor) -> Tensor:
-        """What the network reads (spec sections 4 and 5).
+        """Compute what the network reads: a token's age and its normalised spectrogram (paper section 3.1).
 
         Args:
-            spectrum: S, (batch, heads, 17, tokens).
+            spectrum: S, (batch, heads, 17, tokens) float32.
             positions: (batch, heads, tokens), original positions, oldest first.
 
         Returns:
-            (batch, heads, tokens, 25): 4 sines and 4 cosines of the age, then the normalised S.
+            (batch, heads, tokens, 25) float32: 4 sines and 4 cosines of the age, then the normalised S.
         """
         age = (positions[..., -1:] - positions).long()
         longest = int(age.max())
@@ -150,18 +166,18 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         return torch.cat([recency, s.transpose(-1, -2)], dim=-1)
 
     def score(self, x: Tensor, real: Tensor | None = None) -> Tensor:
-        """The scoring network (spec section 6).
+        """Run the scoring network: backward attention, then one linear output (paper section 3.2).
 
         Args:
-            x: (batch, heads, tokens, 25), oldest token first; holes, if any, in front.
-            real: (batch, heads, tokens) bool, which tokens may be attended to. Since newer tokens never depend on older
-                ones, holes in front touch no score but their own, and leaving this out avoids an N x N mask.
+            x: (batch, heads, tokens, 25), oldest token first, padding slots in front of all.
+            real: (batch, heads, tokens) bool, which tokens may be attended to. Leaving it out avoids an N x N mask:
+                newer tokens never depend on older ones, so padding slots in front touch no score but their own.
 
         Returns:
-            (batch, heads, tokens): scores.
+            (batch, heads, tokens) scores.
         """
         q, k, v = self.attention_in(x.flip(-2)).split(WIDTH, dim=-1)
-        # Newest first, "itself and newer only" is an ordinary causal mask.
+        # With the newest token first, "itself and newer tokens only" is an ordinary causal mask.
         if real is None:
             o = scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
@@ -174,16 +190,17 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
 
     @torch.no_grad()
     def scores(self, view: LayerView) -> Tensor:
-        """Scores of all cached tokens of a layer, (batch, heads, tokens) float32; holes hold anything."""
+        """Score all cached tokens of a layer: (batch, heads, tokens) float32, of no meaning at padding slots."""
         with torch.autocast(view.positions.device.type, enabled=False):
             return self.to(view.positions.device).score(self.features(view.state["spectrum"], view.positions))
 
     def select(self, view: LayerView) -> Tensor:
-        """Which tokens stay (spec section 7, K taken per sequence); the newest always does."""
-        scores = self.scores(view).masked_fill(~view.real, -inf)
+        """Choose the tokens that stay, (batch, heads, tokens) bool; the newest always does. How many a layer keeps is
+        each sequence's own, where the published code takes the largest of the batch."""
+        scores = self.scores(view).masked_fill(~view.real, -inf).masked_fill(self.protected(view), inf)
         scores[..., -1] = inf
         if self.size.asked:
-            return top(scores, self.size.counts(view))
+            return top(scores, self.size.counts(view).clamp_min((scores == inf).sum(-1)))
         passing = scores >= self.threshold
         if self.selection == "head":
             return passing
@@ -193,11 +210,11 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
 
     @classmethod
     def from_vector(cls, vector: Any, *, mean: Any, var: Any, **options: Any) -> Self:
-        """A NAMM from the flat vector of evolution.
+        """Make a NAMM from a flat parameter vector.
 
         Args:
-            vector: 4,172 numbers, array or tensor; layout in `SHAPES`.
-            mean, var: 17 numbers each, the statistics the vector was evolved with.
+            vector: 4,172 numbers, array or tensor; `SHAPES` is the layout.
+            mean, var: 17 numbers each, the statistics of S that the parameters were found with.
             options: as for the constructor.
 
         Raises:
@@ -205,23 +222,21 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         """
         namm = cls(**options)
         with torch.no_grad():
-            namm._load(
-                _split(_numbers("vector", vector, SIZE))
-                | {
-                    "mean": _numbers("mean", mean, BINS),
-                    "var": _numbers("var", var, BINS),
-                }
-            )
+            statistics = {"mean": _numbers("mean", mean, BINS), "var": _numbers("var", var, BINS)}
+            namm._load(_split(_numbers("vector", vector, SIZE)) | statistics)
         return namm
 
     def to_vector(self) -> Tensor:
-        """The flat vector, (4172,) float32; the inverse of `from_vector`."""
-        parameters = dict(self.named_parameters())
-        return torch.cat([parameters[name].detach().reshape(-1) for name in SHAPES])
+        """Return the flat parameter vector, (4172,) float32; the inverse of `from_vector`."""
+        return torch.cat([self.get_parameter(name).detach().reshape(-1) for name in SHAPES])
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str], **options: Any) -> Self:
-        """A NAMM from the published training code's ``ckpt.pt`` (spec section 11); nothing is unpickled but tensors."""
+        """Make a NAMM from the published training code's ``ckpt.pt``, of which nothing but tensors is unpickled.
+
+        Raises:
+            NammTransferError: the file is not there, is unsafe or damaged, or holds no evolution state.
+        """
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError:
@@ -251,15 +266,16 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         local_files_only: bool = False,
         **options: Any,
     ) -> Self:
-        """A NAMM from a folder, a hub id, or the name of one that is shipped (``"namm-text"``).
+        """Load a NAMM from a folder, a hub id, or the name of one that is shipped (``"namm-text"``).
 
         Args:
+            pretrained_model_name_or_path: the folder, id or name.
             revision, cache_dir, token, local_files_only: for a hub id, as in huggingface_hub.
             options: override the stored configuration. ``keep``, ``budget`` and ``match`` replace each other, and a
-                ``selection`` or ``threshold`` asked for without one of them replaces a stored one.
+                ``selection`` or ``threshold`` given without one of them replaces a stored one.
 
         Raises:
-            NammTransferError: nothing there, or a configuration or weights that are not exactly a NAMM's.
+            NammTransferError: nothing is there, or its configuration or weights are not exactly a NAMM's.
         """
         source = str(pretrained_model_name_or_path)
         if not Path(source).is_dir() and "/" not in source and "\\" not in source:
@@ -274,16 +290,16 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
             config = json.loads(_locate(source, "config.json", hub).read_text())
             namm = cls(**config | options)
             namm._load(load_file(_locate(source, "model.safetensors", hub)))
-        except (SafetensorError, OSError, TypeError, ValueError, NammTransferError) as error:
+        except (SafetensorError, OSError, TypeError, ValueError, RecursionError, NammTransferError) as error:
             raise NammTransferError(f"no NAMM can be loaded from {source!r}: {str(error).splitlines()[0]}") from error
         return namm
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Called by the hub mixin, which has written the configuration."""
+        """Write the weights; the hub mixin, which calls this, has written the configuration."""
         write_atomic(save_directory / "model.safetensors", save(self.state_dict()))
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
-        """Take exactly the expected tensors, or refuse."""
+        """Take exactly the expected tensors, or refuse them."""
         own = self.state_dict()
         if tensors.keys() != own.keys():
             unknown, missing = sorted(tensors.keys() - own.keys()), sorted(own.keys() - tensors.keys())
@@ -301,15 +317,15 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
 
 
 def _locate(source: str, name: str, hub: dict[str, Any]) -> Path:
-    """A file of a folder or of a hub repository."""
+    """Find a file of a folder or of a hub repository."""
     return Path(source) / name if Path(source).is_dir() else Path(hf_hub_download(source, name, **hub))
 
 
 @lru_cache(maxsize=32)
 def _sinusoids(ages: int, device: torch.device) -> Tensor:
-    """Features of ages 0 to ``ages`` - 1, (ages, 8) float32; angles in float64, where float32 would round them away.
+    """Compute the features of ages 0 to ``ages`` - 1, (ages, 8) float32; the published table ends at age 32,768.
 
-    The published table ends at 32,768; this one has no end.
+    The angles are float64: float32 would round away those of large ages.
     """
     frequencies = 50000.0 ** (-torch.arange(RECENCY // 2, dtype=torch.float64) / 4)
     angles = torch.arange(ages, dtype=torch.float64)[:, None] * frequencies
@@ -318,7 +334,7 @@ def _sinusoids(ages: int, device: torch.device) -> Tensor:
 
 def _numbers(name: str, values: Any, count: int) -> Tensor:
     if values is None:
-        raise NammTransferError(f"{name} is missing: statistics are part of a NAMM; expected {count} numbers")
+        raise NammTransferError(f"{name} is missing: a NAMM needs its statistics; expected {count} numbers")
     tensor = torch.as_tensor(values, dtype=torch.float32).detach().cpu()
     if tensor.shape != (count,):
         raise NammTransferError(f"{name} has shape {tuple(tensor.shape)}; expected ({count},)")

@@ -1,8 +1,8 @@
 """Replay recorded updates of the published NAMM and compare every number: ``python -m namm_transfer.parity DIR...``.
 
-The format, and the tolerances, are those of ``tests/data/parity/README.md``. The arithmetic is the library's own
-(`spectrogram`, `NAMM.features`, `NAMM.score`, `policy.top`); only what couples the sequences of a batch in the
-published code, and what padding queries do there, lives here: the live cache deliberately does neither.
+Format and tolerances are those of ``tests/data/parity/README.md``. The arithmetic is the library's own (`spectrogram`,
+`NAMM.features`, `NAMM.score`, `selection.top`). Two things that the published code does and the cache of this package
+deliberately does not are computed here: the sequences of a batch are coupled, and padding queries give attention.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from torch import Tensor
 from namm_transfer.errors import NammTransferError
 from namm_transfer.moments import Moments
 from namm_transfer.namm import NAMM, SIZE
-from namm_transfer.policy import top
+from namm_transfer.selection import top
 from namm_transfer.spectrogram import BINS, HOP, fold, magnitudes
 
 TOLERANCES = {
@@ -37,38 +37,39 @@ INPUTS = ("attn", "attention_mask", "position_ids")
 
 @dataclass
 class Carry:
-    """What one update hands to the next, per kept token."""
+    """What one update hands to the next, for each kept token."""
 
     spectrum: Tensor
-    """(batch, heads, 17, kept)."""
+    """The spectrogram S, (batch, heads, 17, kept) float32."""
     tail: Tensor
-    """(batch, heads, 16, kept)."""
+    """The attention weights of the last 16 queries, (batch, heads, 16, kept) float32."""
     positions: Tensor
-    """(batch, heads, kept) int64."""
+    """The original positions, (batch, heads, kept) int64."""
 
 
 def published_update(
     namm: NAMM, attn: Tensor, mask: Tensor, position_ids: Tensor, carry: Carry, moments: Moments | None = None
 ) -> tuple[dict[str, Tensor], Carry]:
-    """One update as the published code does it: K is shared by the batch, padding is carried as filler.
+    """Compute one update as the published code does: all sequences keep equally many tokens, padding among them.
 
     Args:
-        namm: parameters and statistics.
-        attn: (batch, query_heads, new, tokens) float32 post-softmax attention.
-        mask: (batch, seen) 1 at real tokens.
-        position_ids: (batch, new).
-        carry: of the update before.
-        moments: if given, S is normalised with these statistics, this update's contribution included.
+        namm: parameters and statistics; the statistics are replaced if ``moments`` is given.
+        attn: (batch, query_heads, new, tokens) float32, attention weights after the softmax.
+        mask: (batch, seen), 1 at real tokens.
+        position_ids: (batch, new), positions of the new tokens.
+        carry: what the update before handed over.
+        moments: if given, this update's S is added to these statistics, and S is normalised with the result.
 
     Returns:
-        The intermediates by their recorded names, and what the next update needs.
+        The intermediate results by their recorded names, and what the next update needs.
     """
     batch, _, new, tokens = attn.shape
     heads, old = carry.positions.shape[1:]
     rows = attn.view(batch, heads, -1, new, tokens).mean(2)
     frames = magnitudes(torch.nn.functional.pad(carry.tail, (0, new)), rows)
     birth = torch.cat([torch.zeros(old), torch.arange(new) // HOP])
-    counted = frames * (torch.arange(new // HOP)[:, None] >= birth)[:, None]  # only padding queries look back in time
+    # A frame counts from a token's own frame on; only padding queries attend to tokens that come after them.
+    counted = frames * (torch.arange(new // HOP)[:, None] >= birth)[:, None]
     spectrum = fold(torch.nn.functional.pad(carry.spectrum, (0, new)), counted)
     positions = torch.cat([carry.positions, position_ids[:, None].expand(-1, heads, -1)], dim=-1)
     real = mask[:, None, -tokens:].bool().expand(-1, heads, -1)
@@ -80,7 +81,7 @@ def published_update(
     ranked = scores.masked_fill(~real, -inf)
     ranked[..., -1] = inf
     passing = ranked >= 0
-    # Padding is worst, but may fill up; below every real score, not excluded.
+    # Padding scores below every real token, but is not excluded: it may fill up the number to keep.
     filled = ranked.masked_fill(~real, torch.finfo(torch.float32).min)
     kept = top(filled, passing.sum(-1).max().expand(batch, heads)).nonzero()[:, -1].view(batch, heads, -1)
     result = {
@@ -105,9 +106,10 @@ def published_update(
 
 
 def replay(folder: Path) -> dict[str, float]:
-    """Replay a folder; the largest error of every recorded array, in units of its tolerance's scale.
+    """Replay a folder and return the largest error of every recorded array, by the array's name.
 
-    Exactly compared arrays have error 0.0, or inf if anything differs.
+    Errors are absolute for scores and relative to max(1, value) for everything else; arrays that are compared exactly
+    have error 0, or infinity if anything differs.
 
     Raises:
         NammTransferError: the folder does not hold recorded updates.
@@ -126,7 +128,7 @@ def replay(folder: Path) -> dict[str, float]:
         recorded = _load(folder / f"update_{update}.npz")
         inputs = [torch.from_numpy(recorded[name]) for name in INPUTS]
         if carry.positions.shape[-1] + interval != inputs[0].shape[-1]:
-            worst["kept_idx"] = inf  # the update before kept another number of tokens: the rest cannot be replayed
+            worst["kept_idx"] = inf  # an earlier update kept another number of tokens: the rest cannot be replayed
             break
         computed, carry = published_update(namm, inputs[0].float(), inputs[1], inputs[2].long(), carry, moments)
         for name, expected in recorded.items():
@@ -149,7 +151,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
 
 def _error(name: str, computed: Tensor | None, recorded: np.ndarray) -> float:
-    """Largest difference; inf for another shape, another exact value, a NaN, or an array nobody computes."""
+    """The largest difference; infinity for another shape, another exact value, a NaN, or an array not computed here."""
     expected = torch.from_numpy(np.asarray(recorded))
     if computed is None or computed.reshape(-1).shape != expected.reshape(-1).shape:
         return inf
@@ -165,7 +167,7 @@ def _error(name: str, computed: Tensor | None, recorded: np.ndarray) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Replay the folders given, print the largest error of every array; 0 only if all are inside the tolerances."""
+    """Replay folders and print the largest error of every array; return 0 only if all are inside the tolerances."""
     parser = argparse.ArgumentParser(prog="namm-transfer parity", description=__doc__.split("\n\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folder with setup.npz and update_*.npz")
     failed = False

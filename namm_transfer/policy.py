@@ -1,115 +1,61 @@
 """What an eviction policy is: the interface between the cache and whatever decides which tokens stay.
 
-A policy holds no per-sequence state; that lives in the cache, one tensor per name with the token axis last, so that the
-cache can append, gather and reorder it without knowing what it means.
+A policy object holds no state of a sequence. That lives in the cache, in named tensors whose last axis is the token, so
+that the cache can append, gather and reorder it without knowing what it means.
 """
 
-import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, floor, inf, isfinite
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from namm_transfer.errors import NammTransferError
+from namm_transfer.selection import CacheSize, Protection
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LayerView:
-    """What a policy sees of one layer, or of one of its KV heads, at an update; only the sequences whose clock reached
-    an update are in it.
+    """What a policy sees of one layer, or of some of its KV heads, at an update.
 
-    Evicted and padding tokens do not exist. Where sequences or heads hold different numbers of tokens the older end is
-    filled with holes, whose position is -1.
+    Only sequences that reached an update are in it, and only tokens that are still cached: evicted tokens and the
+    padding of the batch do not exist. Where sequences or heads hold different numbers of tokens, the older end of the
+    shorter ones is filled with padding slots, whose position is -1 and whose other contents mean nothing.
     """
 
     layer: int
-    keys: Tensor
-    """(batch, kv_heads, tokens, head_dim), as cached: after rotary embedding."""
-    positions: Tensor
-    """(batch, kv_heads, tokens) int32, original positions, ascending; -1 marks a hole."""
-    state: dict[str, Tensor]
-    """Per-token state of the policy, each (batch, kv_heads, ..., tokens)."""
-    seen: list[int]
-    """Real tokens each sequence has processed."""
-    update: int
-    """Number of the update, from 0; the same for all sequences in the view."""
+    """Number of the layer, from 0."""
+    layers: int = 1
+    """Number of layers in the cache."""
     head: int = 0
-    """KV head of the layer that the view's first is; above 0 under a policy that judges `by_head`."""
+    """KV head of the layer that comes first in this view; above 0 only if the policy judges `by_head`."""
+    keys: Tensor
+    """(batch, kv_heads, tokens, head_dim), in the model's dtype, after rotary embedding."""
+    values: Tensor
+    """(batch, kv_heads, tokens, value_dim), in the model's dtype."""
+    positions: Tensor
+    """(batch, kv_heads, tokens) int32: the original positions, ascending; -1 marks a padding slot."""
+    state: dict[str, Tensor]
+    """The policy's state of each token; every tensor is (batch, kv_heads, ..., tokens)."""
+    seen: list[int]
+    """Number of real tokens that each sequence has processed."""
+    update: int
+    """Number of this update, from 0; the same for all sequences in the view."""
 
     @property
     def real(self) -> Tensor:
-        """(batch, kv_heads, tokens) bool: False at holes."""
+        """(batch, kv_heads, tokens) bool: False at padding slots."""
         return self.positions >= 0
 
-
-@dataclass(frozen=True)
-class CacheSize:
-    """How many tokens a head keeps after an update: ``keep`` x seen, at most ``budget``, or what a schedule says."""
-
-    keep: float | None = None
-    budget: int | None = None
-    match: str | None = None
-    schedule: tuple[tuple[float, ...], ...] | None = None
-
-    def __post_init__(self) -> None:
-        asked = [name for name in ("keep", "budget", "match") if getattr(self, name) is not None]
-        if len(asked) > 1:
-            raise NammTransferError(f"give one of keep, budget and match, not {' and '.join(asked)}")
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise NammTransferError(f"keep={self.keep!r}: expected a share in (0, 1]")
-        if self.budget is not None and self.budget < 1:
-            raise NammTransferError(f"budget={self.budget!r}: expected a number of tokens, 1 or more")
-
     @property
-    def asked(self) -> bool:
-        """Whether any size was asked for."""
-        return any(size is not None for size in (self.keep, self.budget, self.match, self.schedule))
-
-    def counts(self, view: LayerView) -> Tensor:
-        """Tokens to keep, (batch, kv_heads) int64."""
-        batch, heads, _ = view.positions.shape
-        if self.keep is not None:
-            per_row = [[ceil(round(self.keep * seen, 6))] * heads for seen in view.seen]
-        elif self.budget is not None:
-            per_row = [[self.budget] * heads] * batch
-        else:
-            per_row = [self._scheduled(view, heads)] * batch
-        return torch.tensor(per_row, device=view.positions.device)
-
-    def _scheduled(self, view: LayerView, heads: int) -> list[int]:
-        if self.schedule is None:
-            raise NammTransferError(
-                f"match={self.match!r}: no schedule; an evaluator runs that policy first, or see policies.with_schedule"
-            )
-        row = self.schedule[view.layer] if view.layer < len(self.schedule) else ()
-        if not row:
-            raise NammTransferError(f"the schedule to match has no update of layer {view.layer}")
-        mean = row[min(view.update, len(row) - 1)]
-        # Heads round at different places, so that the layer's mean is met although each head keeps whole tokens.
-        return [max(1, floor(mean + (head + 0.5) / heads)) for head in range(heads)]
-
-
-def top(scores: Tensor, counts: Tensor) -> Tensor:
-    """Mask of the ``counts`` best tokens of each head; ties keep the older token.
-
-    Args:
-        scores: (batch, kv_heads, tokens), tokens from old to new; -inf marks what must not be kept.
-        counts: (batch, kv_heads) int64.
-
-    Returns:
-        (batch, kv_heads, tokens) bool.
-    """
-    order = scores.sort(dim=-1, descending=True, stable=True).indices
-    chosen = torch.arange(scores.shape[-1], device=scores.device) < counts[..., None]
-    return torch.zeros_like(chosen.expand_as(scores)).scatter(-1, order, chosen.expand_as(scores)) & (scores > -inf)
+    def age(self) -> Tensor:
+        """(batch, kv_heads, tokens) int64: how many tokens came after each one, evicted ones included."""
+        return self.positions[..., -1:].long() - self.positions.long()
 
 
 def check_interval(update_interval: int, multiple_of: int) -> None:
-    """Refuse an update interval that is no positive multiple of ``multiple_of``."""
+    """Refuse an update interval that is not a positive multiple of ``multiple_of``."""
     if not isinstance(update_interval, int) or update_interval < 1 or update_interval % multiple_of:
         what = "a positive integer" if multiple_of == 1 else f"a positive multiple of {multiple_of} (the STFT's hop)"
         raise NammTransferError(f"update_interval={update_interval!r}: expected {what}")
@@ -118,55 +64,67 @@ def check_interval(update_interval: int, multiple_of: int) -> None:
 class EvictionPolicy(ABC):
     """Decides which tokens of a layer's key/value cache stay.
 
-    The cache calls `observe` with every block of attention rows if `needs_attention` is set, and `select` when a
-    sequence's count of real tokens reaches a multiple of `update_interval`.
+    The cache calls `observe` with every block of attention weights if `needs_attention` is set, and `decide` when the
+    number of real tokens of a sequence reaches a multiple of `update_interval`.
     """
 
+    name: str = ""
+    """The policy's name in the registry and on the command line, for example ``h2o``."""
     update_interval: int = 512
+    """Number of real tokens between two updates."""
     size: CacheSize = CacheSize()
+    """How many tokens a head keeps; no size is asked for by default."""
     match: str | None = None
     """Name of the policy whose cache size this one shall have and has not been told yet; see `with_schedule`."""
+    protect: str | None = None
+    """``"A:B"``: the first A and the last B tokens are never evicted; see `Protection`."""
     evicts: ClassVar[bool] = True
-    """False: the cache is never cut, `select` is never called."""
+    """False: the cache is never cut, and `decide` is never called."""
     needs_attention: ClassVar[bool] = False
-    """True: attention is computed in the open and `observe` sees every row of it, averaged over the KV group."""
+    """True: attention weights are computed explicitly, and `observe` sees all of them, averaged over each KV group."""
     attention_dtype: str = "float32"
-    """What attention rows are rounded to before `observe` sees them (as float32 again)."""
+    """The dtype that attention weights are rounded to before `observe` sees them (as float32 again)."""
     hop: ClassVar[int] = 1
-    """Rows are handed over in blocks that do not straddle a multiple of this, counted in real tokens."""
+    """Attention weights come in blocks of queries that do not straddle a multiple of this many real tokens."""
 
     @property
     def by_head(self) -> bool:
-        """True: every KV head is shown by itself, and stored by itself, so that one which keeps less takes less. False:
-        the heads of a layer are shown together, and a layer takes what its fullest head needs."""
+        """True: every KV head is shown and stored by itself, so that a head which keeps less takes less memory.
+        False: the heads of a layer are shown together, and the layer takes what its fullest head needs."""
         return False
 
     def state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
-        """State of new tokens: zeros, each tensor (batch, heads, ..., tokens)."""
+        """The state of new tokens: tensors of zeros, each (batch, heads, ..., tokens)."""
         return {}
 
     def observe(  # noqa: B027  (a policy that needs no attention has nothing to do)
-        self, state: dict[str, Tensor], rows: Tensor, clock: list[int], sizes: list[int]
+        self, state: dict[str, Tensor], weights: Tensor, tokens_seen: list[int], query_lengths: list[int]
     ) -> None:
-        """Fold attention into ``state``, in place.
+        """Fold a block of attention weights into ``state``, in place.
 
         Args:
-            rows: (batch, kv_heads, queries, tokens) float32 softmax weights, zero beyond ``sizes[b]`` queries.
-            clock: real tokens each sequence had processed before these rows.
-            sizes: real queries of each sequence.
+            state: the policy's state of the first ``weights.shape[-1]`` cached tokens.
+            weights: (batch, kv_heads, queries, tokens) float32, after the softmax, averaged over each KV group; the
+                rows of sequence b beyond its ``query_lengths[b]`` queries are zero.
+            tokens_seen: number of real tokens that each sequence had processed before this block.
+            query_lengths: number of real queries of each sequence in this block.
         """
 
     @abstractmethod
     def select(self, view: LayerView) -> Tensor:
-        """Which tokens stay: (batch, kv_heads, tokens) bool."""
+        """Choose the tokens that stay: (batch, kv_heads, tokens) bool."""
 
+    def decide(self, view: LayerView) -> Tensor:
+        """What the cache calls: `select`, with the protected tokens added to whatever it chose.
 
-def with_schedule(policy: EvictionPolicy, schedule: Tensor | Sequence[Sequence[float]]) -> EvictionPolicy:
-    """A copy of ``policy`` that keeps ``schedule[layer][update]`` tokens a head, (layers, updates): resolves match=.
+        Raises:
+            NammTransferError: `select` did not return a bool mask of the view's shape.
+        """
+        chosen, shape = self.select(view), tuple(view.positions.shape)
+        if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool or tuple(chosen.shape) != shape:
+            raise NammTransferError(f"{type(self).__name__}.select returned {chosen!r}: expected bool of shape {shape}")
+        return chosen | self.protected(view)
 
-    Entries that are not finite (a layer with fewer updates) are dropped; later updates use the last entry.
-    """
-    matched = copy.copy(policy)
-    matched.match = None
-    matched.size = CacheSize(schedule=tuple(tuple(float(c) for c in row if isfinite(c)) for row in schedule))
-    return matched
+    def protected(self, view: LayerView) -> Tensor:
+        """The tokens that ``protect`` says must stay: (batch, kv_heads, tokens) bool."""
+        return Protection.parse(self.protect).mask(view)

@@ -1,7 +1,9 @@
-"""Attention rows to spectra: the streamed short-time Fourier transform of NAMM (paper section 3.1; window 32, hop 16).
+"""The spectrogram of the attention that a token receives: NAMM's features (paper section 3.1, arXiv 2410.13166).
 
-Pure functions on tensors whose last axis is the cached token, so that a block of attention rows (queries x tokens) is
-transformed in place, without a transpose. All arithmetic is float32.
+The attention weights that successive queries give to one cached token are a signal. It is transformed as it comes in: a
+short-time Fourier transform with window 32 and hop 16, its magnitudes averaged over time. The functions work on tensors
+whose last axis is the cached token, so that a block of attention weights (queries x tokens) needs no transpose. All
+arithmetic is float32.
 """
 
 from functools import lru_cache
@@ -10,16 +12,19 @@ import torch
 from torch import Tensor
 
 HOP = 16
+"""Queries from one frame to the next."""
 WINDOW = 32
+"""Queries in a frame."""
 BINS = 17
-DECAY = 0.99**HOP  # per frame: the published 0.99 is per token
+"""Frequencies of a frame, from 0 to half a cycle a query."""
+DECAY = 0.99**HOP  # the published 0.99 is per token, this is per frame
 
 
 @lru_cache(maxsize=8)
 def hann_dft(device: torch.device) -> Tensor:
-    """Windowed real DFT matrix, (32, 32) float32: 17 cosine rows, then the 15 sine rows of bins 1 to 15.
+    """Build the Hann-windowed real DFT, (32, 32) float32: 17 rows of cosines, then 15 of sines, of bins 1 to 15.
 
-    The sines of bins 0 and 16 vanish. Columns 0-15 meet the previous hop, columns 16-31 the current one.
+    The sines of bins 0 and 16 vanish. Columns 0-15 belong to the previous hop, columns 16-31 to the current one.
     """
     n = torch.arange(WINDOW, dtype=torch.float64)
     angle = 2 * torch.pi * torch.arange(BINS, dtype=torch.float64)[:, None] * n / WINDOW
@@ -27,22 +32,22 @@ def hann_dft(device: torch.device) -> Tensor:
     return (torch.cat([angle.cos(), angle[1:-1].sin()]) * window).float().to(device)
 
 
-def magnitudes(tail: Tensor, rows: Tensor) -> Tensor:
-    """STFT magnitudes of every frame that ends in ``rows``.
+def magnitudes(tail: Tensor, weights: Tensor) -> Tensor:
+    """Compute the STFT magnitudes of every frame that ends in ``weights``.
 
     Args:
-        tail: the hop of attention rows before ``rows``, (..., 16, tokens).
-        rows: whole hops of attention rows, oldest first, (..., 16 * frames, tokens).
+        tail: (..., 16, tokens), the attention weights of the 16 queries before ``weights``.
+        weights: (..., 16 * frames, tokens), the attention weights of complete hops of queries, oldest first.
 
     Returns:
         (..., frames, 17, tokens) float32.
     """
-    *lead, length, tokens = rows.shape
-    kernel, frames = hann_dft(rows.device), length // HOP
+    *lead, length, tokens = weights.shape
+    kernel, frames = hann_dft(weights.device), length // HOP
     before, now = kernel[:, :HOP], kernel[:, HOP:]
-    hops = rows.float().reshape(-1, HOP, tokens)
+    hops = weights.float().reshape(-1, HOP, tokens)
     spectrum = now @ hops
-    if frames > 1:  # all hops follow the one before in memory, and the first of each row of the batch are done again
+    if frames > 1:  # in memory every hop follows the one before it; the first of each sequence and head is done again
         spectrum[1:].baddbmm_(before.expand(len(hops) - 1, -1, -1), hops[:-1])
         spectrum[::frames] = now @ hops[::frames]
     spectrum[::frames] += before @ tail.float().reshape(-1, HOP, tokens)
@@ -54,14 +59,14 @@ def magnitudes(tail: Tensor, rows: Tensor) -> Tensor:
 
 
 def fold(average: Tensor, frames: Tensor) -> Tensor:
-    """Continue the exponential moving average over frames: S <- g S + (1 - g) m, g = 0.99^16, without bias correction.
+    """Continue the exponential moving average S <- g S + (1 - g) m over frames m, with g = 0.99^16, from S = 0.
 
     Args:
-        average: S so far, (..., 17, tokens); written in place.
-        frames: magnitudes, (..., frames, 17, tokens).
+        average: S so far, (..., 17, tokens) float32; written in place.
+        frames: (..., frames, 17, tokens) magnitudes.
 
     Returns:
-        ``average``, the new S.
+        ``average``, which now holds the new S.
     """
     *lead, count, bins, tokens = frames.shape
     ages = torch.arange(count - 1, -1, -1, dtype=torch.float32, device=frames.device)
@@ -70,48 +75,49 @@ def fold(average: Tensor, frames: Tensor) -> Tensor:
     return torch.add(folded, average, alpha=DECAY**count, out=average)
 
 
-def observe(state: dict[str, Tensor], rows: Tensor, clock: list[int], sizes: list[int]) -> None:
-    """Fold a block of attention rows into the per-token state, in place.
-
-    ``state`` holds ``spectrum`` (batch, heads, 17, tokens) float32, ``tail`` (batch, heads, 16, tokens), the last hop,
-    in a dtype that holds the rows exactly, and, while some sequence is inside a hop, ``pending``, as ``tail``, the rows
-    of that hop so far.
+def observe(state: dict[str, Tensor], weights: Tensor, tokens_seen: list[int], query_lengths: list[int]) -> None:
+    """Fold a block of attention weights into the state of each token, in place.
 
     Args:
-        rows: group-averaged attention, (batch, heads, queries, tokens) float32; row b has ``sizes[b]`` real queries.
-        clock: real tokens each sequence had processed before this block.
-        sizes: real queries of each sequence. Either a sequence stays inside one hop, or all sequences that have any
-            queries start on a hop and have the same whole number of hops (`attention.plan` sees to it).
+        state: ``spectrum``, (batch, heads, 17, tokens) float32; ``tail``, (batch, heads, 16, tokens), the weights of
+            the last complete hop, in a dtype that holds them exactly; and, while some sequence is inside a hop,
+            ``pending``, like ``tail``, the weights of that hop so far.
+        weights: (batch, heads, queries, tokens) float32, averaged over each KV group.
+        tokens_seen: number of real tokens that each sequence had processed before this block.
+        query_lengths: number of real queries of each sequence. Either every sequence stays inside one hop, or all that
+            have any queries start on a hop and have the same number of complete hops (the cache sees to it).
     """
-    active = [b for b, size in enumerate(sizes) if size]
-    whole = rows.shape[2] % HOP == 0 and all(sizes[b] == rows.shape[2] and clock[b] % HOP == 0 for b in active)
-    with torch.autocast(rows.device.type, enabled=False):  # float32, whatever the model around it computes in
-        if not whole:
-            _wait(state, rows, clock, sizes)
-        elif len(active) == len(sizes):
-            fold(state["spectrum"], magnitudes(state["tail"], rows))
-            state["tail"].copy_(rows[:, :, -HOP:])
+    queries = weights.shape[2]
+    active = [b for b, length in enumerate(query_lengths) if length]
+    complete = queries % HOP == 0 and all(query_lengths[b] == queries and tokens_seen[b] % HOP == 0 for b in active)
+    with torch.autocast(weights.device.type, enabled=False):  # float32, whatever the model around it computes in
+        if not complete:
+            _wait(state, weights, tokens_seen, query_lengths)
+        elif len(active) == len(query_lengths):
+            fold(state["spectrum"], magnitudes(state["tail"], weights))
+            state["tail"].copy_(weights[:, :, -HOP:])
         else:
-            _advance(state, active, rows[active])
+            _advance(state, active, weights[active])
 
 
-def _wait(state: dict[str, Tensor], rows: Tensor, clock: list[int], sizes: list[int]) -> None:
-    """Collect rows of unfinished hops; sequences that complete theirs are folded."""
+def _wait(state: dict[str, Tensor], weights: Tensor, tokens_seen: list[int], query_lengths: list[int]) -> None:
+    """Collect the weights of unfinished hops; a hop that becomes complete is folded."""
     if "pending" not in state:
         state["pending"] = torch.zeros_like(state["tail"])
     pending = state["pending"]
-    for b, size in enumerate(sizes):
-        start = clock[b] % HOP
-        pending[b, :, start : start + size] = rows[b, :, :size]
-    complete = [b for b, size in enumerate(sizes) if size and (clock[b] + size) % HOP == 0]
+    for b, length in enumerate(query_lengths):
+        start = tokens_seen[b] % HOP
+        pending[b, :, start : start + length] = weights[b, :, :length]
+    ends = [seen + length for seen, length in zip(tokens_seen, query_lengths, strict=True)]
+    complete = [b for b, length in enumerate(query_lengths) if length and ends[b] % HOP == 0]
     if complete:
         _advance(state, complete, pending[complete])
-    if all((c + size) % HOP == 0 for c, size in zip(clock, sizes, strict=True)):
+    if all(end % HOP == 0 for end in ends):
         del state["pending"]
 
 
-def _advance(state: dict[str, Tensor], chosen: list[int], rows: Tensor) -> None:
-    """Fold whole hops of some sequences of the batch."""
+def _advance(state: dict[str, Tensor], chosen: list[int], weights: Tensor) -> None:
+    """Fold complete hops of some sequences of the batch."""
     tail, spectrum = state["tail"][chosen], state["spectrum"][chosen]
-    state["spectrum"][chosen] = fold(spectrum, magnitudes(tail, rows))
-    state["tail"][chosen] = rows[:, :, -HOP:].to(state["tail"].dtype)
+    state["spectrum"][chosen] = fold(spectrum, magnitudes(tail, weights))
+    state["tail"][chosen] = weights[:, :, -HOP:].to(state["tail"].dtype)

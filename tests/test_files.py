@@ -82,7 +82,7 @@ def test_a_name_in_two_groups_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a/same", "b/same"):
         (tmp_path / "assets" / name).mkdir(parents=True)
-    with pytest.raises(NammTransferError, match=r"more than once: .*/a/same and .*/b/same"):
+    with pytest.raises(NammTransferError, match=r"more than once: .*/a/same and .*/b/same; name one"):
         files.asset("same")
     assert files.asset("b/same") == tmp_path / "assets" / "b" / "same"
 

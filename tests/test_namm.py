@@ -15,7 +15,13 @@ def view(spectrum, positions=None, layer=0, seen=None):
     batch, heads, _, tokens = spectrum.shape
     positions = torch.arange(tokens, dtype=torch.int32).expand(batch, heads, -1) if positions is None else positions
     return LayerView(
-        layer, torch.zeros(batch, heads, tokens, 4), positions, {"spectrum": spectrum}, seen or [tokens] * batch, 0
+        layer=layer,
+        keys=torch.zeros(batch, heads, tokens, 4),
+        values=torch.zeros(batch, heads, tokens, 4),
+        positions=positions,
+        state={"spectrum": spectrum},
+        seen=seen or [tokens] * batch,
+        update=0,
     )
 
 
@@ -216,7 +222,7 @@ def test_a_higher_threshold_is_a_lower_bias(random_namm):
         assert strict.select(seen).sum() < random_namm(selection=selection).select(seen).sum()
 
 
-def test_the_newest_token_always_stays_and_holes_never_do(random_namm):
+def test_the_newest_token_always_stays_and_padding_slots_never_do(random_namm):
     namm = random_namm()
     positions = torch.cat([torch.full((5,), -1), torch.arange(15)]).int().expand(1, 2, -1)
     for selection in ("layer", "head"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from namm_transfer import EvictionPolicy, MemoryCache
 from namm_transfer.cache.keyword import CACHE
-from namm_transfer.evals.harness.run import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.harness import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.report.schema import Report
 
 
@@ -110,4 +110,4 @@ def main(arguments: Sequence[str] | None = None, evaluate: Evaluator | None = No
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    script(main)

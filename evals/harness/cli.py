@@ -1,18 +1,23 @@
-"""The command `namm-transfer`: one word for each of the scripts, without a checkout.
+"""The command `namm-transfer`, and how every script of this package ends.
 
-`namm-transfer rl --env hopper` is `python evals/rl.py --env hopper`; over several processes or machines it is
-`accelerate launch -m namm_transfer.evals.rl --env hopper`.
+`namm-transfer rl --env hopper` is `python evals/rl.py --env hopper` without a checkout; over several processes or
+machines it is `accelerate launch -m namm_transfer.evals.rl --env hopper`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
+from typing import Any, NoReturn
 
 from namm_transfer.errors import NammTransferError
+
+OK, CHECK_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses."""
 
 
 @dataclasses.dataclass
@@ -28,36 +33,60 @@ class Command:
 
 
 COMMANDS = {
-    "video": Command("namm_transfer.evals.video", "video", "questions about videos, answered under each policy"),
-    "rl": Command("namm_transfer.evals.rl", "rl", "MuJoCo episodes, played under each policy"),
-    "text": Command("namm_transfer.evals.text", "text", "questions about long texts, answered under each policy"),
-    "evolve": Command("namm_transfer.evals.evolve", "evolve", "evolve a NAMM on text"),
-    "report": Command(
-        "namm_transfer.evals.report.__main__", "report", "merge, verify and compare reports, or make a gallery of them"
-    ),
+    "video": Command("namm_transfer.evals.video", "video", "ask a video-language model about videos"),
+    "rl": Command("namm_transfer.evals.rl", "rl", "let a Decision Transformer play MuJoCo episodes"),
+    "text": Command("namm_transfer.evals.text", "text", "ask a language model about long texts"),
+    "evolve": Command("namm_transfer.evals.evolve", "evolve", "make a NAMM on text"),
+    "report": Command("namm_transfer.evals.report.__main__", "report", "merge, verify, compare and publish reports"),
     "parity": Command("namm_transfer.parity", None, "replay recorded updates and compare every number"),
 }
 
+USAGE = """usage: namm-transfer COMMAND [OPTIONS]
+
+Evaluate policies that decide which tokens stay in a transformer's key/value cache. video, rl and text run a model once
+under each policy of --policy and write a report that compares score and cache size: does a memory that was trained on
+text alone serve a video model, or an agent, that it never saw?
+
+{commands}
+
+namm-transfer COMMAND --help explains the options of a command. To begin with, a few minutes on a laptop:
+
+  namm-transfer rl --env hopper --limit 4 --policy full,namm,h2o:match=namm --out runs/rl
+  namm-transfer video --films 2 --policy full,namm --out runs/video
+
+Then read runs/rl/report.html, or put reports together and check them:
+
+  namm-transfer report merge runs/video runs/rl --out runs/transfer
+  namm-transfer report verify runs/video --samples 2
+
+A run that was interrupted goes on with the same command and --resume. Several processes or machines:
+accelerate launch -m namm_transfer.evals.rl --env hopper
+
+Exit status: 0 done; 1 a check failed, or an evaluation under a policy scored nothing; 2 something you can put right,
+named in one line; 130 interrupted."""
+
+
+def usage() -> str:
+    """The help text."""
+    return USAGE.format(commands="\n".join(f"  {name:<8} {command.purpose}" for name, command in COMMANDS.items()))
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 for a check that failed, 2 for something the user can put right."""
+    """Run a command; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["--version"]:
         print(f"namm-transfer {metadata.version('namm-transfer')}")
-        return 0
+        return OK
     if not given or given[0] in ("-h", "--help"):
         print(usage())
-        return 0 if given else 2
+        return OK if given else USER_ERROR
     name, *rest = given
     if name not in COMMANDS:
         print(f"namm-transfer: unknown command {name!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+        return USER_ERROR
     command = COMMANDS[name]
     try:
-        status = importlib.import_module(command.module).main(rest)
-    except NammTransferError as error:
-        print(f"namm-transfer {name}: {error}", file=sys.stderr)
-        return 2
+        return status(lambda: importlib.import_module(command.module).main(rest), f"namm-transfer {name}")
     except ModuleNotFoundError as error:
         if command.extra is None or (error.name or "").startswith("namm_transfer"):
             raise
@@ -66,30 +95,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f'pip install "namm-transfer[{command.extra}]"',
             file=sys.stderr,
         )
-        return 2
-    return status if isinstance(status, int) else 0
+        return USER_ERROR
 
 
-def usage() -> str:
-    """The help text."""
-    lines = [f"  {name:<8} {command.purpose}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: namm-transfer COMMAND [OPTIONS]",
-            "",
-            "Does a memory evolved on text help a video model, and an agent, that it never saw?",
-            "",
-            *lines,
-            "",
-            "namm-transfer COMMAND --help explains the options of a command. To begin with:",
-            "",
-            "  namm-transfer rl --env hopper --limit 4 --policy full,namm",
-            "  namm-transfer report merge runs/video runs/rl --out runs/transfer",
-            "  namm-transfer report verify runs/video --samples 2",
-            "",
-            "Several processes or machines: accelerate launch -m namm_transfer.evals.rl --env hopper",
-        ]
-    )
+def script(main: Callable[[], Any]) -> NoReturn:
+    """Run the `main` of a script and end the program with its exit status.
+
+    if __name__ == "__main__":
+        script(main)
+    """
+    sys.exit(status(main, "error"))
+
+
+def status(main: Callable[[], Any], name: str) -> int:
+    """Run `main` and return the exit status. What the user can put right is one line on stderr and no traceback.
+
+    Args:
+        main: returns an exit status, a `Report` (which fails if a policy scored nothing), or None.
+        name: what the line begins with.
+    """
+    try:
+        result = main()
+    except NammTransferError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return USER_ERROR
+    except BrokenPipeError:  # the reader of the output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CHECK_FAILED
+    except OSError as error:
+        print(f"{name}: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    if result is None or isinstance(result, int):
+        return int(result or OK)
+    unscored = [f"{row.policy} on {row.task}" for row in result.summary if row.score is None]
+    if unscored:
+        print(f"{name}: nothing was scored under {', '.join(unscored)}", file=sys.stderr)
+    return CHECK_FAILED if unscored else OK
 
 
 if __name__ == "__main__":

@@ -1,69 +1,70 @@
-"""Which policies a comparison runs, and `match=NAME`: the cache size that another policy of the comparison used."""
+"""Which policies an evaluation compares, and whose cache size each of them is given."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Sequence
 
 from namm_transfer import policies
 from namm_transfer.errors import NammTransferError
-from namm_transfer.evals.harness.options import split_policies
-from namm_transfer.evals.report.schema import Record
+from namm_transfer.policies import PolicySpec
 from namm_transfer.policy import EvictionPolicy
 
 
-def lineup(values: Iterable[str], update_interval: int) -> dict[str, EvictionPolicy]:
-    """The policies to run, by their specs, from the values of `--policy`.
+@dataclasses.dataclass
+class Entry:
+    """One policy of a comparison."""
 
-    A policy that another one wants to match, and that is not there, comes before it.
+    spec: PolicySpec
+    """As the command line names it."""
+    policy: EvictionPolicy
+    """The policy built from it. With `match=NAME` it does not know yet how much to keep."""
+    match: PolicySpec | None = None
+    """The policy whose cache size it is given; None if it has a size of its own."""
+
+
+def lineup(specs: Sequence[PolicySpec], update_interval: int) -> list[Entry]:
+    """The policies to compare, in order. A policy that another one wants to match is added before it if it is missing.
+
+    Args:
+        specs: the policies asked for.
+        update_interval: tokens between two updates, for policies whose spec does not say.
 
     Raises:
-        NammTransferError: an unknown policy or key, no policy at all, or a match=NAME that fits none or several.
+        NammTransferError: no policy at all, a value that a policy refuses, or a match=NAME that fits none or several.
     """
-    specs = split_policies(values)
     if not specs:
         raise NammTransferError("no policy to evaluate; expected something like --policy full,namm")
-    result: dict[str, EvictionPolicy] = {}
+    entries: list[Entry] = []
     for spec in specs:
-        policy = policies.make(spec, update_interval=update_interval)
-        if policy.match is not None and not _candidates(policy.match, spec, specs):
-            result[policy.match] = policies.make(policy.match, update_interval=update_interval)
-        result[spec] = policy
-    for spec in specs:
-        target(spec, result)
-    return result
+        entry = Entry(spec, spec.make(update_interval))
+        wanted = entry.policy.match
+        known = [*specs, *(earlier.spec for earlier in entries)]
+        if wanted is not None and not _named(wanted, spec, known):
+            added = policies.parse(wanted)
+            entries.append(Entry(added, added.make(update_interval)))
+        entries.append(entry)
+    for entry in entries:
+        entry.match = _target(entry, entries)
+    return entries
 
 
-def target(spec: str, lineup: dict[str, EvictionPolicy]) -> str | None:
-    """The spec whose cache size `spec` asks for; None if it has a size of its own."""
-    name = lineup[spec].match
+def _target(entry: Entry, entries: Sequence[Entry]) -> PolicySpec | None:
+    """The policy whose cache size `entry` asks for; None if it has a size of its own."""
+    name = entry.policy.match
     if name is None:
         return None
-    found = [other for other in _candidates(name, spec, list(lineup)) if lineup[other].match is None]
+    sized = [other.spec for other in entries if other.policy.match is None]
+    found = [spec for spec in _named(name, entry.spec, [other.spec for other in entries]) if spec in sized]
     if len(found) != 1:
+        candidates = " or ".join(repr(spec.text) for spec in found) or "no policy with a size of its own"
         raise NammTransferError(
-            f"{spec!r}: match={name!r} means {' or '.join(map(repr, found)) or 'no policy with a size of its own'}; "
-            "expected exactly one policy of that name"
+            f"{entry.spec.text!r}: match={name!r} means {candidates}; expected exactly one policy of that name"
         )
     return found[0]
 
 
-def _candidates(name: str, spec: str, specs: Sequence[str]) -> list[str]:
-    """Which of `specs` the `name` in match=name can mean: the spec itself, or else those of that policy."""
-    others = [other for other in specs if other != spec]
-    return [name] if name in others else [other for other in others if other.partition(":")[0] == name]
-
-
-def mean_history(records: Iterable[Record]) -> list[list[float]]:
-    """Tokens a head held after each update, (layers, updates), each entry the mean over the samples that got so far."""
-    return [_columns_mean(rows) for rows in _by_layer([record.history for record in records])]
-
-
-def _by_layer(histories: list[list[list[float]]]) -> list[list[list[float]]]:
-    layers = max(map(len, histories), default=0)
-    return [[history[layer] for history in histories if layer < len(history)] for layer in range(layers)]
-
-
-def _columns_mean(rows: list[list[float]]) -> list[float]:
-    columns = [[row[i] for row in rows if i < len(row)] for i in range(max(map(len, rows), default=0))]
-    return [math.fsum(column) / len(column) for column in columns]  # fsum: the same in whatever order they come
+def _named(name: str, asking: PolicySpec, specs: Sequence[PolicySpec]) -> list[PolicySpec]:
+    """Which of `specs`, other than the one that asks, match=name can mean: that very spec, or all of that policy."""
+    others = [spec for spec in specs if spec != asking]
+    return [spec for spec in others if spec.text == name] or [spec for spec in others if spec.name == name]

@@ -1,19 +1,23 @@
-"""The flags every evaluation has, and how they are read: command line, then TOML file, then the defaults."""
+"""The flags that every evaluation has, and how flags are read: command line first, then a TOML file, then defaults."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import sys
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
+from namm_transfer import policies
 from namm_transfer.errors import NammTransferError
+from namm_transfer.policies import PolicySpec
 
 
 @dataclasses.dataclass
@@ -21,9 +25,10 @@ class EvalOptions:
     """Flags that every evaluation has. A script's own options inherit from this and may give other defaults."""
 
     policy: tuple[str, ...] = ("full,namm,streaming:match=namm,h2o:match=namm",)
-    """Policies to compare, out of full, streaming, h2o, l2, tova, snapkv, random and namm, each written name or
-    name:key=value,... for example h2o:keep=0.5. May be repeated, and one value may hold several, separated by commas:
-    full,streaming:sinks=4,window=252 is two. match=NAME asks for the cache size that policy NAME used."""
+    """Policies to compare, out of full, recent, streaming, h2o, l2, value-norm, keydiff, leverage, tova, snapkv,
+    random, namm and those of other packages, each written name or name:key=value,... for example h2o:keep=0.5. May be
+    repeated, and one value may hold several, separated by commas: full,streaming:sinks=4,window=252 is two. match=NAME
+    asks for the cache size that policy NAME used; protect=4:64 never evicts the first 4 and the last 64 tokens."""
 
     update_interval: int = 512
     """The policy acts each time a sequence has grown by this many tokens; spectral policies need a multiple of 16."""
@@ -38,13 +43,21 @@ class EvalOptions:
     """Folder of the records and of report.json, report.md and report.html."""
 
     resume: bool = False
-    """Go on from the records in the --out folder; finished samples are not repeated."""
+    """Go on from the records in the --out folder: finished samples are not repeated, failed ones are tried again."""
 
     config: Path | None = None
     """TOML file with defaults for these flags (keys are the names of the flags); a flag overrules the file."""
 
     threads: int = 1
     """CPU threads a process. Another number may change the last bit of a result; for speed, start more processes."""
+
+    def policies(self) -> list[PolicySpec]:
+        """The policies of `policy`, parsed: from here on nothing reads their text.
+
+        Raises:
+            NammTransferError: an unknown policy or key, a value of the wrong type, or a key that belongs to no policy.
+        """
+        return [policies.parse(text) for text in split_policies(self.policy)]
 
 
 Options = TypeVar("Options")
@@ -57,15 +70,57 @@ def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Opt
     (`sys.argv[1:]` unless given) that are wrong end the program with a message, as command line tools do.
 
     Raises:
-        NammTransferError: the file is not there, is no TOML, or has a key or value that does not fit.
+        NammTransferError: the file is not there, is no TOML, or has a key or value that does not fit; or something is
+            no text.
     """
     given = _gathered(sys.argv[1:] if arguments is None else arguments, "--policy")
+    _check_text(given, "the command line")
     file = _value_of("--config", given)
-    default = options() if file is None else _from_toml(options, Path(file))
-    called, *words = sys.argv
+    default = options() if file is None else from_toml(options, Path(file))
+    called, *words = sys.argv or [""]
     program = f"namm-transfer {words[0]}" if words and Path(called).name == "namm-transfer" else None
     described = sys.modules[options.__module__].__doc__ or options.__doc__
     return tyro.cli(options, prog=program, args=given, default=default, description=described)
+
+
+def from_toml(kind: type[Options], path: Path) -> Options:
+    """An object of a dataclass from a TOML file whose keys are its fields, dashes standing for underscores.
+
+    Fields that the file leaves out get their defaults. ``"none"`` is what it writes for a field that may be None, since
+    TOML has no null.
+
+    Raises:
+        NammTransferError: the file cannot be read, or has a key or value that does not fit; names file, key and value.
+    """
+    where = f"--config {str(path)!r}"
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    values = {}
+    for key, value in _read_toml(path, where).items():
+        name = key.replace("-", "_")
+        if name not in known or name == "config":
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+            raise NammTransferError(f"{where}: unknown key {key!r}; {hint}")
+        optional = NoneType in get_args(get_type_hints(kind)[name])
+        values[name] = None if value == "none" and optional else value
+    if isinstance(values.get("policy"), str):
+        values["policy"] = [values["policy"]]
+    _check_text(values, where)
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first: Any = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise NammTransferError(f"{where}: {name} = {_shortened(first['input'])}: {first['msg']}") from None
+
+
+def _read_toml(path: Path, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NammTransferError(f"{where}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, or nested too deeply
+        raise NammTransferError(f"{where} is no TOML: {error}") from None
 
 
 def split_policies(values: Iterable[str]) -> list[str]:
@@ -76,17 +131,17 @@ def split_policies(values: Iterable[str]) -> list[str]:
     >>> split_policies(["full,streaming:sinks=4,window=252", "namm"])
     ['full', 'streaming:sinks=4,window=252', 'namm']
     """
-    specs: list[str] = []
+    texts: list[str] = []
     for value in values:
-        start = len(specs)
+        start = len(texts)
         for part in filter(None, map(str.strip, value.split(","))):
             if "=" not in part or ":" in part.partition("=")[0]:
-                specs.append(part)
-            elif len(specs) == start:
+                texts.append(part)
+            elif len(texts) == start:
                 raise NammTransferError(f"--policy {value!r}: {part!r} continues no policy; expected name:{part}")
             else:
-                specs[-1] += ("," if ":" in specs[-1] else ":") + part
-    return list(dict.fromkeys(specs))
+                texts[-1] += ("," if ":" in texts[-1] else ":") + part
+    return list(dict.fromkeys(texts))
 
 
 def _gathered(arguments: Sequence[str], flag: str) -> list[str]:
@@ -94,7 +149,7 @@ def _gathered(arguments: Sequence[str], flag: str) -> list[str]:
     rest: list[str] = []
     values: list[str] = []
     inside = False
-    for argument in arguments:
+    for argument in map(os.fspath, arguments):
         if argument == flag or argument.startswith(f"{flag}="):
             inside = argument == flag
             values += [] if inside else [argument.partition("=")[2]]
@@ -117,24 +172,16 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
     return value
 
 
-def _from_toml(options: type[Options], path: Path) -> Options:
-    try:
-        values = {key.replace("-", "_"): value for key, value in tomllib.loads(path.read_text()).items()}
-    except OSError as error:
-        raise NammTransferError(f"--config {str(path)!r}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise NammTransferError(f"--config {str(path)!r} is no TOML: {error}") from None
-    known = [field.name for field in dataclasses.fields(options)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in known or key == "config":
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
-            raise NammTransferError(f"--config {str(path)!r}: unknown key {key!r}; {hint}")
-    if isinstance(values.get("policy"), str):
-        values["policy"] = [values["policy"]]
-    try:
-        return TypeAdapter(options).validate_python(values)
-    except ValidationError as error:
-        first: Any = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise NammTransferError(f"--config {str(path)!r}: {name} = {first['input']!r}: {first['msg']}") from None
+def _check_text(value: Any, where: str) -> None:
+    """Refuse strings that no file and no file name can hold: half a surrogate pair, or a NUL."""
+    if isinstance(value, str) and (any("\ud800" <= letter <= "\udfff" for letter in value) or "\0" in value):
+        raise NammTransferError(f"{where}: {_shortened(value)} is no text; expected UTF-8 without NUL bytes")
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    for item in value if isinstance(value, list | tuple) else ():
+        _check_text(item, where)
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

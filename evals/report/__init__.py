@@ -10,11 +10,11 @@ Scores have the unit that `Run.description["score"]` names, shares are fractions
 seconds; `schema` has the unit of every field.
 """
 
-from namm_transfer.evals.report.build import build
+from namm_transfer.evals.report.analysis import build
 from namm_transfer.evals.report.comparison import diff
 from namm_transfer.evals.report.merge import merge
-from namm_transfer.evals.report.reading import read
-from namm_transfer.evals.report.render import write
+from namm_transfer.evals.report.pages import write
+from namm_transfer.evals.report.records import read
 from namm_transfer.evals.report.schema import Record, Report, Run
 from namm_transfer.evals.report.verification import verify
 

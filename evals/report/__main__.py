@@ -10,8 +10,8 @@ from typing import Annotated
 import tyro
 
 from namm_transfer.errors import NammTransferError
-from namm_transfer.evals.report import comparison, gallery, render, verification
-from namm_transfer.evals.report.build import build
+from namm_transfer.evals.report import comparison, gallery, pages, verification
+from namm_transfer.evals.report.analysis import build
 from namm_transfer.evals.report.merge import merge
 
 
@@ -26,7 +26,7 @@ def merge_command(folders: Annotated[tuple[Path, ...], tyro.conf.Positional], /,
         raise NammTransferError(
             "nothing to merge; expected folders, as in: report merge runs/video runs/rl --out runs/all"
         )
-    print(render.terminal(merge(folders, out), out))
+    print(pages.terminal(merge(folders, out), out))
 
 
 def render_command(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
@@ -36,8 +36,8 @@ def render_command(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
         folder: Folder that an evaluation or a merge wrote.
     """
     report = build(folder)
-    render.write(report, folder)
-    print(render.terminal(report, folder))
+    pages.write(report, folder)
+    print(pages.terminal(report, folder))
 
 
 def verify_command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -14,7 +15,12 @@ import numpy as np
 from namm_transfer.errors import NammTransferError
 from namm_transfer.files import write_atomic
 
-_UNREADABLE = (FileNotFoundError, KeyError, zipfile.BadZipFile, zlib.error)  # not there, not in it, or damaged
+MOST_BYTES = 1 << 28
+"""A larger array in an archive is not unpacked."""
+
+_NAME = re.compile("[0-9a-f]{64}")
+# Not there, not in it, damaged, encrypted, or packed in a way that Python does not know.
+_UNREADABLE = (OSError, KeyError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class ArrayStore:
@@ -40,15 +46,21 @@ class ArrayStore:
         data = self._bytes(name)
         if data is None or hashlib.sha256(data).hexdigest() != name:
             raise NammTransferError(f"array {name!r} is {'missing' if data is None else 'damaged'} in {self.packed}")
-        return np.load(io.BytesIO(data), allow_pickle=False)
+        try:
+            return np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, EOFError, MemoryError, OverflowError) as error:
+            raise NammTransferError(f"array {name!r} in {self.packed} is no .npy file: {error}") from None
 
     def _bytes(self, name: str) -> bytes | None:
+        if not _NAME.fullmatch(name):  # it comes from a record, and would be a path
+            return None
         loose = self.loose / f"{name}.npy"
-        if loose.exists():
-            return loose.read_bytes()
         try:
+            if loose.is_file():
+                return loose.read_bytes()
             with zipfile.ZipFile(self.packed) as archive:
-                return archive.read(f"{name}.npy")
+                member = archive.getinfo(f"{name}.npy")
+                return archive.read(member) if member.file_size <= MOST_BYTES else None
         except _UNREADABLE:
             return None
 
@@ -61,14 +73,14 @@ class ArrayStore:
         except _UNREADABLE:
             return loose
 
-    def pack(self, names: Iterable[str] = (), sources: Iterable[ArrayStore] = ()) -> None:
+    def pack(self, names: Iterable[str] = (), sources: Iterable[ArrayStore] = (), only: bool = False) -> None:
         """Put all arrays that are here, and the named ones from `sources`, into kept.npz and remove the loose files.
 
         Those of a run that was put aside stay, as its records do. Arrays that are nowhere to be found are left out: the
-        records still say that they existed.
+        records still say that they existed. With `only`, arrays that are here and not named go.
         """
         stores = [self, *sources]
-        wanted = self._names().union(names)
+        wanted = set(names) if only else self._names().union(names)
         found = {name: next((data for store in stores if (data := store._bytes(name))), None) for name in wanted}
         if any(found.values()):
             buffer = io.BytesIO()

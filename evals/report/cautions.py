@@ -2,84 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from namm_transfer.evals.report import statistics, verdict
+from namm_transfer.evals.report import statistics
 from namm_transfer.evals.report.ledger import differences
 from namm_transfer.evals.report.records import Task
 from namm_transfer.evals.report.schema import Overall, Published, Run, SummaryRow
-
-TASKS_OWN = ("env", "dataset", "model", "target_return")
-"""Options in which the tasks of a group may differ."""
+from namm_transfer.evals.report.verdict import MIN_UPDATES, number, percent
 
 MATCH_TOLERANCE = 0.02
 """Relative difference of cache sizes up to which match=NAME counts as met."""
 
+TASKS_OWN = ("env", "dataset", "model", "target_return")
+"""Options in which the tasks of a group may differ."""
 
-def of_task(task: Task, summary: Sequence[SummaryRow], published: Sequence[Published]) -> list[str]:
-    """The warnings about one task, each with the task's name before it."""
+
+def task_warnings(task: Task, summary: Sequence[SummaryRow], published: Sequence[Published]) -> list[str]:
+    """What a reader has to know before believing the tables of one task."""
     rows = {row.policy: row for row in summary if row.task == task.run.task}
-    found = [*task.damage, *_missing(task, rows), *_losses(task, rows), *_chance(task), *_sizes(task, rows)]
-    found += [*_zero(rows), *_worlds(task, published)]
+    found = [*task.damage, *_missing(task, rows), *_losses(task, rows), *_chance(task), *_unmatched(task, rows)]
+    both = [row.policy for row in rows.values() if row.diff_ci and row.diff_ci[0] < 0 < row.diff_ci[1]]
+    if both:
+        found.append(f"the interval contains zero, so neither a gain nor a loss is shown: {', '.join(both)}")
+    own = str(task.run.description.get("world") or "a world that was not recorded")
+    others = dict.fromkeys(item.world for item in published if item.task == task.run.task and item.world != own)
+    found += [
+        f"the published numbers are from another world ({other}) than these scores ({own}): read them side by side "
+        "with care, their difference is no effect of a policy"
+        for other in others
+    ]
     return [f"{task.run.task}: {warning}" for warning in found]
-
-
-def of_group(overall: Sequence[Overall], tasks: Sequence[Task], summary: Sequence[SummaryRow]) -> list[str]:
-    """The warnings about one group of tasks, given the rows made of it."""
-    if not overall or overall[0].tasks < 2:
-        return []
-    name, found = overall[0].task, []
-    for row in overall:
-        idle = [
-            part.task
-            for part in summary
-            if part.policy == row.policy
-            and part.task.startswith(f"{name}/")
-            and part.updates_mean < verdict.MIN_UPDATES
-        ]
-        if idle and row.policy != "full" and row.updates_mean >= verdict.MIN_UPDATES:
-            found.append(f"{row.policy} hardly acted in {', '.join(idle)}, and counts there too")
-    partial = {spec for task in tasks for spec in task.records if task.records[spec]} - {row.policy for row in overall}
-    if partial:
-        found.append(f"not run in every task and so not in the overall table: {', '.join(sorted(partial))}")
-    found += _unlike(tasks)
-    return [f"{name}: {warning}" for warning in found]
-
-
-def _unlike(tasks: Sequence[Task]) -> list[str]:
-    """Tasks whose runs differ in more than what they are about."""
-    first, found = tasks[0].run, []
-    for other in (task.run for task in tasks[1:]):
-        both = {policy.spec for policy in first.policies} & {policy.spec for policy in other.policies}
-        there, here = _settings(first, both), _settings(other, both)
-        if different := differences(there, here, sides=(f"in {first.task}", f"in {other.task}")):
-            found.append(f"tasks of different settings are taken together: {'; '.join(different)}")
-    return found
-
-
-def _settings(run: Run, specs: set[str]) -> dict[str, Any]:
-    """The options that tasks of a group share, and the weights of these policies."""
-    options = {name: value for name, value in run.options.items() if name not in TASKS_OWN}
-    return {"options": options, "weights": {p.spec: p.sha256 for p in run.policies if p.spec in specs}}
 
 
 def _missing(task: Task, rows: dict[str, SummaryRow]) -> list[str]:
     every = task.run.samples * len(task.records)
     missing = every - sum(map(len, task.records.values()))
     found = [f"the run is not finished: {missing} of {every} records are missing"] if missing else []
-    return found if "full" in rows else [*found, "no full cache was run, so there is nothing to compare with"]
+    if not any(row.score is not None for row in rows.values()):
+        found.append("nothing was scored: every sample failed")
+    reference = task.run.baseline
+    if reference is None or reference.spec not in rows:
+        found.append("no full cache was run, so there is nothing to compare with")
+    return found
 
 
 def _losses(task: Task, rows: dict[str, SummaryRow]) -> list[str]:
     """Failed samples and unparsed answers; what is the same under several policies is said once."""
     said: dict[str, list[str]] = {}
     for spec, row in rows.items():
-        if row.failed:
-            first = next(record.error for record in task.records[spec] if record.error)
-            text = f"{row.failed} of {row.n} samples failed and are left out of the score; the first: {first}"
+        failed = [record for record in task.records[spec] if record.error is not None]
+        if failed:
+            text = (
+                f"{row.failed} of {row.n} samples failed and are left out of the score "
+                f"({_names(record.id for record in failed)}); the first: {failed[0].error}"
+            )
             said.setdefault(text, []).append(spec)
         if row.unparsed:
             text = f"{row.unparsed} of {row.n} answers could not be parsed and count as wrong"
@@ -88,23 +67,28 @@ def _losses(task: Task, rows: dict[str, SummaryRow]) -> list[str]:
     return [f"{everywhere if len(specs) == len(rows) else ', '.join(specs)}: {text}" for text, specs in said.items()]
 
 
+def _names(names: Iterable[str], limit: int = 5) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return f"{', '.join(listed[:limit])}{more}"
+
+
 def _chance(task: Task) -> list[str]:
-    chance = task.run.description.get("chance")
-    full = [record for record in task.records.get("full", []) if record.score is not None]
+    chance, reference = task.run.description.get("chance"), task.run.baseline
+    full = [r for r in task.records.get(reference.spec if reference else "", []) if r.score is not None]
     if chance is None or not full:
         return []
-    scores = [record.score for record in full if record.score is not None]
+    scores = [record.score or 0.0 for record in full]
     bounds = statistics.interval(scores, [record.cluster or f"sample {record.index}" for record in full])
-    low = bounds[0] if bounds else float(np.mean(scores))
-    if low > float(chance):
+    if (bounds[0] if bounds else float(np.mean(scores))) > float(chance):
         return []
     return [
-        f"the full cache scores {verdict.number(float(np.mean(scores)))}, not clearly above guessing "
-        f"({verdict.number(float(chance))}): differences between policies mean little for a model this weak"
+        f"the full cache scores {number(float(np.mean(scores)))}, not clearly above guessing "
+        f"({number(float(chance))}): differences between policies mean little for a model this weak"
     ]
 
 
-def _sizes(task: Task, rows: dict[str, SummaryRow]) -> list[str]:
+def _unmatched(task: Task, rows: dict[str, SummaryRow]) -> list[str]:
     """Policies that were to have the cache size of another and do not."""
     found = []
     for policy in task.run.policies:
@@ -113,26 +97,43 @@ def _sizes(task: Task, rows: dict[str, SummaryRow]) -> list[str]:
             continue
         if abs(row.kept_share / other.kept_share - 1) > MATCH_TOLERANCE:
             found.append(
-                f"{policy.spec} held {verdict.percent(row.kept_share)} of the cache, {policy.match} "
-                f"{verdict.percent(other.kept_share)}: more than 2 % apart"
+                f"{policy.spec} kept {percent(row.kept_share)} of the cache, {policy.match} "
+                f"{percent(other.kept_share)}: more than {100 * MATCH_TOLERANCE:.0f} % apart"
             )
     return found
 
 
-def _zero(rows: dict[str, SummaryRow]) -> list[str]:
-    """Intervals that allow both a gain and a loss."""
-    both = [row.policy for row in rows.values() if row.diff_ci and row.diff_ci[0] < 0 < row.diff_ci[1]]
-    if not both:
+def group_warnings(overall: Sequence[Overall], tasks: Sequence[Task], summary: Sequence[SummaryRow]) -> list[str]:
+    """What a reader has to know before believing the rows over a group of tasks."""
+    if not overall or overall[0].tasks < 2:
         return []
-    return [f"the interval contains zero, so neither a gain nor a loss is shown: {', '.join(both)}"]
+    names, found = {task.run.task for task in tasks}, []
+    for row in overall:
+        idle = [
+            part.task
+            for part in summary
+            if part.policy == row.policy and part.task in names and part.updates_mean < MIN_UPDATES
+        ]
+        if idle and row.updates_mean >= MIN_UPDATES:
+            found.append(f"{row.policy} hardly acted in {', '.join(idle)}, and counts there too")
+    partial = {spec for task in tasks for spec in task.records if task.records[spec]} - {row.policy for row in overall}
+    if partial:
+        found.append(f"not run in every task and so not in the overall table: {', '.join(sorted(partial))}")
+    return [f"{overall[0].task}: {warning}" for warning in [*found, *_unlike(tasks)]]
 
 
-def _worlds(task: Task, published: Sequence[Published]) -> list[str]:
-    """Published numbers that were measured on something else."""
-    own = str(task.run.description.get("world") or "a world that was not recorded")
-    others = dict.fromkeys(item.world for item in published if item.task == task.run.task and item.world != own)
-    return [
-        f"the published numbers are from another world ({other}) than these scores ({own}): read them side by side "
-        "with care, their difference is no effect of a memory"
-        for other in others
-    ]
+def _unlike(tasks: Sequence[Task]) -> list[str]:
+    """Tasks whose runs differ in more than what they are about."""
+    first, found = tasks[0].run, []
+    for other in (task.run for task in tasks[1:]):
+        both = {policy.spec for policy in first.policies} & {policy.spec for policy in other.policies}
+        sides = (f"in {first.task}", f"in {other.task}")
+        if different := differences(_settings(first, both), _settings(other, both), sides=sides):
+            found.append(f"tasks of different settings are taken together: {'; '.join(different)}")
+    return found
+
+
+def _settings(run: Run, specs: set[str]) -> dict[str, Any]:
+    """The options that tasks of a group share, and the weights of these policies."""
+    options = {name: value for name, value in run.options.items() if name not in TASKS_OWN}
+    return {"options": options, "weights": {p.spec: p.sha256 for p in run.policies if p.spec in specs}}

@@ -75,7 +75,7 @@ def _configuration(old: Task, new: Task) -> list[str]:
     """Differences of options, description and the weights of policies that both have."""
     sides = []
     for task in (old, new):
-        found = task.run.identity()
+        found = task.run.configuration()
         found["weights"] = {item["spec"]: item["sha256"] for item in found.pop("policies")}
         sides.append(found)
     shared = sides[0]["weights"].keys() & sides[1]["weights"].keys()

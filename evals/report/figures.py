@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import io
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from namm_transfer.evals.report.schema import Report, SummaryRow
-from namm_transfer.evals.report.tables import describe
-from namm_transfer.evals.report.verdict import number, percent
+from namm_transfer.evals.report.schema import Report, Run, SummaryRow
+from namm_transfer.evals.report.verdict import MIN_UPDATES, Row, number, percent, policy_of, unit
 
 INK = "#010203"
 """Drawn in this colour, shown in the page's text colour."""
@@ -25,8 +25,13 @@ INK = "#010203"
 COLOURS = ("#d55e00", "#0084c8", "#009e73", "#cc79a7", "#b8860b", "#7a6ff0", "#8c8c8c")
 """Told apart by the colour-blind (after Okabe and Ito), and visible on white and on black."""
 
+MARKS = "osD^vPX"
+
 MAX_MAPS = 6
 """Heat maps a task shows."""
+
+UNIFORM = 0.01
+"""Heads whose kept shares differ by at most this have one budget."""
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -38,6 +43,9 @@ STYLE: dict[Any, Any] = {
     **{f"{name}.color": INK for name in ("text", "xtick", "ytick")},
     **{f"axes.{name}": INK for name in ("edgecolor", "labelcolor", "titlecolor")},
 }
+
+ADAPTING = "<style>svg { color: #1f2328 } @media (prefers-color-scheme: dark) { svg { color: #e6edf3 } }</style>"
+"""A figure in a file of its own follows the reader's colour scheme by itself."""
 
 
 @dataclasses.dataclass
@@ -52,49 +60,60 @@ class Drawing:
     """Its numbers in words."""
 
 
-def score_against_size(report: Report, task: str, name: str) -> Drawing:
-    """Score over cache size of one task; vertical bars are the paired intervals around the full cache's score.
+def score_against_size(report: Report, run: Run, name: str) -> Drawing | None:
+    """Score over cache size of one task, vertical bars the paired intervals; None if nothing was scored.
 
     Args:
+        report: where the numbers stand.
+        run: the task.
         name: unique in the page, since the parts of all figures share one name space.
     """
-    rows = [row for row in report.summary if row.task == task and row.score is not None and row.kept_share is not None]
-    unit = describe(report, task).partition(" (")[0]
+    scored = [row for row in report.summary if row.task == run.task and row.score is not None]
+    rows = [row for row in scored if row.kept_share is not None]
+    if not rows:
+        return None
+    uniform = {m.policy for m in report.heatmaps if m.task == run.task and np.ptp(np.asarray(m.share)) <= UNIFORM}
+    full = next((row for row in rows if run.baseline is not None and row.policy == run.baseline.spec), None)
 
     def draw(axes: Axes) -> None:
-        full = next((row for row in rows if row.policy == "full"), None)
         if full is not None and full.score is not None:
             axes.axhline(full.score, color=INK, linestyle="--", linewidth=1, label="full cache")
         families: dict[str, list[SummaryRow]] = {}
         for row in rows:
             if row is not full:
-                families.setdefault(row.policy.partition(":")[0], []).append(row)
+                families.setdefault(run.policy(row.policy).name, []).append(row)
         for i, (family, members) in enumerate(families.items()):
-            _points(axes, family, members, full, COLOURS[i % len(COLOURS)], "osD^vPX"[i % 7])
-        axes.set_xlabel("cache held")
-        axes.set_ylabel(textwrap.fill(unit, 34))
+            colour, mark = COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]
+            _points(axes, family, members, uniform, full, colour, mark)
+        axes.set_xlabel("cache kept")
+        axes.set_ylabel(textwrap.fill(unit(run), 34, max_lines=2, placeholder="…"))
         axes.set_xlim(0, 1.05)
         axes.xaxis.set_major_formatter(PercentFormatter(1))
-        if rows:
-            axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=3)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=3)
 
-    words = "; ".join(f"{row.policy}: {number(row.score)} holding {percent(row.kept_share)}" for row in rows)
+    words = "; ".join(f"{row.policy}: {number(row.score)} keeping {percent(row.kept_share)}" for row in rows)
     return Drawing(
         svg=_svg(draw, name, (4.6, 3.4)),
-        caption=f"{task}: {unit} against the share of the cache held; up and to the left is better. Bars: 95 % paired "
-        "interval of the difference to the full cache, drawn around its score. Filled and joined: the same budget in "
-        "every layer; open: sizes by a threshold, or matched to it.",
-        alternative=f"Scatter plot of {unit} against cache held for {task}. {words}.",
+        caption=f"{run.task}: {unit(run)} against the share of the cache kept; up and to the left is better. Bars: "
+        "95 % paired interval of the difference to the full cache, drawn around its score. Filled and joined: every "
+        "KV head keeps the same number of tokens; open: heads keep different numbers.",
+        alternative=f"Scatter plot of {unit(run)} against cache kept for {run.task}. {words}.",
     )
 
 
 def _points(
-    axes: Axes, family: str, members: list[SummaryRow], full: SummaryRow | None, colour: str, mark: str
+    axes: Axes,
+    family: str,
+    members: list[SummaryRow],
+    uniform: set[str],
+    full: SummaryRow | None,
+    colour: str,
+    mark: str,
 ) -> None:
     members = sorted(members, key=lambda row: row.kept_share or 0)
-    equal = [row for row in members if "keep=" in row.policy or "budget=" in row.policy]
+    equal = [row for row in members if row.policy in uniform]
     own = [row for row in members if row not in equal]
-    label: str | None = family
+    label: str | None = _label(family)
     for rows, style in ((own, {"linestyle": "none", "markerfacecolor": "none"}), (equal, {"linewidth": 1.2})):
         if rows:
             x, y = np.array([(row.kept_share, row.score) for row in rows], dtype=float).T
@@ -106,9 +125,9 @@ def _points(
             axes.plot([row.kept_share or 0.0] * 2, bounds, color=colour, linewidth=1.2, alpha=0.7)
 
 
-def kept_shares(report: Report, task: str, name: str) -> Drawing | None:
-    """Heat maps of the share held by layer and KV head, a panel a policy; None if nothing was recorded."""
-    maps = [item for item in report.heatmaps if item.task == task][:MAX_MAPS]
+def kept_shares(report: Report, run: Run, name: str) -> Drawing | None:
+    """Heat maps of the share kept by layer and KV head, a panel a policy; None if nothing was recorded."""
+    maps = [item for item in report.heatmaps if item.task == run.task][:MAX_MAPS]
     if not maps:
         return None
     columns = min(3, len(maps))
@@ -120,13 +139,18 @@ def kept_shares(report: Report, task: str, name: str) -> Drawing | None:
             axes.set_visible(False)
         for axes, item in zip(grid.flat, maps, strict=False):
             image = axes.imshow(np.asarray(item.share), vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-            axes.set_title(_wrapped(item.policy), fontsize=8)
+            known = run.policy(item.policy).name
+            rest = item.policy.removeprefix(known)
+            axes.set_title(f"{known}\n{rest if len(rest) <= 16 else rest[:15] + '…'}".strip(), fontsize=8)
             for axis, count in zip((axes.yaxis, axes.xaxis), np.shape(item.share), strict=True):
                 axis.set_ticks(range(0, count, -(-count // 4)))
         figure.supxlabel("KV head", color=INK, fontsize=9)
         figure.supylabel("layer", color=INK, fontsize=9)
         bar = figure.colorbar(image, ax=grid, format=PercentFormatter(1), shrink=0.9)
         bar.outline.set_visible(False)
+        if bar.solids is not None:
+            if bar.solids is not None:
+            bar.solids.set_rasterized(True)  # one small picture instead of 256 rectangles
         svg = inline(figure, name)
     words = "; ".join(
         f"{item.policy}: " + ", ".join(f"layer {i} {percent(float(np.mean(row)))}" for i, row in enumerate(item.share))
@@ -134,27 +158,29 @@ def kept_shares(report: Report, task: str, name: str) -> Drawing | None:
     )
     return Drawing(
         svg=svg,
-        caption=f"{task}: share of the tokens seen that each KV head held when the answer began, mean over samples.",
-        alternative=f"Heat maps by layer and KV head for {task}. Means over the heads: {words}.",
+        caption=f"{run.task}: share of the tokens seen that each KV head keeps when the answer begins, "
+        "mean over samples.",
+        alternative=f"Heat maps by layer and KV head for {run.task}. Means over the heads: {words}.",
     )
 
 
-def sizes_by_update(report: Report, task: str, name: str) -> Drawing | None:
-    """Tokens a head held after each update, a line a policy; None if no policy acted."""
-    lines = [item for item in report.sizes if item.task == task]
+def sizes_by_update(report: Report, run: Run, name: str) -> Drawing | None:
+    """Tokens a KV head holds after each update, a line a policy; None if no policy acted."""
+    lines = [item for item in report.sizes if item.task == run.task]
     if not lines:
         return None
 
     def draw(axes: Axes) -> None:
-        longest = max(lines, key=lambda item: len(item.held))
+        longest = max(lines, key=lambda item: item.interval * len(item.held))
         seen = longest.interval * np.arange(len(longest.held) + 1)
         axes.plot(seen, seen, color=INK, linestyle="--", linewidth=1, label="everything")
         for i, item in enumerate(lines):  # thinner and thinner, since sizes that were matched lie on each other
             tokens = item.interval * np.arange(1, len(item.held) + 1)
-            axes.plot(tokens, item.held, color=COLOURS[i % len(COLOURS)], label=item.policy,
-                      linewidth=max(1.2, 6 - 1.5 * i), linestyle=("-", "-.", ":")[i // len(COLOURS) % 3])  # fmt: skip
+            width, style = max(1.2, 6 - 1.5 * i), ("-", "-.", ":")[i // len(COLOURS) % 3]
+            colour = COLOURS[i % len(COLOURS)]
+            axes.plot(tokens, item.held, color=colour, label=_label(item.policy), linewidth=width, linestyle=style)
         axes.set_xlabel("tokens seen")
-        axes.set_ylabel("tokens held by a head")
+        axes.set_ylabel("tokens a KV head holds")
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2)
 
@@ -165,16 +191,91 @@ def sizes_by_update(report: Report, task: str, name: str) -> Drawing | None:
     )
     return Drawing(
         svg=_svg(draw, name, (4.6, 3.4 + 0.12 * len(lines))),
-        caption=f"{task}: tokens a head held after each update, mean over layers and over the samples that got so far "
-        "(fewer and fewer where samples differ in length). Dashed: a cache that keeps everything.",
-        alternative=f"Line chart of the cache size after each update for {task}. {words}.",
+        caption=f"{run.task}: tokens a KV head holds after each update, mean over layers and over the samples that got "
+        "so far (fewer and fewer where samples differ in length). Dashed: a cache that keeps everything.",
+        alternative=f"Line chart of the cache size after each update for {run.task}. {words}.",
     )
 
 
-def _wrapped(policy: str) -> str:
-    name, _, rest = policy.partition(":")
-    rest = rest if len(rest) <= 18 else rest[:17] + "…"
-    return f"{name}\n{rest}" if rest else name
+def changes(reports: Sequence[tuple[str, Report]]) -> str:
+    """An SVG file with a panel a domain: change of the score against the full cache, in % of its score.
+
+    Tasks in a group of several are one panel; a hollow point is a policy that hardly acted. A domain where the full
+    cache scores nothing has none.
+
+    Args:
+        reports: each with its name.
+    """
+    panels = [(title, report, full, rows) for name, report in reports for title, full, rows in _panels(name, report)]
+    with rc_context({**STYLE, "svg.hashsalt": "headline"}):
+        tallest = max((len(rows) for *_, rows in panels), default=1)
+        figure = Figure(figsize=(max(4.0, 3.0 * len(panels)), 1.2 + 0.28 * tallest), layout="constrained")
+        grid = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
+        for axes, (title, report, full, rows) in zip(grid, panels, strict=False):
+            _change(axes, title, report.runs, full, rows)
+        if not panels:
+            grid[0].set_axis_off()
+            grid[0].text(0.5, 0.5, "nothing was compared with a full cache", ha="center")
+        figure.supxlabel("change of the score against the full cache, in % of its score (95 % interval)", fontsize=9)
+        svg = inline(figure, "headline")
+    words = "; ".join(f"{title}: {', '.join(_in_words(full, row) for row in rows)}" for title, _, full, rows in panels)
+    label = html.escape(f"Change of the score against the full cache. {words}")
+    svg = svg.replace('aria-hidden="true" focusable="false" ', f'role="img" aria-label="{label}" ', 1)
+    start = svg.index(">") + 1
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{svg[:start]}{ADAPTING}{svg[start:]}'
+
+
+def _panels(name: str, report: Report) -> list[tuple[str, Row, list[Row]]]:
+    """(title, full cache, rows to show) of each domain of a report.
+
+    A domain that is alone has the name of its report, since two reports may be of one task.
+    """
+    grouped = [row for row in report.overall if row.tasks > 1]
+    groups = tuple(f"{row.task}/" for row in grouped)
+    every: list[Row] = [*grouped, *(row for row in report.summary if not row.task.startswith(groups))]
+    panels, domains = [], dict.fromkeys(row.task for row in every)
+    for task in domains:
+        known = {row.policy: policy_of(report.runs, task, row.policy) for row in every if row.task == task}
+        rows = [row for row in every if row.task == task]
+        full = next((row for row in rows if known[row.policy].baseline and row.score), None)
+        others = [row for row in rows if not known[row.policy].baseline and row.diff_full is not None and row.diff_ci]
+        if full is None or not others:
+            continue
+        namm = next((row for row in others if known[row.policy].name == "namm"), others[0])
+        matched = [row for row in others if known[row.policy].match == namm.policy]
+        shown = [namm, *(matched or [row for row in others if row is not namm])]
+        panels.append((f"{task if len(domains) > 1 else name}, {percent(namm.kept_share)} kept", full, shown))
+    return panels
+
+
+def _relative(full: Row, row: Row) -> list[float]:
+    """Middle, low and high end of a row's difference, in % of the full cache's score."""
+    low, high = row.diff_ci or (0.0, 0.0)
+    return [100 * value / abs(full.score or 1.0) for value in (row.diff_full or 0.0, low, high)]
+
+
+def _in_words(full: Row, row: Row) -> str:
+    middle, low, high = _relative(full, row)
+    return f"{row.policy} {middle:+.1f} % ({low:+.1f} to {high:+.1f})"
+
+
+def _change(axes: Axes, title: str, runs: Sequence[Run], full: Row, rows: Sequence[Row]) -> None:
+    axes.axvline(0, color=INK, linestyle="--", linewidth=1)
+    names = [policy_of(runs, row.task, row.policy).name for row in rows]
+    for place, (row, name) in enumerate(zip(rows, names, strict=True)):
+        colour = COLOURS[0] if name == "namm" else COLOURS[-1]
+        middle, low, high = _relative(full, row)
+        fill = colour if row.updates_mean >= MIN_UPDATES else "none"
+        axes.plot([low, high], [place, place], color=colour, linewidth=2)
+        axes.plot([middle], [place], color=colour, marker="o", markersize=6, markerfacecolor=fill)
+    axes.set_yticks(range(len(rows)), list(map(_label, names)))
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_title(textwrap.fill(title, 36), fontsize=9)
+
+
+def _label(name: str) -> str:
+    """A name with at most 30 letters, its beginning and its end: long ones leave no room for the axes."""
+    return name if len(name) <= 30 else f"{name[:14]}…{name[-15:]}"
 
 
 def _svg(draw: Callable[[Axes], None], name: str, size: tuple[float, float]) -> str:
@@ -190,8 +291,16 @@ def inline(figure: Figure, name: str) -> str:
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda found: re.sub(r"-?\d+\.\d{2,}", _tenth, found[0]), svg)
+    named = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in named else "", svg)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = svg.replace(INK, "currentColor")
+    svg = re.sub(r"\n\s*", "\n", svg).replace(INK, "currentColor")
     return svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
+
+
+def _tenth(number: re.Match[str]) -> str:
+    """A coordinate to a tenth of a point, finer than a screen shows."""
+    return f"{float(number[0]):.1f}".removesuffix(".0")

@@ -11,14 +11,18 @@ import dataclasses
 import os
 import re
 import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from namm_transfer.errors import NammTransferError
-from namm_transfer.evals.report.schema import SCHEMA_VERSION, Provenance, Record, Run
+from namm_transfer.evals.report.evaluation import SCHEMA_VERSION, Provenance, Record, Run
 from namm_transfer.files import make_folder, put_aside, safe_name, write_atomic
+
+MOST_BYTES = 1 << 29
+"""A compressed ledger that unpacks to more is refused; the largest published one has a hundredth of that."""
 
 
 @dataclasses.dataclass
@@ -69,17 +73,22 @@ def content(path: Path) -> bytes:
     data = path.read_bytes()
     if path.suffix != ".gz":
         return data
+    unpacking = zlib.decompressobj(wbits=31)  # 31: with gzip's header
     try:
-        return zlib.decompressobj(wbits=31).decompress(data)  # 31: with gzip's header
+        lines = unpacking.decompress(data, MOST_BYTES)
     except zlib.error as error:
         raise NammTransferError(f"{path} is damaged: no gzip file ({error})") from None
+    if unpacking.unconsumed_tail:
+        raise NammTransferError(f"{path} unpacks to more than {MOST_BYTES:,} bytes; expected fewer")
+    return lines
 
 
 def _run(path: Path, line: bytes) -> Run:
     version = re.match(rb'\{"schema_version":\s*(\d+)', line)
-    if version and int(version[1]) != SCHEMA_VERSION:
+    if version and not 1 <= int(version[1]) <= SCHEMA_VERSION:
         raise NammTransferError(
-            f"{path} has schema version {int(version[1])}, expected {SCHEMA_VERSION}: use the release that wrote it"
+            f"{path} has schema version {int(version[1])}, expected 1 to {SCHEMA_VERSION}: "
+            "use the release that wrote it"
         )
     return Run.model_validate_json(line)
 
@@ -101,11 +110,20 @@ def read_task(folder: Path, task: str) -> list[Contents]:
     return [contents for contents in found if contents.run is None or contents.run.task == task]
 
 
-def prepare(folder: Path, run: Run, resume: bool) -> list[str]:
+def prepare(folder: Path, run: Run, resume: bool, defaults: Mapping[str, Any] | None = None) -> list[str]:
     """Make the folder ready for a run to write into, by one process, before any of them opens its ledger.
 
-    With `resume`, earlier ledgers of the task must be of the same run, lose their damaged ends and note a change of the
-    code, and compressed ones are unpacked; without, they are renamed to *.old. Returns what the user should be told.
+    With `resume`, earlier ledgers of the task must be of the same run, lose their damaged ends and the records of
+    failed samples, and note a change of the code, and compressed ones are unpacked; without, they are renamed to *.old.
+
+    Args:
+        folder: the evaluation's --out.
+        run: the run that is about to begin or to go on.
+        resume: whether to go on.
+        defaults: option -> its default; an option that a run of an older release lacks had this value.
+
+    Returns:
+        What the user should be told.
 
     Raises:
         NammTransferError: a ledger was made with another configuration; the message names the differences.
@@ -117,7 +135,7 @@ def prepare(folder: Path, run: Run, resume: bool) -> list[str]:
             old = put_aside(contents.path)
             notes.append(f"records of an earlier run kept as {old.name} (--resume would have gone on from them)")
             continue
-        if contents.run is not None and (difference := differences(contents.run.identity(), run.identity())):
+        if contents.run is not None and (difference := _differences_of(contents.run, run, defaults or {})):
             raise NammTransferError(
                 f"cannot resume: {contents.path} was made with another configuration ({'; '.join(difference)}); "
                 "use the same flags, or another --out"
@@ -130,7 +148,26 @@ def prepare(folder: Path, run: Run, resume: bool) -> list[str]:
         if contents.run is not None and contents.run.latest.code != run.provenance.code:
             _go_on(contents.path, contents.run, run.provenance)
             notes.append(f"{contents.path.name} was made with other code or packages; the report says so")
-    return notes
+    failed = drop(folder, run.task, lambda record: record.error is not None) if resume else 0
+    return [*notes, f"{failed} failed samples are tried again"] if failed else notes
+
+
+def _differences_of(old: Run, new: Run, defaults: Mapping[str, Any]) -> list[str]:
+    there, here = old.identity(), new.identity()
+    there["options"] = {key: defaults[key] for key in here["options"] if key in defaults} | there["options"]
+    return differences(there, here)
+
+
+def drop(folder: Path, task: str, unwanted: Callable[[Record], bool]) -> int:
+    """Take records out of the ledgers of a task, by one process while none of them is open; how many there were."""
+    dropped = 0
+    for contents in read_task(folder, task):
+        left = [record for record in contents.records if not unwanted(record)]
+        if contents.run is not None and len(left) < len(contents.records):
+            lines = [contents.run.model_dump_json(), *(record.model_dump_json() for record in left)]
+            write_atomic(contents.path, "\n".join(lines) + "\n")
+            dropped += len(contents.records) - len(left)
+    return dropped
 
 
 def _unpack(path: Path) -> Path:
@@ -165,19 +202,32 @@ class Ledger:
     """One process's file, open for appending."""
 
     def __init__(self, path: Path, run: Run) -> None:
-        self._file = open(path, "ab")  # noqa: SIM115 -- open for as long as the run lasts
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 -- open for as long as the run lasts
         if self._file.tell() == 0:
             self._append(run.model_dump_json())
 
     def add(self, record: Record) -> None:
-        """Append a record; it is on the disk when this returns."""
+        """Append a record; it is on the disk when this returns.
+
+        Raises:
+            OSError: it cannot be written, the disk being full for example. The records before it are untouched.
+        """
         self._append(record.model_dump_json())
 
     def _append(self, line: str) -> None:
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        end, rest = self._file.tell(), line.encode() + b"\n"
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            _to_disk(self._file.fileno())
+        except BaseException:
+            self._file.truncate(end)  # no half of a line stays, which frees its space as well
+            raise
 
     def close(self) -> None:
         """Close the file; nothing is lost without it."""
         self._file.close()
+
+
+def _to_disk(handle: int) -> None:
+    os.fsync(handle)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from namm_transfer.errors import NammTransferError
-from namm_transfer.evals.report import ledger, render, samples
+from namm_transfer.evals.report import ledger, pages, samples
+from namm_transfer.evals.report.analysis import build
 from namm_transfer.evals.report.arrays import ArrayStore
-from namm_transfer.evals.report.build import build
 from namm_transfer.evals.report.records import load
 from namm_transfer.evals.report.schema import Report
 from namm_transfer.files import put_aside, write_atomic
@@ -18,7 +18,8 @@ from namm_transfer.files import put_aside, write_atomic
 def merge(folders: Sequence[Path], out: Path) -> Report:
     """Put the records of several evaluations into `out` and write the report over all of them.
 
-    With one folder it is a copy for publishing: the records, their arrays, and the thumbnails that the page shows.
+    With one folder it is a copy for publishing: the records, and of their arrays and thumbnails those that the page
+    shows.
 
     Raises:
         NammTransferError: a folder without records, two evaluations of the same task, or an `out` that has records of
@@ -47,10 +48,9 @@ def merge(folders: Sequence[Path], out: Path) -> Report:
     for file, content in copies.items():
         write_atomic(out / file, content)
     report = build(out)
-    names = [name for record in report.records for name in record.arrays.values()]
-    ArrayStore(out).pack(names, [ArrayStore(folder) for folder in folders])
+    ArrayStore(out).pack(samples.shown_arrays(report), [ArrayStore(folder) for folder in folders], only=True)
     _copy_thumbnails(report, folders, out)
-    render.write(report, out)
+    pages.write(report, out)
     return report
 
 

@@ -1,4 +1,4 @@
-"""What a report is made of: one `Record` a sample, one `Run` per evaluation, and the `Report` computed from them.
+"""The `Report`, computed from the records of evaluations (`evaluation`), and its parts.
 
 `schema.json` beside this file is the JSON Schema of `Report`: `python -m namm_transfer.evals.report.schema`.
 
@@ -10,117 +10,16 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field, model_validator
 
-SCHEMA_VERSION = 1
+from namm_transfer.evals.report.evaluation import SCHEMA_VERSION, Policy, Provenance, Record, Run, Strict
+
+__all__ = ["SCHEMA_VERSION", "Policy", "Provenance", "Record", "Report", "Run"]
 
 Verdict = Literal["baseline", "helps", "holds", "hurts", "unsettled", "hardly acted", "cannot tell"]
 
 
-class _Strict(BaseModel):
-    """Unknown keys are refused, so that a newer file is noticed instead of half read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Record(_Strict):
-    """One sample under one policy: a line of the ledger."""
-
-    index: int
-    """Place of the sample in the evaluation's order."""
-    id: str
-    category: str
-    cluster: str | None = None
-    """Samples of one cluster (questions on one video) are resampled together."""
-    policy: str
-    """As written on the command line."""
-    score: float | None
-    """None if the sample failed."""
-    updates: int = 0
-    """How many times the policy acted."""
-    seen: int = 0
-    """Tokens this sample's cache has seen."""
-    kept_share: float | None = None
-    """Tokens held when the answer began (RL: averaged over steps) over tokens seen, averaged over layers and heads."""
-    peak_share: float | None = None
-    kept: list[list[int]] = []
-    """Tokens held, (layers, KV heads)."""
-    history: list[list[float]] = []
-    """Mean tokens a head held after each update, (layers, updates)."""
-    answer: str | None = None
-    unparsed: bool = False
-    error: str | None = None
-    """Why the sample failed; None if it did not."""
-    seconds: float = 0.0
-    """Wall time; a batch's time is shared out evenly."""
-    details: dict[str, Any] = {}
-    arrays: dict[str, str] = {}
-    """Name -> SHA-256, under which the array lies in kept.npz."""
-
-
-class Policy(_Strict):
-    """One policy of a run."""
-
-    spec: str
-    match: str | None = None
-    """The spec whose cache size it was given."""
-    sha256: str | None = None
-    """Of the weights and statistics, for policies that have some."""
-
-
-class Provenance(_Strict):
-    """How and where a run was made. Differs between runs of equal result, so comparisons leave it out."""
-
-    command: str
-    started: str
-    """UTC, ISO 8601."""
-    versions: dict[str, str]
-    platform: str
-    cpu: str
-    cores: int
-    accelerator: str
-    processes: int
-    git_hash: str | None
-    git_dirty: bool | None
-
-    @property
-    def code(self) -> tuple[Any, ...]:
-        """What may change a result without being part of a run's identity."""
-        return self.git_hash, self.git_dirty, self.versions
-
-
-class Run(_Strict):
-    """One evaluation: everything that decides its records, and how it was made. First line of a ledger."""
-
-    schema_version: Literal[1] = 1
-    task: str
-    samples: int
-    samples_sha256: str
-    """Of the sample ids, one a line, in order."""
-    batch: int
-    policies: list[Policy]
-    options: dict[str, Any]
-    """Resolved flags, without those that only say where files lie."""
-    description: dict[str, Any]
-    """What was evaluated: model, data, their SHA-256, dtype, prompts, what the score is."""
-    provenance: Provenance
-    resumed: list[Provenance] = []
-    """Later sittings with other code or packages, whose records stand among the others."""
-
-    @property
-    def latest(self) -> Provenance:
-        """Of the last sitting that had other code or packages than the one before."""
-        return [self.provenance, *self.resumed][-1]
-
-    def identity(self) -> dict[str, Any]:
-        """All that two runs must share for their records to belong together; files count by content, not by place."""
-        found = json.loads(self.model_dump_json(exclude={"provenance", "resumed"}))
-        placed = {key.removesuffix("_sha256") for key in self.description if key.endswith("_sha256")}
-        found["description"] = {key: value for key, value in found["description"].items() if key not in placed}
-        return found
-
-
-class SummaryRow(_Strict):
+class SummaryRow(Strict):
     """One policy on one task."""
 
     task: str
@@ -142,7 +41,7 @@ class SummaryRow(_Strict):
     unparsed: int
 
 
-class Overall(_Strict):
+class Overall(Strict):
     """One policy over all tasks of a group, an environment and its data being a task (RL)."""
 
     task: str
@@ -169,7 +68,7 @@ class Overall(_Strict):
     unparsed: int
 
 
-class Cost(_Strict):
+class Cost(Strict):
     """What one policy cost on one task, means over its samples."""
 
     task: str
@@ -184,7 +83,21 @@ class Cost(_Strict):
     acted_share: float
 
 
-class Sizes(_Strict):
+class Returns(Strict):
+    """The undiscounted returns of one policy's episodes on one task, before they are normalised."""
+
+    task: str
+    policy: str
+    n: int
+    """Episodes that did not fail."""
+    mean: float
+    sd: float | None
+    """Standard deviation over the episodes; None for a single one."""
+    min: float
+    max: float
+
+
+class Sizes(Strict):
     """How the cache of one policy grew and shrank on one task."""
 
     task: str
@@ -197,7 +110,7 @@ class Sizes(_Strict):
     """How many samples got so far."""
 
 
-class Category(_Strict):
+class Category(Strict):
     """One category of one task under one policy."""
 
     task: str
@@ -211,7 +124,7 @@ class Category(_Strict):
     acted_share: float
 
 
-class Published(_Strict):
+class Published(Strict):
     """A number from a paper, shown beside a task's own with its source."""
 
     task: str
@@ -222,7 +135,7 @@ class Published(_Strict):
     source: str
 
 
-class Answer(_Strict):
+class Answer(Strict):
     """The result of one policy on one task in words."""
 
     task: str
@@ -231,7 +144,26 @@ class Answer(_Strict):
     text: str
 
 
-class HeatMap(_Strict):
+class Headline(Strict):
+    """A benchmark's score as its authors report it, for one policy of one task: MLVU's M-Avg, for example.
+
+    Samples that failed count as wrong.
+    """
+
+    task: str
+    policy: str
+    name: str
+    """What the authors call it."""
+    value: float | None
+    """None if nothing was scored."""
+    unit: str
+    parts: dict[str, float]
+    """Category -> its score, in the same unit."""
+    missing: list[str]
+    """Categories of the benchmark that were expected and of which there is no sample."""
+
+
+class HeatMap(Strict):
     """Mean share of the seen tokens that was held, (layers, KV heads)."""
 
     task: str
@@ -239,7 +171,7 @@ class HeatMap(_Strict):
     share: list[list[float]]
 
 
-class Brief(_Strict):
+class Brief(Strict):
     """A record without its per-head numbers, as it appears in report.json."""
 
     task: str
@@ -254,21 +186,25 @@ class Brief(_Strict):
     error: str | None
     answer: str | None
     seconds: float
-    details: dict[str, Any] = {}
-    arrays: dict[str, str] = {}
+    details: dict[str, Any] = Field(default_factory=dict)
+    arrays: dict[str, str] = Field(default_factory=dict)
 
 
-class Report(_Strict):
+class Report(Strict):
     """Everything the pages show; a pure function of the records."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     headline: str
     """The answer over all tasks in one line."""
+    headlines: list[Headline] = Field(default_factory=list)
+    """Scores as the authors of the benchmarks report them."""
     answers: list[Answer]
     """A line for each policy: of a group of tasks first, then of each task."""
     summary: list[SummaryRow]
     overall: list[Overall]
     costs: list[Cost]
+    returns: list[Returns] = Field(default=[])
+    """Of tasks whose samples are episodes; empty for others."""
     sizes: list[Sizes]
     categories: list[Category]
     heatmaps: list[HeatMap]
@@ -278,6 +214,13 @@ class Report(_Strict):
     records: list[Brief]
     records_left_out: int = 0
     """Records that report.json had no room for; they are in the ledgers."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_version_1(cls, data: Any) -> Any:
+        """Version 1 had no headlines; its runs are brought up to date by `Run`."""
+        old = isinstance(data, dict) and data.get("schema_version") == 1
+        return {**data, "schema_version": SCHEMA_VERSION} if old else data
 
 
 def json_schema() -> str:

@@ -1,22 +1,30 @@
-"""The tables of a report as text, once for the terminal, the Markdown page and the HTML page."""
+"""The tables of a report, once for the terminal, the Markdown page and the HTML page."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from namm_transfer.evals.report.schema import Report
-from namm_transfer.evals.report.verdict import number, percent, signed
+from pydantic import BaseModel
+from tabulate import tabulate
+
+from namm_transfer.evals.report.schema import Report, Run
+from namm_transfer.evals.report.verdict import WORDS, number, percent, signed, unit
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Column:
-    """One column."""
+    """One column: what it is called, what it means, and how a row fills it."""
 
     name: str
     """Its heading."""
     meaning: str
     """What a newcomer needs to know to read it, with the unit."""
+    field: str
+    """The entry of a row that it shows."""
+    show: Callable[[Any], str] = str
+    """Makes text of that entry."""
     numeric: bool = True
     """Right-aligned, sorted by value."""
 
@@ -43,236 +51,259 @@ class Table:
     """As many cells each as there are columns."""
 
 
+def _dash(show: Callable[[Any], str]) -> Callable[[Any], str]:
+    return lambda value: "-" if value is None else show(value)
+
+
+def _interval(show: Callable[[float], str]) -> Callable[[Any], str]:
+    return _dash(lambda bounds: f"{show(bounds[0])} to {show(bounds[1])}")
+
+
+def _bytes(count: float) -> str:
+    for name, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {name}"
+    return f"{count:.0f} B"
+
+
+def _whole_percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _one_decimal(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _two_decimals(value: float) -> str:
+    return f"{value:.2f}"
+
+
+POLICY = Column("policy", "the eviction policy, as written on the command line", "policy", numeric=False)
+VERDICT = Column("verdict", "how it compares with the full cache; defined at the top", "verdict", numeric=False)
+COUNT = Column("n", "samples tried (control: episodes)", "n")
+SCORE = Column(
+    "score", "mean over the samples that did not fail; its unit stands in the table's title", "score", number
+)
+KEPT = Column(
+    "cache kept",
+    "tokens in the cache when the answer began (control: averaged over the steps), as a share of all tokens seen",
+    "kept_share",
+    percent,
+)
+UPDATES = Column("updates", "times the policy decided what to keep, per sample", "updates_mean", _one_decimal)
+ACTED = Column("acted", "share of the samples long enough for the policy to act at all", "acted_share", _whole_percent)
+
 SUMMARY = [
-    Column("policy", "as written on the command line", numeric=False),
-    Column("verdict", "helps, holds or hurts, or why none of them can be said", numeric=False),
-    Column("n", "samples tried"),
-    Column("score", "mean over the samples that did not fail"),
-    Column("vs full", "mean difference to the full cache on the same samples"),
-    Column("95 % interval", "paired bootstrap interval of that difference"),
-    Column("cache held", "tokens held when the answer began (RL: over the steps) out of those seen"),
-    Column("updates", "times the policy acted on a sample, on average"),
-    Column("acted", "share of the samples in which it acted at all"),
-    Column("failed", "samples that raised an error; left out of the score"),
-    Column("unparsed", "answers that could not be understood; counted as wrong"),
+    POLICY,
+    VERDICT,
+    COUNT,
+    SCORE,
+    Column("vs full", "mean difference to the full cache on the same samples", "diff_full", signed),
+    Column("95 % interval", "paired bootstrap interval of that difference", "diff_ci", _interval(signed)),
+    KEPT,
+    UPDATES,
+    ACTED,
+    Column("failed", "samples that raised an error; left out of the score", "failed"),
+    Column("unparsed", "answers that could not be understood; they count as wrong", "unparsed"),
 ]
 
 OVERALL = [
-    Column("policy", "as written on the command line", numeric=False),
-    Column("verdict", "helps, holds or hurts, or why none of them can be said", numeric=False),
-    Column("n", "episodes tried, over all tasks"),
-    Column("IQM", "interquartile mean of the normalised returns: mean of the middle half of all episodes"),
-    Column("IQM 95 %", "stratified bootstrap interval of it: episodes drawn anew within each task"),
-    Column("vs full", "difference to the full cache's interquartile mean on the same episodes"),
-    Column("95 % interval", "paired stratified bootstrap interval of that difference"),
-    Column("P(better)", "probability that an episode scores more than one under the full cache, ties half"),
-    Column("P 95 %", "stratified bootstrap interval of that probability; 0.5 is no difference"),
-    Column("cache held", "tokens held out of those seen, over the steps"),
-    Column("updates", "times the policy acted on an episode, on average"),
-    Column("acted", "share of the episodes in which it acted at all"),
-]
+    POLICY,
+    VERDICT,
+    COUNT,
+    Column("IQM", "interquartile mean of the normalised scores: mean of the middle half of the episodes", "score",
+           number),
+    Column("IQM 95 %", "stratified bootstrap interval of it: episodes are drawn anew within each task", "score_ci",
+           _interval(number)),
+    Column("vs full", "difference to the full cache's interquartile mean on the same episodes", "diff_full", signed),
+    Column("95 % interval", "paired stratified bootstrap interval of that difference", "diff_ci", _interval(signed)),
+    Column("P(better)", "probability that an episode scores more than one under the full cache, ties half",
+           "improvement", _dash(_two_decimals)),
+    Column("P 95 %", "stratified bootstrap interval of that probability; 0.5 is no difference", "improvement_ci",
+           _interval(_two_decimals)),
+    KEPT,
+    UPDATES,
+    ACTED,
+]  # fmt: skip
 
 COSTS = [
-    Column("policy", "as written on the command line", numeric=False),
-    Column("tokens seen", "per sample"),
-    Column("tokens held", "per head, when the answer began (RL: at the end)"),
-    Column("peak", "most tokens a head held at any time, as a share of all that were seen"),
-    Column("bytes held", "keys, values and the policy's state"),
-    Column("s/sample", "wall time in seconds"),
-    Column("acted", "share of the samples in which it acted at all"),
+    POLICY,
+    Column("tokens seen", "tokens that have passed through the cache, per sample", "tokens_seen", number),
+    Column("tokens kept", "tokens a KV head keeps when the answer begins (control: at the end)", "tokens_held", number),
+    Column("peak", "most tokens a KV head held at any time, as a share of all that were seen", "peak_share", percent),
+    Column("bytes kept", "memory of keys, values and the policy's own state", "bytes_held", _dash(_bytes)),
+    Column("s/sample", "wall time in seconds", "seconds", _two_decimals),
+    ACTED,
 ]
 
 CATEGORIES = [
-    Column("category", "group of samples", numeric=False),
-    Column("policy", "as written on the command line", numeric=False),
-    Column("n", "samples tried"),
-    Column("score", "mean over the samples that did not fail"),
-    Column("return", "mean undiscounted return, before it is normalised"),
-    Column("cache held", "share of the tokens seen"),
-    Column("acted", "share of the samples in which it acted at all"),
+    Column("category", "group of samples", "category", numeric=False),
+    POLICY,
+    COUNT,
+    SCORE,
+    Column("return", "mean undiscounted return, before it is normalised", "raw", number),
+    KEPT,
+    ACTED,
 ]
 
-PUBLISHED = [
-    Column("published", "what was measured", numeric=False),
-    Column("score", "as published"),
-    Column("measured on", "not these samples", numeric=False),
-    Column("source", "where the number stands", numeric=False),
+RETURNS = [
+    POLICY,
+    Column("episodes", "episodes that did not fail", "n"),
+    Column("mean return", "undiscounted sum of rewards of an episode, before it is normalised", "mean", number),
+    Column("sd", "standard deviation of the episodes' returns", "sd", number),
+    Column("min", "smallest return of an episode", "min", number),
+    Column("max", "largest return of an episode", "max", number),
 ]
+
+HEADLINES = [
+    POLICY,
+    Column("official score", "average by the benchmark's own rule, failed samples counted as wrong", "value", number),
+    Column("vs full (official)", "difference of that score to the full cache's", "difference", signed),
+    Column("categories", "how many categories it averages", "categories"),
+    Column("absent", "categories of the benchmark without a sample; it is not the published number then", "absent",
+           numeric=False),
+]  # fmt: skip
+
+PUBLISHED = [
+    Column("published", "what was measured", "name", numeric=False),
+    Column("score", "as published", "value", number),
+    Column("measured on", "not these samples", "world", numeric=False),
+    Column("source", "where the number stands", "source", numeric=False),
+]
+
+
+def make(title: str, columns: Sequence[Column], rows: Iterable[Mapping[str, Any]]) -> Table:
+    """The table of these rows; columns for which no row has a value are left out."""
+    cells = [[Cell(column.show(row[column.field]), _sortable(row[column.field])) for column in columns] for row in rows]
+    shown = [i for i in range(len(columns)) if any(row[i].value is not None for row in cells)]
+    return Table(title, [columns[i] for i in shown], [[row[i] for i in shown] for row in cells])
+
+
+def _sortable(value: Any) -> float | str | None:
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _of(items: Sequence[BaseModel], task: str) -> list[dict[str, Any]]:
+    return [item.model_dump() for item in items if getattr(item, "task", None) == task]
+
+
+def _judged(report: Report, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    words = {(answer.task, answer.policy): WORDS[answer.verdict] for answer in report.answers}
+    return [row | {"verdict": words.get((row["task"], row["policy"]))} for row in rows]
+
+
+def _run(report: Report, task: str) -> Run:
+    return next(run for run in report.runs if run.task == task)
 
 
 def summary(report: Report, task: str) -> Table:
-    """The main table of one task."""
-    words = _words(report)
-    rows = [
-        [
-            Cell(row.policy, row.policy),
-            Cell(words[row.task, row.policy], words[row.task, row.policy]),
-            Cell(str(row.n), row.n),
-            Cell(number(row.score), row.score),
-            Cell(signed(row.diff_full), row.diff_full),
-            _interval(row.diff_ci, signed),
-            Cell(percent(row.kept_share), row.kept_share),
-            Cell(f"{row.updates_mean:.1f}", row.updates_mean),
-            _acted(row.acted_share),
-            Cell(str(row.failed), row.failed),
-            Cell(str(row.unparsed), row.unparsed),
-        ]
-        for row in report.summary
-        if row.task == task
+    """The main table of one task; beside a benchmark's own score its mean is called what it is."""
+    official = any(item.task == task for item in report.headlines)
+    columns = [
+        dataclasses.replace(SCORE, name="mean") if official and column is SCORE else column for column in SUMMARY
     ]
-    return Table(f"{task}: {describe(report, task)}", SUMMARY, rows)
+    title = str(_run(report, task).description.get("score", "score"))
+    return make(
+        f"{task}: {title}{', mean over samples' * official}", columns, _judged(report, _of(report.summary, task))
+    )
+
+
+def headlines(report: Report, task: str) -> list[Table]:
+    """The benchmark's own score of each policy; empty where it has none."""
+    items = [item for item in report.headlines if item.task == task]
+    if not items:
+        return []
+    reference = _run(report, task).baseline
+    full = next((item.value for item in items if reference is not None and item.policy == reference.spec), None)
+    rows = []
+    for item in items:
+        compared = (
+            item.value is not None and full is not None and reference is not None and item.policy != reference.spec
+        )
+        difference = (item.value or 0.0) - (full or 0.0) if compared else None
+        rows.append(
+            item.model_dump()
+            | {"difference": difference, "categories": len(item.parts), "absent": ", ".join(item.missing) or None}
+        )
+    columns = [
+        dataclasses.replace(column, name=items[0].name) if column.field == "value" else column for column in HEADLINES
+    ]
+    return [make(f"{task}: {items[0].name}, the benchmark's own score ({items[0].unit})", columns, rows)]
 
 
 def overall(report: Report) -> Table:
-    """The table over all tasks of a group, which may be one; no rows where there is none."""
-    words = _words(report)
-    rows = [
-        [
-            Cell(row.policy, row.policy),
-            Cell(words.get((row.task, row.policy), "-"), words.get((row.task, row.policy))),
-            Cell(str(row.n), row.n),
-            Cell(number(row.score), row.score),
-            _interval(row.score_ci, number),
-            Cell(signed(row.diff_full), row.diff_full),
-            _interval(row.diff_ci, signed),
-            Cell("-" if row.improvement is None else f"{row.improvement:.2f}", row.improvement),
-            _interval(row.improvement_ci, lambda value: f"{value:.2f}"),
-            Cell(percent(row.kept_share), row.kept_share),
-            Cell(f"{row.updates_mean:.1f}", row.updates_mean),
-            _acted(row.acted_share),
-        ]
-        for row in report.overall
-    ]
-    names = [run.task for run in report.runs if report.overall and run.task.startswith(f"{report.overall[0].task}/")]
-    over = f"{report.overall[0].task} over {', '.join(names)}" if len(names) > 1 else "".join(names)
-    return _measured(Table(f"{over}: interquartile mean", OVERALL, rows))
+    """The table over all tasks of a group, which may be one."""
+    group = report.overall[0].task
+    names = [run.task for run in report.runs if run.task.startswith(f"{group}/")]
+    over = f"{group} over {', '.join(names)}" if len(names) > 1 else names[0]
+    return make(f"{over}: interquartile mean", OVERALL, _judged(report, _of(report.overall, group)))
 
 
 def by_task(report: Report) -> Table:
-    """Scores of a group's policies, a column a task; no rows where there are fewer than two tasks."""
-    several = [row for row in report.overall if row.tasks > 1]
-    group = several[0].task if several else ""
-    names = [run.task for run in report.runs if several and run.task.startswith(f"{group}/")]
+    """Scores of a group's policies, a column a task."""
+    group = report.overall[0].task
+    names = [run.task for run in report.runs if run.task.startswith(f"{group}/")]
     found = {(row.task, row.policy): row for row in report.summary}
-    columns = [Column("policy", "as written on the command line", numeric=False)]
-    columns += [Column(name.partition("/")[2], "mean score, and its difference to the full cache") for name in names]
-    rows = []
-    for row in several:
-        cells = [found[name, row.policy] for name in names]
-        texts = [
-            number(cell.score) + ("" if cell.diff_full is None else f" ({signed(cell.diff_full)})") for cell in cells
-        ]
-        scores = [Cell(text, cell.score) for text, cell in zip(texts, cells, strict=True)]
-        rows.append([Cell(row.policy, row.policy), *scores, _acted(row.acted_share)])
-    acted = Column("acted", "share of the episodes in which it acted at all")
-    return Table(f"{group}: mean score by task (difference to the full cache)", [*columns, acted], rows)
-
-
-def published(report: Report, task: str) -> Table:
-    """What others measured; no rows where nothing is known."""
-    rows = [
-        [
-            Cell(item.name, item.name),
-            Cell(number(item.value), item.value),
-            Cell(item.world, item.world),
-            Cell(item.source, item.source),
-        ]
-        for item in report.published
-        if item.task == task
+    columns = [
+        Column(
+            name.removeprefix(f"{group}/"), "mean score, and its difference to the full cache", name, _with_difference
+        )
+        for name in names
     ]
-    return Table(f"{task}: published numbers", PUBLISHED, rows)
+    rows = [
+        {"policy": row.policy, "acted_share": row.acted_share}
+        | {name: (found[name, row.policy].score, found[name, row.policy].diff_full) for name in names}
+        for row in report.overall
+    ]
+    return make(f"{group}: mean score by task (difference to the full cache)", [POLICY, *columns, ACTED], rows)
 
 
-def _words(report: Report) -> dict[tuple[str, str], str]:
-    return {(answer.task, answer.policy): str(answer.verdict) for answer in report.answers}
+def _with_difference(value: tuple[float | None, float | None]) -> str:
+    return number(value[0]) + ("" if value[1] is None else f" ({signed(value[1])})")
 
 
-def _interval(bounds: tuple[float, float] | None, show: Callable[[float], str]) -> Cell:
-    return Cell("-", None) if bounds is None else Cell(f"{show(bounds[0])} to {show(bounds[1])}", bounds[0])
-
-
-def _acted(share: float) -> Cell:
-    return Cell(f"{100 * share:.0f} %", share)
-
-
-def describe(report: Report, task: str) -> str:
-    """What the score of a task is."""
-    run = next(run for run in report.runs if run.task == task)
-    return str(run.description.get("score", "score"))
+def returns(report: Report, task: str) -> list[Table]:
+    """The spread of the undiscounted returns of a control task; empty for others."""
+    rows = _of(report.returns, task)
+    return [make(f"{task}: return of an episode, as the environment pays it", RETURNS, rows)] if rows else []
 
 
 def costs(report: Report, task: str) -> Table:
     """What the policies cost on one task."""
-    rows = []
-    for row in report.costs:
-        if row.task == task:
-            rows.append(
-                [
-                    Cell(row.policy, row.policy),
-                    Cell(number(row.tokens_seen), row.tokens_seen),
-                    Cell(number(row.tokens_held), row.tokens_held),
-                    Cell(percent(row.peak_share), row.peak_share),
-                    Cell(_bytes(row.bytes_held), row.bytes_held),
-                    Cell(f"{row.seconds:.2f}", row.seconds),
-                    _acted(row.acted_share),
-                ]
-            )
-    return _measured(Table(f"{task}: size and time", COSTS, rows))
-
-
-def _measured(table: Table) -> Table:
-    """The table without the columns for which no row has a value."""
-    shown = [i for i in range(len(table.columns)) if any(row[i].value is not None for row in table.rows)]
-    return Table(table.title, [table.columns[i] for i in shown], [[row[i] for i in shown] for row in table.rows])
+    return make(f"{task}: size and time", COSTS, _of(report.costs, task))
 
 
 def categories(report: Report, task: str) -> Table:
     """Scores by category; no rows where a task has one category only."""
-    rows = [
-        [
-            Cell(row.category, row.category),
-            Cell(row.policy, row.policy),
-            Cell(str(row.n), row.n),
-            Cell(number(row.score), row.score),
-            Cell(number(row.raw), row.raw),
-            Cell(percent(row.kept_share), row.kept_share),
-            _acted(row.acted_share),
-        ]
-        for row in report.categories
-        if row.task == task
-    ]
-    return _measured(Table(f"{task}: by category", CATEGORIES, rows))
+    return make(f"{task}: {unit(_run(report, task))} by category", CATEGORIES, _of(report.categories, task))
 
 
-def _bytes(count: float | None) -> str:
-    if count is None:
-        return "-"
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} B"
+def published(report: Report, task: str) -> Table:
+    """What others measured; no rows where nothing is known."""
+    return make(f"{task}: published numbers", PUBLISHED, _of(report.published, task))
 
 
 def as_text(table: Table) -> str:
-    """The table for a terminal; columns that say nothing are left out: dashes only, or that nothing went wrong."""
-    empty = {column.name: {"-", "0"} if column.name in ("failed", "unparsed") else {"-"} for column in table.columns}
-    shown = [i for i, c in enumerate(table.columns) if not {row[i].text for row in table.rows} <= empty[c.name]]
-    lines = [[table.columns[i].name for i in shown], *([row[i].text for i in shown] for row in table.rows)]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(shown))]
-    numeric = [table.columns[i].numeric for i in shown]
-    drawn = [
-        "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric, strict=True)).rstrip()
-        for line in lines
-    ]
-    return "\n".join([table.title, "", drawn[0], "-" * max(map(len, drawn)), *drawn[1:]])
+    """The table for a terminal, without columns in which nothing went wrong."""
+    quiet = ("failed", "unparsed")
+    shown = [i for i, c in enumerate(table.columns) if c.name not in quiet or any(row[i].value for row in table.rows)]
+    return table.title + "\n\n" + _tabulated(table, shown, "simple", str)
 
 
 def as_markdown(table: Table) -> str:
     """The table as a GitHub table."""
-    heads = [column.name for column in table.columns]
-    rules = ["---:" if column.numeric else ":---" for column in table.columns]
-    body = [[escape(cell.text) for cell in row] for row in table.rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [heads, rules, *body])
+    return _tabulated(table, range(len(table.columns)), "pipe", escape)
+
+
+def _tabulated(table: Table, shown: Iterable[int], style: str, text: Callable[[str], str]) -> str:
+    places = list(shown)
+    return tabulate(
+        [[text(row[i].text) for i in places] for row in table.rows],
+        headers=[table.columns[i].name for i in places],
+        tablefmt=style,
+        colalign=["right" if table.columns[i].numeric else "left" for i in places] if table.rows else None,
+        disable_numparse=True,
+    )
 
 
 def escape(text: str) -> str:

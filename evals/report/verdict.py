@@ -1,111 +1,133 @@
-"""The answer in words: does a policy help, hold or hurt, by how much, how sure, at which cache size.
+"""What a report says in words: a verdict for each policy, and numbers as text.
 
-Help and hurt need an interval that does not contain zero. Hold needs one that contains zero and excludes a loss of more
-than `HOLD_MARGIN` of the full cache's score; a wider one is unsettled, whatever its middle. Where no sample came out
-differently, a bootstrap sees no spread however few they are, and the rule of three takes its place. A policy that acted
-fewer than `MIN_UPDATES` times a sample gets none of these words: its score is that of a cache it hardly touched.
+`better` and `worse` need a 95 % interval of the difference to the full cache that excludes zero. `non-inferior` needs
+one that includes zero and excludes a loss of more than `MARGIN` of the full cache's score; a wider one is
+`inconclusive`. Where no sample came out differently, a bootstrap sees no spread however few they are, and the rule of
+three takes its place. A policy that acted fewer than `MIN_UPDATES` times a sample gets none of these words: its score
+is that of a cache it hardly touched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from namm_transfer.evals.report.schema import Answer, Overall, SummaryRow, Verdict
+from namm_transfer.evals.report.schema import (
+    Answer,
+    Headline,
+    Overall,
+    Policy,
+    Report,
+    Run,
+    SummaryRow,
+    Verdict,
+)
 
 Row = SummaryRow | Overall
 
 MIN_UPDATES = 3
-"""Updates a sample, on average, below which a configuration is not judged."""
+"""Updates a sample, on average, below which a policy is not judged."""
 
-HOLD_MARGIN = 0.1
-"""Loss, as a share of the full cache's score, that the interval of a policy said to hold must exclude."""
+MARGIN = 0.1
+"""Loss, as a share of the full cache's score, that the interval of a non-inferior policy excludes."""
 
 MIN_DRAWS = 5
-"""Independent draws below which no word is given: four differences have one sign by chance in one case of eight."""
+"""Independent draws below which no verdict is given: four differences have one sign by chance in one case of eight."""
 
 FEW_DRAWS = 10
 """Independent draws below which a bootstrap interval is somewhat too narrow; the answer says so."""
 
-
-PHRASES: dict[Verdict, str] = {
-    "baseline": "is the baseline",
-    "helps": "helps",
-    "holds": "holds",
-    "hurts": "hurts",
-    "unsettled": "is unsettled",
+WORDS: dict[Verdict, str] = {
+    "baseline": "baseline",
+    "helps": "better",
+    "holds": "non-inferior",
+    "hurts": "worse",
+    "unsettled": "inconclusive",
     "hardly acted": "hardly acted",
-    "cannot tell": "cannot be judged",
+    "cannot tell": "not judged",
 }
-"""The words in a sentence."""
+"""The words that readers see; report.json keeps the values on the left."""
+
+DEFINITION = (
+    "Verdicts: better or worse, the 95 % interval of the difference to the full cache excludes zero; non-inferior "
+    f"(loses at most {100 * MARGIN:.0f} %), it includes zero and excludes a loss of more than {100 * MARGIN:.0f} % of "
+    f"the full cache's score; inconclusive, it is wider than that. Not judged: fewer than {MIN_DRAWS} independent "
+    f"pairs of samples. Hardly acted: fewer than {MIN_UPDATES} updates (decisions what to keep) a sample."
+)
+"""One paragraph that stands before the first verdict of every page."""
 
 
-def judge(row: Row, full: Row | None, draws: int) -> Verdict:
-    """The word for a row of the summary, given the full cache's row of the same task and the independent draws."""
-    if row.policy == "full":
+def judge(row: Row, policy: Policy, reference: Row | None, draws: int) -> Verdict:
+    """The verdict on a row, given the baseline's row of the same task and the number of independent draws."""
+    if policy.baseline:
         return "baseline"
     if row.score is not None and row.updates_mean < MIN_UPDATES:
         return "hardly acted"
-    if row.diff_ci is None or full is None or full.score is None or draws < MIN_DRAWS:
+    if row.diff_ci is None or reference is None or reference.score is None or draws < MIN_DRAWS:
         return "cannot tell"
     low, high = row.diff_ci
     if low > 0 or high < 0:
         return "helps" if low > 0 else "hurts"
-    if full.score == 0:
-        return "cannot tell"  # where the full cache gets nothing right there is nothing to hold
-    return "holds" if min(low, -_unseen(row, full, draws)) >= -HOLD_MARGIN * abs(full.score) else "unsettled"
+    if reference.score == 0:
+        return "cannot tell"  # where the full cache gets nothing right there is nothing to lose
+    worst = min(low, -_unseen(row, reference, draws))
+    return "holds" if worst >= -MARGIN * abs(reference.score) else "unsettled"
 
 
-def _unseen(row: Row, full: Row, draws: int) -> float:
+def _unseen(row: Row, reference: Row, draws: int) -> float:
     """The loss that may hide where no difference was seen: with 95 %, at most 3 of as many draws lose all they have."""
-    return 3 / draws * abs(full.score or 0.0) if row.diff_ci == (0, 0) else 0.0
+    return 3 / draws * abs(reference.score or 0.0) if row.diff_ci == (0, 0) else 0.0
 
 
-def answer(row: Row, *, full: Row | None, pairs: int, draws: int, unit: str) -> Answer:
-    """The word with its numbers.
+def answer(row: Row, policy: Policy, *, reference: Row | None, pairs: int, draws: int, unit: str) -> Answer:
+    """The verdict on a row in a sentence with its numbers.
 
     Args:
-        full: the full cache's row of the same task or group.
+        row: of the summary, or of a group of tasks.
+        policy: what the row is about.
+        reference: the baseline's row of the same task or group.
         pairs: samples behind the difference.
-        draws: independent draws among them: clusters, where samples share a video; otherwise as many as pairs.
-        unit: what the score is, from the run's description.
+        draws: independent draws among them: clusters where samples share a video, otherwise as many as pairs.
+        unit: what the score is.
     """
-    word = judge(row, full, draws)
-    unit = unit.partition(" (")[0]  # what follows explains it, and stands above the table
+    word = judge(row, policy, reference, draws)
     counted = f"{pairs} pairs" if draws == pairs else f"{pairs} pairs in {draws} clusters"
-    caution = f" Fewer than {FEW_DRAWS} independent draws: the interval is too narrow." if draws < FEW_DRAWS else ""
-    text = _sentence(row, word, full, counted, unit, draws)
+    text = _sentence(row, word, reference, counted, unit, draws)
     if word in ("helps", "holds", "hurts", "unsettled"):
-        text += caution + _improvement(row)
+        if draws < FEW_DRAWS:
+            text += f" Fewer than {FEW_DRAWS} independent draws: the interval is too narrow."
+        text += _improvement(row)
     return Answer(task=row.task, policy=row.policy, verdict=word, text=text)
 
 
-def _sentence(row: Row, word: Verdict, full: Row | None, counted: str, unit: str, draws: int) -> str:
+def _sentence(row: Row, word: Verdict, reference: Row | None, counted: str, unit: str, draws: int) -> str:
     score = f"{number(row.score)} ({unit})"
+    if row.score is None:
+        return f"Nothing was scored: {row.failed} of {row.n} samples failed."
     if word == "baseline":
-        return f"The full cache is what the others are compared with: {score}."
+        return f"The full cache, with which the others are compared: {score}."
     if word == "hardly acted":
         return (
             f"It hardly acted: {row.updates_mean:.1f} updates a sample on average, fewer than {MIN_UPDATES}. Its "
-            f"score, {score}, says nothing about this memory; longer samples or a smaller --update-interval would."
+            f"score, {score}, says nothing about this policy; longer samples or a smaller --update-interval would."
         )
-    held = f"holding {percent(row.kept_share)} of the cache"
-    if word == "cannot tell" or row.diff_ci is None or full is None:
-        nothing_right = full is not None and full.score == 0
+    held = f"keeping {percent(row.kept_share)} of the cache"
+    if word == "cannot tell" or row.diff_ci is None or reference is None:
+        nothing_right = reference is not None and reference.score == 0
         reason = "which scores 0 itself" if nothing_right else f"fewer than {MIN_DRAWS} to go by"
         return f"Nothing to conclude from {counted} with the full cache, {reason}: {score}, {held}."
     low, high = row.diff_ci
     facts = (
-        f"{number(row.score)} against {number(full.score)} with the full cache ({unit}), {signed(row.diff_full)} "
+        f"{number(row.score)} against {number(reference.score)} with the full cache ({unit}), {signed(row.diff_full)} "
         f"(95 % interval {signed(low)} to {signed(high)}, {counted}), {held}."
     )
-    if word == "unsettled" and (loss := _unseen(row, full, draws)):
-        return f"Unsettled: {facts} Nothing changed, but so few draws may hide a loss of up to {number(loss)}."
+    facts = f"{WORDS[word].capitalize()}: {facts}"
+    if word == "unsettled" and (loss := _unseen(row, reference, draws)):
+        return f"{facts} Nothing changed, but so few draws may hide a loss of up to {number(loss)}."
     if word == "unsettled":
         gain = f" to a gain of {number(high)}" if high > 0 else " to none"
-        return f"Unsettled: {facts} Anything from a loss of {number(-low)}{gain} fits these samples."
-    if word == "holds":
-        return f"It holds: {facts} A loss of more than {100 * HOLD_MARGIN:.0f} % of the score is excluded."
-    return f"It {word}: {facts}"
+        return f"{facts} Anything from a loss of {number(-low)}{gain} fits these samples."
+    excluded = low >= -MARGIN * abs(reference.score or 0.0) and word in ("holds", "hurts")
+    return f"{facts} A loss of more than {100 * MARGIN:.0f} % of the score is excluded." if excluded else facts
 
 
 def _improvement(row: Row) -> str:
@@ -118,42 +140,72 @@ def _improvement(row: Row) -> str:
     )
 
 
-def headline(answers: Sequence[Answer]) -> list[Answer]:
-    """The answers that belong at the top: of each task those about a NAMM, or all where there is none.
-
-    Where a group of tasks has an answer, it stands for its members.
-    """
-    every = {answer.task for answer in answers}
-    judged = [
-        answer
-        for answer in answers
-        if answer.verdict != "baseline" and not ("/" in answer.task and answer.task.partition("/")[0] in every)
-    ]
-    namms = [answer for answer in judged if answer.policy.partition(":")[0] == "namm"]
-    tasks = {answer.task for answer in namms}
-    return [answer for answer in judged if answer in namms or answer.task not in tasks]
+def policy_of(runs: Sequence[Run], task: str, spec: str) -> Policy:
+    """The policy that a task, or the first task of a group, calls `spec`."""
+    members = [run for run in runs if run.task == task] or [run for run in runs if run.task.startswith(f"{task}/")]
+    return members[0].policy(spec)
 
 
-def in_one_line(answers: Sequence[Answer], summary: Sequence[SummaryRow], overall: Sequence[Overall]) -> str:
-    """The first headline of each task in a few words: `Against the full cache. video: namm holds (...); ...`."""
+def top(report: Report) -> list[Answer]:
+    """The answers that belong at the top of a page (see `_top`)."""
+    return _top(report.answers, report.runs, report.overall)
+
+
+def _top(answers: Sequence[Answer], runs: Sequence[Run], overall: Sequence[Overall]) -> list[Answer]:
+    """Of each task the answers about a NAMM, or all where there is none; a group of tasks stands for its members."""
+    groups = tuple(f"{row.task}/" for row in overall if row.tasks > 1)
+    judged = [item for item in answers if item.verdict != "baseline" and not item.task.startswith(groups)]
+    namms = [item for item in judged if policy_of(runs, item.task, item.policy).name == "namm"]
+    tasks = {item.task for item in namms}
+    return [item for item in judged if item in namms or item.task not in tasks]
+
+
+def in_one_line(
+    answers: Sequence[Answer],
+    runs: Sequence[Run],
+    summary: Sequence[SummaryRow],
+    overall: Sequence[Overall],
+    headlines: Sequence[Headline],
+) -> str:
+    """Benchmarks' own scores, then the first answer of each task: `Against the full cache. video: namm is ...`."""
     every: list[Row] = [*summary, *overall]
     rows = {(row.task, row.policy): row for row in every}
-    first = {answer.task: answer for answer in reversed(headline(answers))}
-    parts = []
-    for task in dict.fromkeys(answer.task for answer in headline(answers)):
-        answer = first[task]
-        row = rows[task, answer.policy]
-        judged = answer.verdict in ("helps", "holds", "hurts", "unsettled") and row.diff_ci is not None
-        facts = [signed(row.diff_full)] if judged else [f"{row.updates_mean:.1f} updates a sample"]
-        facts += (
-            []
-            if not judged or row.diff_ci is None
-            else [f"95 % interval {signed(row.diff_ci[0])} to {signed(row.diff_ci[1])}"]
-        )
-        facts += [] if row.kept_share is None else [f"{percent(row.kept_share)} of the cache held"]
-        name = task if not isinstance(row, Overall) else f"{task} ({row.tasks} tasks)"
-        parts.append(f"{name}: {answer.policy} {PHRASES[answer.verdict]} ({', '.join(facts)})")
-    return "Against the full cache. " + "; ".join(parts) + "." if parts else "Nothing was compared with the full cache."
+    first: dict[str, Answer] = {}
+    for item in _top(answers, runs, overall):
+        first.setdefault(item.task, item)
+    parts = [_clause(item, rows[task, item.policy]) for task, item in first.items()]
+    empty = [run.task for run in runs if not any(row.task == run.task and row.score is not None for row in summary)]
+    lines = [f"Nothing was scored in {', '.join(empty)}."] if empty else []
+    for run in runs:
+        lines += _official([item for item in headlines if item.task == run.task], run, first.get(run.task))
+    lines += [f"Against the full cache. {'; '.join(parts)}."] if parts else []
+    return " ".join(lines) or "Nothing was compared with the full cache."
+
+
+def _official(headlines: Sequence[Headline], run: Run, item: Answer | None) -> list[str]:
+    """A benchmark's own score of the baseline and of the policy that the answer is about."""
+    wanted = {run.baseline.spec if run.baseline else None, item.policy if item else None}
+    shown = [headline for headline in headlines if headline.policy in wanted] or list(headlines[:1])
+    if not shown:
+        return []
+    values = ", ".join(f"{number(headline.value)} for {headline.policy}" for headline in shown)
+    absent = f" without {', '.join(shown[0].missing)}, of which there is no sample" if shown[0].missing else ""
+    return [f"{run.task}: {shown[0].name} {values} ({shown[0].unit}){absent}."]
+
+
+def _clause(item: Answer, row: Row) -> str:
+    name = f"{item.task} ({row.tasks} tasks)" if isinstance(row, Overall) else item.task
+    word = WORDS[item.verdict] + f" (loses at most {100 * MARGIN:.0f} %)" * (item.verdict == "holds")
+    facts = [f"{row.updates_mean:.1f} updates a sample"]
+    if item.verdict in ("helps", "holds", "hurts", "unsettled") and row.diff_ci is not None:
+        facts = [signed(row.diff_full), f"95 % interval {signed(row.diff_ci[0])} to {signed(row.diff_ci[1])}"]
+    facts += [] if row.kept_share is None else [f"{percent(row.kept_share)} of the cache kept"]
+    return f"{name}: {item.policy} {'' if word == 'hardly acted' else 'is '}{word} ({', '.join(facts)})"
+
+
+def unit(run: Run) -> str:
+    """What the score of a run is, without the explanation that may follow in brackets."""
+    return str(run.description.get("score", "score")).partition(" (")[0]
 
 
 def number(value: float | None) -> str:

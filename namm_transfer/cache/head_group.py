@@ -1,8 +1,8 @@
 """KV heads of one layer that are stored together: the kept tokens only, with positions and the policy's state of each.
 
 The storage is dense, (batch, kv_heads, tokens, head_dim). Where sequences or heads hold different numbers of tokens,
-the older end is filled with holes, which positions mark as -1 and attention masks. A policy that judges head by head
-gets a group for each, so that a head which keeps little takes little.
+the older end is filled with padding slots, which positions mark as -1 and attention masks. A policy that judges each
+head by itself gets a group for each, so that a head which keeps few tokens takes little memory.
 """
 
 import torch
@@ -18,15 +18,24 @@ class HeadGroup:
     """Some KV heads of a layer.
 
     Args:
-        heads: which ones of the layer.
-        keys, values: (batch, kv_heads of the layer, any, width), whose dtypes, device and widths are taken.
-        policy: whose state is kept beside each token.
+        heads: which heads of the layer they are.
+        storage: tensors ``keys``, ``values``, ``positions`` and the policy's state, named ``state.*``.
+        padding_slots: whether any position is -1.
     """
 
-    def __init__(self, heads: slice, keys: Tensor, values: Tensor, policy: EvictionPolicy) -> None:
+    def __init__(self, heads: slice, storage: TokenStorage, padding_slots: bool = False) -> None:
         self.heads = heads
-        self.policy = policy
-        self.holes = False
+        self.storage = storage
+        self.padding_slots = padding_slots
+
+    @classmethod
+    def empty(cls, heads: slice, keys: Tensor, values: Tensor, policy: EvictionPolicy) -> "HeadGroup":
+        """A group without tokens.
+
+        Args:
+            keys, values: (batch, kv_heads of the layer, any, width), whose dtypes, device and widths are taken.
+            policy: whose state will be kept beside each token.
+        """
         batch, count = keys[:, heads].shape[:2]
         tensors = {
             "keys": keys.new_empty(batch, count, 0, keys.shape[-1]),
@@ -34,7 +43,8 @@ class HeadGroup:
             "positions": torch.empty(batch, count, 0, dtype=torch.int32, device=keys.device),
         }
         state = policy.state(batch, count, 0, keys.device)
-        self.storage = TokenStorage(tensors | {_STATE + name: tensor for name, tensor in state.items()}, 0)
+        storage = TokenStorage(tensors | {_STATE + name: tensor for name, tensor in state.items()}, 0)
+        return cls(heads, storage)
 
     @property
     def keys(self) -> Tensor:
@@ -48,7 +58,7 @@ class HeadGroup:
 
     @property
     def positions(self) -> Tensor:
-        """Original positions, (batch, heads, stored) int32; -1 marks a hole."""
+        """Original positions, (batch, heads, stored) int32; -1 marks a padding slot."""
         return self.storage.view("positions")
 
     @property
@@ -62,39 +72,43 @@ class HeadGroup:
 
     @property
     def stored(self) -> int:
-        """Tokens stored, holes included."""
+        """Tokens stored, padding slots included."""
         return self.storage.length
 
-    def append(self, keys: Tensor, values: Tensor, positions: Tensor, holes: bool) -> None:
+    def append(self, keys: Tensor, values: Tensor, positions: Tensor, padding_slots: bool) -> None:
         """Store the layer's next block, of which these heads take theirs.
 
         Args:
             keys, values: (batch, kv_heads of the layer, new, width).
             positions: (batch, new) int32, -1 behind the end of a shorter sequence.
-            holes: whether there is any -1.
+            padding_slots: whether there is any -1.
         """
-        self.holes |= holes
+        self.padding_slots |= padding_slots
         own = {"keys": keys[:, self.heads], "values": values[:, self.heads]}
         self.storage.append(positions.shape[-1], own | {"positions": positions[:, None]})
 
-    def observe(self, rows: Tensor, clock: list[int], sizes: list[int]) -> None:
-        """Show the policy rows over the first ``rows.shape[-1]`` stored tokens; newer ones get none of it."""
-        views = self._state(rows.shape[-1])
+    def observe(
+        self, policy: EvictionPolicy, weights: Tensor, tokens_seen: list[int], query_lengths: list[int]
+    ) -> None:
+        """Show the policy attention weights over the oldest ``weights.shape[-1]`` stored tokens."""
+        views = self._state(weights.shape[-1])
         state = dict(views)
-        self.policy.observe(state, rows, clock, sizes)
+        policy.observe(state, weights, tokens_seen, query_lengths)
         for name, tensor in state.items():
             if tensor is not views.get(name):
                 self.storage.put(_STATE + name, tensor)
         for name in views.keys() - state.keys():
             self.storage.drop(_STATE + name)
 
-    def view(self, layer: int, rows: list[int], seen: list[int], update: int) -> LayerView:
+    def view(self, layer: int, layers: int, rows: list[int], seen: list[int], update: int) -> LayerView:
         """What the policy is to judge: these rows of the batch, which have seen so many tokens."""
         everything = len(rows) == len(self.positions)
         pick = (lambda t: t) if everything else (lambda t: t[rows])
         return LayerView(
             layer=layer,
+            layers=layers,
             keys=pick(self.keys),
+            values=pick(self.values),
             positions=pick(self.positions),
             state={name: pick(tensor) for name, tensor in self.state.items()},
             seen=seen,
@@ -103,13 +117,13 @@ class HeadGroup:
         )
 
     def keep(self, chosen: Tensor) -> None:
-        """Keep the marked tokens, (batch, heads, stored) bool, in order; shorter rows get holes at the older end."""
+        """Keep the marked tokens, (batch, heads, stored) bool, in order; shorter rows get padding slots in front."""
         counts = chosen.sum(-1)
         least, most = counts.aminmax()
-        width, self.holes = int(most), bool(least != most)
-        if width == self.stored and not self.holes:
+        width, self.padding_slots = int(most), bool(least != most)
+        if width == self.stored and not self.padding_slots:
             return
         self.storage.compact(newest_last(chosen, width))
-        if self.holes:
-            hole = torch.arange(width, device=counts.device) < width - counts[..., None]
-            self.positions.masked_fill_(hole, -1)
+        if self.padding_slots:
+            unused = torch.arange(width, device=counts.device) < width - counts[..., None]
+            self.positions.masked_fill_(unused, -1)

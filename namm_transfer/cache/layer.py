@@ -1,187 +1,243 @@
-"""One layer of a `MemoryCache`: what its heads keep, how far each sequence is, and when the policy acts."""
+"""One layer of a `MemoryCache`: what its heads keep, how far each sequence is, and when the policy acts.
+
+The protocol of a forward call is explained in `namm_transfer.cache`.
+"""
 
 import copy
-import threading
 import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.cache_utils import CacheLayerMixin
 
+from namm_transfer.cache.guard import GuardedTensor, guarded
 from namm_transfer.cache.head_group import HeadGroup
+from namm_transfer.cache.masks import ColumnCount
 from namm_transfer.cache.report import Sequence
-from namm_transfer.errors import NammTransferError
+from namm_transfer.errors import NammTransferError, UnservedAttribute
 from namm_transfer.policy import EvictionPolicy
 
-_THREAD = threading.local()
+
+class ModuleReference(weakref.ref[nn.Module]):
+    """A weak reference that copies share and that pickle leaves out, since a module belongs to its process."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "ModuleReference":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
 
 
-def opened_layer() -> "MemoryLayer | None":
-    """The layer of this thread that has been given keys and still waits for its attention."""
-    reference = getattr(_THREAD, "opened", None)
-    return reference() if reference is not None else None
+@dataclass(eq=False)
+class Handover:
+    """Keys and values that a layer has given to the model and that the memory attention has not taken yet."""
+
+    layer: "MemoryLayer"
+    keys: Tensor
+    """(batch, kv_heads, new, head_dim)."""
+    values: Tensor
+    """(batch, kv_heads, new, value_dim)."""
 
 
 class MemoryLayer(CacheLayerMixin):
     """One layer's kept keys and values, their positions, and the policy's state of each token, in groups of heads."""
 
     is_sliding = False
-    keys = values = None  # they are in the groups
 
-    def __init__(self, policy: EvictionPolicy, index: int) -> None:  # the base's would set keys and values
+    def __init__(self, policy: EvictionPolicy, index: int, layers: int) -> None:  # the base's would set keys and values
         self.policy = policy
         self.index = index
-        self.is_croppable = not policy.evicts
+        self.layers = layers
         self.reset()
 
     def reset(self) -> None:
         """Forget everything, the batch size included."""
-        if opened_layer() is self:  # something ended a call between the keys and their attention
-            self.release()
         self.groups: list[HeadGroup] = []
         self.is_initialized = False
         self.columns = 0
         self.padding: Tensor | None = None
         self.sequences: list[Sequence] = []
-        self.spoiled = False
-        self.pending: tuple[Tensor, Tensor] | None = None
-        self.owner: weakref.ref[Any] | None = None
+        self.handover: Handover | None = None
+        self.reader: ModuleReference | None = None
+        """The attention module that reads this layer."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take batch size, heads, widths, dtype and device from the first keys and values."""
-        batch, heads, _, self.width = key_states.shape
-        self.dtype, self.device = key_states.dtype, key_states.device
+        heads = key_states.shape[1]
         together = 1 if self.policy.by_head else heads
         slices = [slice(first, first + together) for first in range(0, heads, together)]
-        self.groups = [HeadGroup(some, key_states, value_states, self.policy) for some in slices]
-        self.sequences = [Sequence() for _ in range(batch)]
+        self.restore(
+            [HeadGroup.empty(some, key_states, value_states, self.policy) for some in slices],
+            [Sequence() for _ in range(len(key_states))],
+        )
+
+    def restore(self, groups: list[HeadGroup], sequences: list[Sequence]) -> None:
+        """Take stored heads and the counts of their sequences."""
+        self.groups, self.sequences = groups, sequences
+        self.width, self.dtype, self.device = groups[0].keys.shape[-1], groups[0].keys.dtype, groups[0].keys.device
         self.is_initialized = True
 
-    # -- one forward call: update() opens the layer, the memory attention closes it ----------------------------------
+    # -- one forward call: update() opens it, the memory attention closes it -----------------------------------------
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Take a call's new keys and values, (batch, kv_heads, new, head_dim); returned as they are.
+        """Take a call's new keys and values, (batch, kv_heads, new, head_dim), and return them guarded.
 
-        They reach the cache in the memory attention, which finds this layer by the returned key tensor.
+        They are stored by the memory attention, which finds this layer through the guarded tensors.
         """
-        waiting = self if self.pending is not None else opened_layer()
-        if waiting is self or (waiting is not None and waiting.index < self.index):
-            waiting.release()
-            raise NammTransferError(
-                f"layer {waiting.index} of a MemoryCache was given keys that no memory attention read: load the model "
-                'with attn_implementation="memory" (a model whose attention does its own thing cannot be served; a '
-                "cache left by an error in mid-forward cannot be used on)"
-            )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        expected = (len(self.sequences), self.groups[-1].heads.stop, self.width)
+        expected = (len(self.sequences), self.kv_heads, self.width)
         if (*key_states.shape[:2], key_states.shape[-1]) != expected or key_states.dtype != self.dtype:
             raise NammTransferError(
                 f"layer {self.index} holds {self.dtype} (batch, kv_heads, head_dim) {expected} and was given "
                 f"{key_states.dtype} {(*key_states.shape[:2], key_states.shape[-1])}: one MemoryCache serves one model "
                 "and one batch; make a new one or reset() it"
             )
-        self.pending = (key_states, value_states)
-        key_states.memory_layer = self  # type: ignore[attr-defined]
-        _THREAD.opened = weakref.ref(self)
-        return key_states, value_states
-
-    def release(self) -> None:
-        """The layer no longer waits for its attention."""
-        self.pending = None
-        _THREAD.opened = None
+        if key_states.device != self.device:  # a loaded cache meets its model
+            self.device = key_states.device
+            for group in self.groups:
+                group.storage.to(self.device)
+        self.handover = Handover(self, key_states, value_states)
+        refusal = (
+            f"layer {self.index} of a MemoryCache gave out keys and values that no memory attention read, but other "
+            'code: load the model with attn_implementation="memory"; a model that attends to other keys than it cached '
+            "(rebuilt, repeated or shared between layers) cannot be served"
+        )
+        return guarded(key_states, self.handover, refusal), guarded(value_states, self.handover, refusal)
 
     def close(self, padding: Tensor | None, new: int) -> None:
-        """The call's attention is done: count its columns."""
+        """End the call, whose attention is done: count its columns."""
         self.columns += new
         self.padding = padding
-        self.spoiled = False
         for group in self.groups:
             group.storage.fit()
-        self.release()
+        self.handover = None
 
     # -- storage -----------------------------------------------------------------------------------------------------
 
     @property
-    def clock(self) -> list[int]:
+    def kv_heads(self) -> int:
+        """Number of KV heads."""
+        return self.groups[-1].heads.stop
+
+    @property
+    def seen(self) -> list[int]:
         """Real tokens each sequence has processed."""
-        return [sequence.clock for sequence in self.sequences]
+        return [sequence.seen for sequence in self.sequences]
 
     @property
     def positions(self) -> Tensor:
-        """Original positions, (batch, kv_heads, stored) int32; -1 where a head or a sequence holds fewer."""
+        """Original positions, (batch, kv_heads, tokens) int32 ascending; -1 where a head of a sequence holds fewer."""
         most = max(group.stored for group in self.groups)
         return torch.cat([pad(group.positions, (most - group.stored, 0), value=-1) for group in self.groups], 1)
 
     @property
     def bytes(self) -> int:
-        """What is really held, holes and the room to grow included."""
+        """Bytes really held, padding slots and the room to grow included."""
         return sum(group.storage.bytes for group in self.groups)
 
-    def append(self, keys: Tensor, values: Tensor, sizes: list[int]) -> None:
-        """Store the next block; of sequence b the first ``sizes[b]`` tokens are real, the rest become holes."""
+    def record(self, *tensors: Tensor) -> None:
+        """Begin a call with these queries, keys and values: find out whether autograd records it."""
+        recording = torch.is_grad_enabled() and (
+            any(tensor.requires_grad for tensor in tensors) or any(g.storage.requires_grad for g in self.groups)
+        )
+        for group in self.groups:
+            group.storage.record(recording)
+
+    def append(self, keys: Tensor, values: Tensor, lengths: list[int]) -> None:
+        """Store the next block; of sequence b the first ``lengths[b]`` tokens are real, the rest are padding slots."""
         new = keys.shape[2]
         offsets = torch.arange(new, dtype=torch.int32, device=self.device)
-        start = torch.tensor(self.clock, dtype=torch.int32, device=self.device)[:, None]
-        positions, holes = start + offsets, min(sizes) < new
-        if holes:
-            lengths = torch.tensor(sizes, device=self.device)[:, None]
-            positions = positions.masked_fill(offsets >= lengths, -1)
+        start = torch.tensor(self.seen, dtype=torch.int32, device=self.device)[:, None]
+        positions, padding_slots = start + offsets, min(lengths) < new
+        if padding_slots:
+            ends = torch.tensor(lengths, device=self.device)[:, None]
+            positions = positions.masked_fill(offsets >= ends, -1)
         for group in self.groups:
-            group.append(keys, values, positions, holes)
+            group.append(keys, values, positions, padding_slots)
 
-    def advance(self, sizes: list[int]) -> None:
-        """Count the block's real tokens; the holes of shorter sequences move from behind them to the older end."""
-        for sequence, size in zip(self.sequences, sizes, strict=True):
-            sequence.clock += size
-            sequence.held += size
+    def advance(self, lengths: list[int]) -> None:
+        """Count the block's real tokens; padding slots of shorter sequences move from behind them to the older end."""
+        for sequence, length in zip(self.sequences, lengths, strict=True):
+            sequence.seen += length
+            sequence.held += length
             sequence.peak = max(sequence.peak, sequence.held)
-        if min(sizes) < max(sizes):
+        if min(lengths) < max(lengths):
             for group in self.groups:
                 group.keep(group.positions >= 0)
 
     def evict(self) -> None:
-        """Let the policy act on the sequences whose clock stands at an update."""
+        """Let the policy act on the sequences that have seen a multiple of its update interval."""
         interval = self.policy.update_interval
         due = [
             b
             for b, sequence in enumerate(self.sequences)
-            if sequence.clock % interval == 0 and len(sequence.history) < sequence.clock // interval
+            if sequence.seen % interval == 0 and len(sequence.history) < sequence.seen // interval
         ]
         if not due:
             return
-        counts = torch.cat([self._cut(group, due)[due] for group in self.groups], 1)
+        counts = torch.cat([self._evict(group, due)[due] for group in self.groups], 1)
         for b, held in zip(due, counts.float().mean(-1).tolist(), strict=True):
             self.sequences[b].held = held
             self.sequences[b].history.append(held)
 
-    def _cut(self, group: HeadGroup, due: list[int]) -> Tensor:
-        """Let the policy act on a group; what is left, (batch, heads of the group)."""
+    def _evict(self, group: HeadGroup, due: list[int]) -> Tensor:
+        """Let the policy act on a group; how many tokens are left, (batch, heads of the group)."""
         chosen = group.positions >= 0
         for update in sorted({len(self.sequences[b].history) for b in due}):
             rows = [b for b in due if len(self.sequences[b].history) == update]
-            seen = [self.sequences[b].clock for b in rows]
-            chosen[rows] &= self.policy.select(group.view(self.index, rows, seen, update))
+            seen = [self.sequences[b].seen for b in rows]
+            with torch.no_grad():
+                chosen[rows] &= self.policy.decide(group.view(self.index, self.layers, rows, seen, update))
         group.keep(chosen)
         return chosen.sum(-1)
 
     # -- what transformers asks of a cache layer ---------------------------------------------------------------------
+
+    @property
+    def keys(self) -> Tensor:  # type: ignore[override]
+        """Not served: heads and sequences hold different numbers of tokens."""
+        raise UnservedAttribute(
+            "a layer of a MemoryCache has no tensor of keys or of values, since its heads hold different tokens: use "
+            "MemoryCache.positions or .report; a model that reads its cache by itself cannot be served"
+        )
+
+    values = keys
+
+    @property
+    def is_croppable(self) -> bool:  # type: ignore[override]
+        """Whether tokens can be taken back: only where none are evicted."""
+        return not self.policy.evicts
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences in the batch; none before the first call."""
+        if not self.is_initialized:
+            raise UnservedAttribute("the cache is empty: nothing has gone through the model yet")
+        return len(self.sequences)
 
     def get_seq_length(self) -> int:
         """Columns seen, padding and evicted tokens included; positions come from it."""
         return self.columns
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Mask columns: all seen and the new ones; the memory attention maps them to what is stored."""
-        return self.columns + query_length, 0
+        """Mask columns, all seen and the new ones, and their offset 0; the count says that a `MemoryCache` asked."""
+        return ColumnCount(self.columns + query_length), 0
 
     def get_max_length(self) -> int:
-        """No maximum."""
+        """-1: there is no maximum."""
         return -1
 
     get_max_cache_shape = get_max_length  # its name before transformers 5.11
+
+    def offload(self) -> None:
+        """Not served."""
+        raise NammTransferError("a MemoryCache cannot be offloaded: its policy keeps it small instead")
+
+    prefetch = offload
 
     def _select_rows(self, rows: Tensor) -> None:
         if not self.is_initialized:
@@ -189,24 +245,29 @@ class MemoryLayer(CacheLayerMixin):
         rows = rows.to(self.device)
         for group in self.groups:
             group.storage.select_rows(rows)
-        self.padding = None if self.padding is None else self.padding.index_select(0, rows)
+        self.padding = None if self.padding is None else self.padding.index_select(0, rows.to(self.padding.device))
         self.sequences = [copy.deepcopy(self.sequences[b]) for b in rows.tolist()]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Rows of the batch in another order, state and all (beam search)."""
-        self._select_rows(beam_idx)
+        """Put the rows of the batch in another order, state and all (beam search)."""
+        self._select_rows(torch.as_tensor(beam_idx))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Only these rows of the batch."""
+        """Keep only these rows of the batch: indices, or a bool mask."""
         if self.is_initialized:
-            self._select_rows(torch.arange(len(self.sequences))[indices.cpu()])
+            self._select_rows(torch.arange(len(self.sequences))[torch.as_tensor(indices).cpu()])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every row ``repeats`` times."""
+        """Repeat every row ``repeats`` times."""
         self._select_rows(torch.arange(len(self.sequences)).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the newest columns: minus their number or, as older transformers say, the length to come down to."""
+        """Remove the newest columns: minus their number or, as older transformers say, the length to come down to.
+
+        Raises:
+            NammTransferError: the policy evicts.
+        """
+        refuse_to_crop(self.policy)
         target = self.columns + tokens_to_remove if tokens_to_remove < 0 else tokens_to_remove
         if not self.is_initialized or tokens_to_remove == 0 or target >= self.columns:
             return
@@ -218,8 +279,24 @@ class MemoryLayer(CacheLayerMixin):
             lengths = self.padding.sum(-1).tolist()
             self.padding = None if min(lengths) == target else self.padding
         for sequence, length in zip(self.sequences, lengths, strict=True):
-            sequence.clock, sequence.held = length, length
+            sequence.seen, sequence.held = length, length
         self.columns = target
         limit = torch.tensor(lengths, device=self.device)[:, None, None]
         for group in self.groups:
             group.keep((group.positions >= 0) & (group.positions < limit))
+
+
+def refuse_to_crop(policy: EvictionPolicy) -> None:
+    """Raise a `NammTransferError` if tokens of a cache under this policy cannot be taken back."""
+    if policy.evicts:
+        raise NammTransferError(
+            f"a cache under {type(policy).__name__} cannot be cropped, since evicted tokens do not come back; "
+            "assisted decoding and rollback need the full policy"
+        )
+
+
+def handover_of(*tensors: Tensor) -> Handover | None:
+    """The layer's handover that the tensors belong to; None if they do not all belong to one that is still open."""
+    first = tensors[0].owner if isinstance(tensors[0], GuardedTensor) else None
+    same = all(isinstance(tensor, GuardedTensor) and tensor.owner is first for tensor in tensors)
+    return first if same and isinstance(first, Handover) and first.layer.handover is first else None

@@ -1,14 +1,28 @@
-"""The mask function of "memory": it hands on what was asked for, since only the attention function sees the cache."""
+"""The mask function of "memory": SDPA's mask, except under a `MemoryCache`, where only a description of it is made.
 
+A mask function is not told which cache it works for. A `MemoryCache` therefore answers the question for the number of
+columns with a `ColumnCount`, an integer that says where it comes from.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.masking_utils import causal_mask_function, sdpa_mask, sliding_window_causal_mask_function
 
-from namm_transfer.errors import NammTransferError
+from namm_transfer.cache.guard import guarded
+from namm_transfer.errors import NammTransferError, UnservedAttribute
+
+
+class ColumnCount(int):
+    """Columns of the attention mask, seen and new, as counted by a `MemoryCache`."""
 
 
 @dataclass
@@ -22,21 +36,20 @@ class Tokens:
 
 
 class MemoryMask:
-    """What the mask function was asked for: the attention function alone knows whether there is a MemoryCache."""
+    """What was asked of the mask function under a `MemoryCache`; the memory attention makes its masks from it.
+
+    It is no tensor, since each layer and head holds other tokens; a model that uses it as one gets a
+    `NammTransferError`.
+    """
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.arguments = arguments
 
-    def to(self, *args: Any, **kwargs: Any) -> "MemoryMask":
+    def to(self, *args: Any, **kwargs: Any) -> MemoryMask:
         """Moved like a tensor, for models spread over devices."""
         moved = {k: v.to(*args, **kwargs) if isinstance(v, Tensor) else v for k, v in self.arguments.items()}
         device = torch.empty(0, device=self.arguments["device"]).to(*args, **kwargs).device
         return MemoryMask(moved | {"device": device})
-
-    @cached_property
-    def ordinary(self) -> Tensor | None:
-        """The mask transformers' own SDPA path would have made."""
-        return sdpa_mask(**self.arguments)
 
     @cached_property
     def padding(self) -> Tensor | None:
@@ -75,6 +88,34 @@ class MemoryMask:
                 raise NammTransferError("padding between tokens under a sliding window cannot be served: pad left")
         return size
 
+    def __getattr__(self, name: str) -> NoReturn:
+        raise UnservedAttribute(_mask_used(name))
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+        """Refuse torch functions that are given the mask."""
+        raise NammTransferError(_mask_used(getattr(func, "__name__", str(func))))
+
+
+def _mask_used(name: str) -> str:
+    return (
+        f"the model uses its attention mask by itself ({name!r}): a model whose attention is not the one that "
+        "transformers dispatches by name cannot be served with a MemoryCache"
+    )
+
+
+def _refusing(name: str) -> Callable[..., NoReturn]:
+    def operator(self: MemoryMask, *args: Any) -> NoReturn:
+        raise NammTransferError(_mask_used(name))
+
+    return operator
+
+
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
+_OTHERS = ("invert", "neg", "abs", "eq", "ne", "lt", "le", "gt", "ge", "getitem", "setitem", "len", "iter", "bool")
+for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), *_OTHERS):
+    setattr(MemoryMask, f"__{_name}__", _refusing(f"__{_name}__"))
+
 
 def _same(a: Any, b: Any) -> bool:
     """Whether two mask functions are the same code over the same closed-over values."""
@@ -90,6 +131,45 @@ def _same(a: Any, b: Any) -> bool:
     return all(_same(x.cell_contents, y.cell_contents) for x, y in cells)
 
 
-def memory_mask(**arguments: Any) -> MemoryMask:
-    """The mask function registered as "memory"."""
-    return MemoryMask(arguments)
+def models_of(config_class: type) -> list[type[PreTrainedModel]]:
+    """The model classes that a configuration's own file of models defines; none where it has not been imported."""
+    name = config_class.__module__.replace("configuration_", "modeling_")
+    models = [
+        some
+        for some in vars(sys.modules.get(name, object)).values()
+        if isinstance(some, type) and issubclass(some, PreTrainedModel) and some.__module__ == name
+    ]
+    return [some for some in models if getattr(some, "config_class", None) is config_class] or models
+
+
+_RUNS_UNDER_SDPA: dict[type, bool] = {}
+
+
+@torch.compiler.assume_constant_result
+def runs_under_sdpa(config_class: type) -> bool:
+    """Whether transformers runs the models of a configuration under SDPA; False if that cannot be told."""
+    if config_class not in _RUNS_UNDER_SDPA:
+        models = models_of(config_class)
+        _RUNS_UNDER_SDPA[config_class] = bool(models) and all(some._supports_sdpa for some in models)
+    return _RUNS_UNDER_SDPA[config_class]
+
+
+def memory_mask(**arguments: Any) -> MemoryMask | Tensor | None:
+    """The mask function registered as "memory", with the arguments of transformers' mask functions.
+
+    Returns:
+        Under a `MemoryCache` a `MemoryMask`; otherwise what SDPA gets. Models that transformers does not run under SDPA
+        rely on more than SDPA promises, so they always get the whole mask, (batch, 1, queries, columns) bool, and only
+        the memory attention may read it: their own code takes a mask for one to be added.
+    """
+    if isinstance(arguments["kv_length"], ColumnCount):
+        return MemoryMask(arguments)
+    config = arguments.get("config")
+    if config is None or runs_under_sdpa(type(config)):
+        return sdpa_mask(**arguments)
+    mask = sdpa_mask(**arguments | {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
+    refusal = (
+        f'a model of type {config.model_type!r} reads its mask by itself, which attn_implementation="memory" cannot '
+        'serve: load it with "eager"'
+    )
+    return None if mask is None else guarded(mask, None, refusal)

@@ -1,4 +1,4 @@
-"""What a `MemoryCache` says about itself: tokens kept and seen, how often the policy acted, bytes."""
+"""The report of a `MemoryCache`: tokens kept and seen, how often the policy acted, bytes held."""
 
 from dataclasses import dataclass, field
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 @dataclass
 class Sequence:
-    """Bookkeeping of one sequence in one layer, on the host."""
+    """Counts of one sequence in one layer, kept on the host."""
 
-    clock: int = 0
+    seen: int = 0
     """Real tokens processed."""
     held: float = 0.0
     """Tokens held now, mean over KV heads."""
@@ -40,7 +40,7 @@ class RowReport:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """What a `MemoryCache` holds."""
+    """What a `MemoryCache` holds and what became of each sequence."""
 
     kept: Tensor
     """(layers, batch, kv_heads) int64: tokens held now."""
@@ -51,7 +51,7 @@ class MemoryReport:
     history: list[list[list[float]]]
     """[layer][sequence][update]: tokens a head held after it, mean over heads."""
     bytes: int
-    """Bytes of keys, values, positions and policy state, holes included: what is really held."""
+    """Bytes of keys, values, positions and policy state, padding slots and room to grow included."""
 
     @property
     def kept_share(self) -> float:

@@ -1,4 +1,8 @@
-"""Tensors that share a token axis, with a little room to grow: appended to, compacted and written in place."""
+"""Tensors that share a token axis: appended to and compacted in place, with a little room to grow.
+
+While autograd records, nothing is written in place, since a backward pass will read what attention saw; every change
+makes new tensors instead.
+"""
 
 import copy
 import ctypes
@@ -8,12 +12,12 @@ import torch
 from torch import Tensor
 
 _SPARE = 40
-"""One token of room for this many stored: 2.5 %, so that decoding copies everything once in that many tokens."""
+"""Stored tokens for one token of room: 2.5 %, so that decoding copies everything once in 40 tokens."""
 _SPARE_WHILE_GROWING = 2
-"""The same inside a call that goes on growing: memory that grows by a little again and again never fits into what it
+"""The same within a call that goes on growing: memory that grows by a little again and again never fits into what it
 has just left, and a process ends up holding twice what it uses."""
 _WORTH_TRIMMING = 16 << 20
-"""Bytes of a layer's tokens from which the pages saved are worth asking the system for them again in the next layer."""
+"""Bytes of a layer's tokens above which handing freed pages back costs less than holding them."""
 
 
 def _axis(name: str) -> int:
@@ -22,12 +26,15 @@ def _axis(name: str) -> int:
 
 
 def newest_last(chosen: Tensor, width: int) -> Tensor:
-    """Index, (..., width), of the marked of (..., tokens) bool, in order; where fewer are marked, others in front."""
+    """Indices, (..., width), of the marked tokens in (..., tokens) bool, in order.
+
+    Where fewer than ``width`` are marked, unmarked ones stand in front.
+    """
     return chosen.to(torch.uint8).argsort(dim=-1, stable=True)[..., chosen.shape[-1] - width :]
 
 
 def _trim() -> None:
-    """Hand freed memory to the system: glibc keeps what lies below a tensor that stays, as much as the tokens kept."""
+    """Hand freed memory back to the system: glibc keeps the pages that lie below a tensor that stays."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 
@@ -44,20 +51,39 @@ class TokenStorage:
         self.length = length
         self.room = length
         self._growing = False
+        self._recording = False
         self._tensors = tensors
 
     @property
     def names(self) -> list[str]:
-        """Of the tensors."""
+        """Names of the tensors."""
         return list(self._tensors)
 
     @property
+    def requires_grad(self) -> bool:
+        """Whether a stored tensor has a gradient history."""
+        return any(tensor.requires_grad for tensor in self._tensors.values())
+
+    def record(self, recording: bool) -> None:
+        """Say whether autograd records the call that begins: if so, nothing is written in place from here on."""
+        if self._recording and not recording:  # a graph may still need the tensors, so they are left to it
+            with torch.inference_mode(False):
+                self._tensors = {name: self.view(name).detach().clone() for name in self._tensors}
+            self.room = self.length
+        self._recording = recording
+
+    @torch.inference_mode(False)
+    def to(self, device: torch.device) -> None:
+        """Move the tensors to another device."""
+        self._tensors = {name: tensor.to(device) for name, tensor in self._tensors.items()}
+
+    @property
     def bytes(self) -> int:
-        """What is really held, the room to grow included."""
+        """Bytes really held, the room to grow included."""
         return sum(tensor.untyped_storage().nbytes() for tensor in self._tensors.values())
 
     def view(self, name: str, tokens: int | None = None) -> Tensor:
-        """A tensor's stored tokens, or its first ``tokens``, as a view to be read or written."""
+        """A tensor's stored tokens, or its first ``tokens``, as a view that can be read and written."""
         return self._tensors[name].narrow(_axis(name), 0, self.length if tokens is None else tokens)
 
     def put(self, name: str, values: Tensor) -> None:
@@ -67,11 +93,20 @@ class TokenStorage:
         self.view(name, values.shape[_axis(name)]).copy_(values)
 
     def drop(self, name: str) -> None:
-        """Forget a tensor."""
+        """Delete a tensor."""
         del self._tensors[name]
 
     def append(self, new: int, tensors: dict[str, Tensor]) -> None:
         """Store ``new`` tokens behind the others; what is not in ``tensors`` gets zeros."""
+        if self._recording:
+            for name in self._tensors:
+                old, axis = self.view(name), _axis(name)
+                shape = [*old.shape]
+                shape[axis] = new
+                more = tensors[name].to(old.dtype).expand(shape) if name in tensors else old.new_zeros(shape)
+                self._tensors[name] = torch.cat([old, more], dim=axis)
+            self.length = self.room = self.length + new
+            return
         if self.length + new > self.room:
             self._resize(self.length + new + self.length // (_SPARE_WHILE_GROWING if self._growing else _SPARE))
             self._growing = True
@@ -95,12 +130,16 @@ class TokenStorage:
                 middle = tensor.shape[2:-1]
                 where = index.view(batch, heads, *(1 for _ in middle), kept).expand(batch, heads, *middle, kept)
                 chosen = tensor.gather(-1, where)
-            self.view(name, kept).copy_(chosen)
+            if self._recording:
+                self._tensors[name] = chosen
+            else:
+                self.view(name, kept).copy_(chosen)
         self.length = kept
+        self.room = kept if self._recording else self.room
 
     @torch.inference_mode(False)
     def select_rows(self, rows: Tensor) -> None:
-        """Sequences of the batch in another order, left out or repeated."""
+        """Put sequences of the batch in another order, leave some out or repeat some."""
         self._tensors = {name: self.view(name).index_select(0, rows) for name in self._tensors}
         self.room = self.length
 
@@ -110,8 +149,13 @@ class TokenStorage:
         twin._tensors = {name: tensor.clone() for name, tensor in self._tensors.items()}
         return twin
 
+    def __getstate__(self) -> dict[str, object]:
+        """For pickle: the stored tokens alone, without room to grow and without gradient history."""
+        tensors = {name: self.view(name).detach().clone() for name in self._tensors}
+        return vars(self) | {"_tensors": tensors, "room": self.length, "_recording": False}
+
     def fit(self) -> None:
-        """A call ends: give back the room that decoding does not need."""
+        """End a call: give back the room that decoding does not need."""
         self._growing = False
         if self.room > self.length + self.length // _SPARE:
             self._resize(self.length)
@@ -128,5 +172,5 @@ class TokenStorage:
     def _allocate(self, name: str, like: Tensor) -> Tensor:
         shape = list(like.shape)
         shape[_axis(name)] = self.room
-        with torch.inference_mode(False):  # here, as in all that makes tensors: a cache may be used on outside it
+        with torch.inference_mode(False):  # as in all that makes tensors here: a cache may be used on outside of it
             return torch.empty(shape, dtype=like.dtype, device=like.device)

@@ -12,7 +12,7 @@ from tiny_llava import save_tiny_llava
 from transformers import AutoProcessor, DynamicCache, LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
 
 from namm_transfer import NammTransferError, check_adapter, policies
-from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample, parse_choice
+from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample
 from namm_transfer.adapters.video.frames import VideoError
 from namm_transfer.adapters.video.subtitles import Subtitle
 from namm_transfer.cache.keyword import CACHE
@@ -127,15 +127,6 @@ def test_transformers_own_generate_takes_the_cache(adapter, plain, frames, zero_
     expected = model.generate(**inputs, **options)
     cache = adapter.memory(policies.make("full") if policy == "full" else zero_namm(update_interval=16))
     assert torch.equal(adapter.model.generate(**inputs, **{CACHE: cache}, **options), expected)
-
-
-@pytest.mark.parametrize(
-    ("text", "choice"),
-    [("B", 1), ("B)", 1), (" b) ", None), ("B) blue", 1), ("B, I think", 1), ("B is it", None), ("Because", None),
-     ("E)", None), ("", None), ("(B)", None), ("blue", None)],
-)  # fmt: skip
-def test_words_are_parsed_strictly(text, choice):
-    assert parse_choice(text, ["A", "B", "C", "D"]) == choice
 
 
 def test_only_the_text_model_has_the_memory(adapter):
@@ -286,3 +277,13 @@ def test_cut_off_weights_are_refused(folder, tmp_path):
 def test_choices_that_are_no_continuation_are_refused(adapter, frames):
     with pytest.raises(NammTransferError, match="'' is no continuation"):
         adapter.encode(VideoSample(frames, PROMPT, choices=("A", ""), frames=4))
+
+
+def test_choices_that_the_tokenizer_cannot_tell_apart_are_refused(adapter, frames):
+    for choices, message in (
+        (("red", "red"), "the same to the tokenizer"),
+        (("zebra", "red"), "no word that the tokenizer knows"),
+        (("red zebra", "red lion"), "the same to the tokenizer"),
+    ):
+        with pytest.raises(NammTransferError, match=message):
+            adapter.encode(VideoSample(frames, PROMPT, lead="", choices=tuple(f" {c}" for c in choices), frames=4))

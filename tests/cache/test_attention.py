@@ -12,7 +12,8 @@ from packaging.version import Version
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 from namm_transfer import MemoryCache, NammTransferError, policies
-from namm_transfer.cache.attention import _explicit, plan
+from namm_transfer.cache.blocks import plan
+from namm_transfer.cache.kernels import explicit
 from namm_transfer.cache.keyword import CACHE
 from namm_transfer.parity import Carry, published_update
 from namm_transfer.spectrogram import BINS, HOP
@@ -178,8 +179,8 @@ def test_half_precision_holds_the_products_of_large_queries_and_keys():
     query, keys, values = 100 * torch.randn(1, 4, 8, 64), 100 * torch.randn(1, 2, 8, 64), torch.randn(1, 2, 8, 64)
     halves = [tensor.half() for tensor in (query, keys, values)]
     assert (halves[0] @ halves[1].repeat_interleave(2, 1).transpose(-1, -2)).isinf().any()
-    output, rows = _explicit(*halves, None, 0.125, "float32")
-    expected, _ = _explicit(*(tensor.float() for tensor in halves), None, 0.125, "float32")
+    output, rows = explicit(*halves, None, 0.125, "float32")
+    expected, _ = explicit(*(tensor.float() for tensor in halves), None, 0.125, "float32")
     torch.testing.assert_close(output.float(), expected, atol=1e-2, rtol=1e-2)
     torch.testing.assert_close(rows.sum(-1), torch.ones(1, 2, 8))
 

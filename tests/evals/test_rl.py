@@ -12,12 +12,12 @@ import torch
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from namm_transfer import NAMM, NammTransferError
-from namm_transfer.adapters.decision_transformer import Statistics
+from namm_transfer.adapters.state_statistics import Statistics
 from namm_transfer.evals import rl
 from namm_transfer.evals.report import ledger
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, random_policy, rollout
-from namm_transfer.evals.tasks.rl.scores import normalised_score
+from namm_transfer.evals.tasks.rl.tasks import normalised_score
 
 SCRIPT = Path(rl.__file__)
 POLICIES = "full,streaming:sinks=2,window=10,h2o:keep=0.5"
@@ -196,6 +196,11 @@ def test_a_model_with_its_statistics_in_the_card_plays(tmp_path):
         (["--dataset", "namm-transfer/hopper/none-v0"], "no data set"),
         (["--env", "walker2d"], "Walker2d-v5 has 17"),
         (["--env", "ant"], "unknown environment 'ant'"),
+        (["--env", "CartPole-v1"], "CartPole-v1: .* expected Box"),
+        (["--target-return", "nan"], "--target-return nan"),
+        (["--target-return", "5,inf"], "--target-return 5,inf"),
+        (["--target-return", "5,much"], "--target-return 5,much"),
+        (["--render", "film.gif"], r"--render film\.gif: expected the name of an \.mp4 file"),
         (["--env", "hopper,walker2d"], "--env hopper,walker2d"),
         (["--seeds", "9"], "--seeds 9"),
         (["--batch-envs", "0"], "--batch-envs 0"),
@@ -244,3 +249,120 @@ def test_the_script_ends_with_the_message_and_a_status(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert str(ended.value.code).startswith("error: 'nowhere'"), "a text is printed, and the status is 1"
+
+
+def walking(folder, card=None, env=None):
+    """A model of Walker2d's sizes, which are HalfCheetah's too; what it says of itself is up to the caller."""
+    make_model(folder, 17, 6, statistics=False)
+    if card is not None:
+        vector = ", ".join(["0.5"] * 17)
+        (folder / "README.md").write_text(f"{card}\n\nmean = [{vector}]\n\nstd = [{vector}]\n")
+    else:
+        (folder / "statistics.json").write_text(Statistics(np.zeros(17), np.ones(17), env=env).to_json())
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "says", "complaint"),
+    [
+        ("model", {"env": "walker2d"}, "was trained for 'walker2d', not for 'halfcheetah'"),
+        ("model", {"env": "Walker2d-v5"}, "was trained for 'Walker2d-v5', not for 'halfcheetah'"),
+        (
+            "model",
+            {"card": "# Trained in the Gym Walker2d environment"},
+            "the card of .* names walker2d",
+        ),
+        ("decision-transformer-gym-walker2d-expert", {}, "the name of the model .* names walker2d, expected half"),
+    ],
+)
+def test_another_environments_model_is_refused_though_it_fits(tmp_path, name, says, complaint):
+    folder = walking(tmp_path / name, **says)
+    with pytest.raises(NammTransferError, match=complaint):
+        rl.main(["--env", "halfcheetah", "--model", folder, "--out", str(tmp_path / "out")])
+
+
+def test_a_model_that_says_nothing_is_warned_of(model, tmp_path, capsys):
+    rl.main(flags(model, tmp_path / "out", "--policy", "full", "--episodes", "1"))
+    assert "says which environment it was trained for" in capsys.readouterr().err
+
+
+def test_a_data_set_does_not_replace_what_the_model_says(tmp_path):
+    """Statistics, target and environment are the model's own; the data set fills what the model lacks."""
+    episodes = rollout(Environments("hopper", 2), [0, 1], random_policy("hopper", 0))
+    datasets.write("me/hopper/test-v0", "hopper", episodes, "random actions", "for a test")
+    folder = make_model(tmp_path / "published", statistics=False)
+    vector = ", ".join(["0.5"] * 11)
+    (tmp_path / "published" / "README.md").write_text(f"mean = [{vector}]\n\nstd = [{vector}]\n")
+    one = ["--policy", "full", "--episodes", "2", "--batch-envs", "2"]
+    alone = rl.main(["--env", "hopper", "--model", folder, *one, "--out", str(tmp_path / "alone")])
+    beside = [*one, "--dataset", "me/hopper/test-v0", "--out", str(tmp_path / "beside")]
+    both = rl.main(["--env", "hopper", "--model", folder, *beside])
+    assert [record.score for record in both.records] == [record.score for record in alone.records]
+    assert both.runs[0].description["statistics_from"] == "README.md"
+    assert both.runs[0].description["target_return_from"] == "the Decision Transformer's authors"
+    (tmp_path / "published" / "README.md").unlink()
+    beside[-1] = str(tmp_path / "lacking")
+    lacking = rl.main(["--model", folder, *beside])
+    assert lacking.runs[0].description["statistics_from"] == "data set me/hopper/test-v0"
+    assert lacking.runs[0].task == "rl/hopper", "the environment is the data set's"
+
+
+def test_an_episode_longer_than_the_model_is_refused_at_the_start(model, tmp_path):
+    short = DecisionTransformerModel.from_pretrained(model)
+    short.config.max_ep_len, short.embed_timestep = 999, torch.nn.Embedding(999, 32)
+    short.save_pretrained(model)
+    with pytest.raises(NammTransferError, match="has 999 time steps, an episode of Hopper-v5 may last 1000"):
+        rl.main(flags(model, tmp_path / "out"))
+    assert not list((tmp_path / "out").glob("records*"))
+
+
+def test_several_target_returns_are_evaluated_side_by_side(model, tmp_path):
+    given = ["--policy", "full", "--episodes", "2", "--batch-envs", "2", "--target-return", "500,9000"]
+    report = rl.main(["--env", "hopper", "--model", model, *given, "--out", str(tmp_path / "out")])
+    assert [row.task for row in report.summary] == ["rl/hopper return 500", "rl/hopper return 9000"]
+    assert [run.description["target_return"] for run in report.runs] == [500.0, 9000.0]
+    assert all("return" in record.details for record in report.records)
+
+
+def test_names_of_gymnasium_and_d4rl_are_the_short_name(tmp_path, monkeypatch):
+    make_model(tmp_path / "decision-transformer/hopper-medium-replay")
+    monkeypatch.setattr(rl, "asset", lambda name: tmp_path / name)
+    common = ["--policy", "full", "--episodes", "1", "--batch-envs", "1"]
+    named = rl.main(["--env", "hopper-medium-replay-v2", *common, "--out", str(tmp_path / "a")])
+    plain = rl.main(["--env", "Hopper-v5", "--dataset", "medium-replay", *common, "--out", str(tmp_path / "b")])
+    assert [row.task for row in named.summary] == [row.task for row in plain.summary] == ["rl/hopper-medium-replay"]
+    assert named.records[0].details == plain.records[0].details
+    with pytest.raises(NammTransferError, match="'expert': the shipped models were trained on medium and"):
+        rl.main(["--env", "hopper-expert-v2", *common, "--out", str(tmp_path / "c")])
+
+
+def test_an_environment_without_references_reports_returns(tmp_path):
+    folder = tmp_path / "pendulum"
+    make_model(folder, 3, 1)
+    (folder / "statistics.json").write_text(Statistics(np.zeros(3), np.ones(3), env="Pendulum-v1").to_json())
+    given = ["--env", "Pendulum-v1", "--model", str(folder), "--policy", "full,h2o:keep=0.5", "--episodes", "2"]
+    with pytest.raises(NammTransferError, match="nothing names a return to ask"):
+        rl.main([*given, "--out", str(tmp_path / "out")])
+    report = rl.main([*given, "--batch-envs", "2", "--target-return", "-200", "--out", str(tmp_path / "out")])
+    assert all(record.score == pytest.approx(record.details["return"]) for record in report.records)
+    assert report.runs[0].description["score"] == "return"
+    assert report.runs[0].description["world"] == "Gymnasium Pendulum-v1, raw returns"
+
+
+def test_an_episode_is_filmed_under_each_policy(model, tmp_path, capsys):
+    av = pytest.importorskip("av", reason="needs the extra [video]")
+    film = tmp_path / "films" / "hopper.mp4"
+    given = flags(model, tmp_path / "out", "--render", str(film))
+    try:
+        rl.prepare(film, "hopper")
+    except NammTransferError as problem:
+        pytest.skip(str(problem))
+    rl.main(given)
+    made = sorted(path.name for path in film.parent.iterdir())
+    assert made == ["hopper-full.mp4", "hopper-h2o-keep-0.5.mp4", "hopper-streaming-sinks-2-window-10.mp4"]
+    first = played(tmp_path / "out")["full"][0].details
+    assert f"hopper-full.mp4: full, return {first['return']:.0f} in {first['length']} steps" in capsys.readouterr().out
+    with av.open(str(film.parent / made[0])) as file:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    assert len(pictures) == first["length"] + 1
+    assert np.abs(pictures[0].astype(int) - pictures[-1]).max() > 50, "it moves"

@@ -87,7 +87,7 @@ def test_generated_words_are_parsed_or_counted(films, tmp_path):
     assert sum(record.score for record in report.records) >= 200
 
 
-def test_mlvu_layout_with_missing_and_damaged_videos(films, tmp_path):
+def test_mlvu_layout_with_missing_and_damaged_videos(films, tmp_path, capsys):
     """Stand-ins under MLVU's names; a sample whose video cannot be read fails alone, and the run goes on."""
     source = sorted(films.glob("*.mp4"))[0]
     entries = [
@@ -110,6 +110,15 @@ def test_mlvu_layout_with_missing_and_damaged_videos(films, tmp_path):
     assert "does not exist" in errors["1_plotQA/2"]
     assert errors["1_plotQA/3"].startswith("VideoError")
     assert "leaves its folder" in errors["1_plotQA/3"]
+    printed = capsys.readouterr().out
+    assert "needle (json/2_needle.json)" in printed
+    assert "plotQA (" not in printed
+    headline = report.runs[0].description["headline"]
+    assert headline["name"] == "M-Avg"
+    assert headline["rule"] == "mean over categories"
+    assert headline["categories"] == [
+        "plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_reasoning"
+    ]  # fmt: skip
 
 
 def test_real_mlvu_annotations_with_stand_in_videos(films, tmp_path):
@@ -156,9 +165,11 @@ def test_longvideobench_layout_with_subtitles(films, tmp_path, capsys):
     assert records["q0"].details["groups"] == ["duration group 15", "topic KH"]
     assert "subtitle file" in records["q2"].error
     assert {row.category for row in report.categories} == {"T2E", "SSS", "duration group 15", "topic KH"}
-    printed = capsys.readouterr().out
-    assert re.search(r"duration group 15 .*of 2", printed)
-    assert re.search(r"duration group 60 +0\.0 +of 1", printed)
+    assert "no question of duration group 600, duration group 3600" in capsys.readouterr().out
+    assert report.runs[0].description["headline"]["rule"] == "mean over samples"
+    flags = ("--benchmark", "longvideobench-frames", "--data-root", tmp_path, "--policy", "full", "--blind")
+    blind = evaluate(tmp_path / "blind", *flags)
+    assert [record.error for record in blind.records] == [None] * 3, "neither films nor subtitles are read"
 
 
 def test_a_checkpoint_of_the_published_layout_answers_by_letter(films, tmp_path):
@@ -240,6 +251,8 @@ def test_wrong_benchmarks_are_named(tmp_path):
         evaluate(tmp_path / "run", "--films", 1, 2, "--frames", 16, 32, 64)
     with pytest.raises(NammTransferError, match=r"--frames \(0,\)"):
         evaluate(tmp_path / "run", "--films", 1, "--frames", 0)
+    with pytest.raises(NammTransferError, match=r"'mvlu': expected generated, .*longvideobench, .*mlvu, .*\.json file"):
+        evaluate(tmp_path / "run", "--benchmark", "mvlu")
     with pytest.raises(NammTransferError, match=r"nothing\.json"):
         evaluate(tmp_path / "run", "--benchmark", tmp_path / "nothing.json")
 
@@ -261,3 +274,31 @@ def test_two_processes_make_the_report_of_one(films, tmp_path):
     }
     assert found == whole
     assert len(list((tmp_path / "two").rglob("*.jsonl"))) == 2
+
+
+def test_options_that_the_model_cannot_tell_apart_end_the_run_before_it_begins(films, tmp_path):
+    """`yes` and `no` are no words of the shipped tokenizer when the answer is the option itself; letters are."""
+    film = sorted(films.glob("*.mp4"))[0].name
+    entries = [
+        {"video": film, "question": "Is it?", "candidates": ["yes", "no"], "answer": "no", "id": f"q{number}"}
+        for number in range(2)
+    ]
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(entries))
+    flags = ("--benchmark", file, "--data-root", films, "--policy", "full", "--frames", 8)
+    assert [record.id for record in evaluate(tmp_path / "run", *flags).records] == ["q0", "q1"]
+    question = video.load_json(file, films)[1]
+    adapter, _ = video.load(video.Options(out=tmp_path / "out"), "cpu")
+    with pytest.raises(
+        NammTransferError, match=r"question 'q1': choice ' yes' holds no word|'q1': choices ' yes' and ' no'"
+    ):
+        video.check_choices(adapter, [video.replace(question, by_letter=False, lead="")])
+
+
+def test_own_fields_are_in_the_record(films, tmp_path):
+    film = sorted(films.glob("*.mp4"))[0].name
+    entry = {"video": film, "question": "Is it?", "candidates": ["yes", "no"], "answer": "no", "id": "q", "level": 3}
+    (tmp_path / "mine.json").write_text(json.dumps([entry]))
+    flags = ("--benchmark", tmp_path / "mine.json", "--data-root", films, "--policy", "full", "--frames", 8)
+    (record,) = evaluate(tmp_path / "run", *flags).records
+    assert (record.id, record.details["extra"]) == ("q", {"level": 3})

@@ -1,14 +1,12 @@
-"""CMA-ES (pycma) that can be killed: its whole history is a table of fitness values, and a table needs no pickle.
+"""CMA-ES (pycma) that can be killed: given the seed, the fitness values it was told determine every sample it draws.
 
-Given the seed, every sample pycma draws is determined by the fitness values it was told. So the state on disk is that
-table (a few kB), and resuming tells it again: milliseconds a generation in diagonal mode, and the same search bit for
-bit.
+So the state on disk is the table of these values (a few kB, no pickle), and resuming tells them again: milliseconds a
+generation, and the same search bit for bit.
 """
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,21 +14,9 @@ import numpy as np
 from namm_transfer.errors import NammTransferError
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # pycma warns about optional plotting parts
+    warnings.simplefilter("ignore")  # pycma warns about plotting packages that are not installed
     import cma
     from cma.sigma_adaptation import CMAAdaptSigmaCSA
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """How pycma searches."""
-
-    members: int = 16
-    """Population size."""
-    sigma: float = 0.1
-    """Initial step size."""
-    diagonal: bool = True
-    """Only the diagonal of the covariance matrix (separable CMA-ES): linear time and memory."""
 
 
 class Search:
@@ -38,25 +24,25 @@ class Search:
 
     Args:
         start: (n,) initial mean.
-        options: how to search.
-        seed: of the samples.
+        members: population size.
+        sigma: initial step size.
+        seed: seed of the samples.
     """
 
-    def __init__(self, start: np.ndarray, options: SearchOptions, seed: int) -> None:
-        self.options = options
+    def __init__(self, start: np.ndarray, *, members: int, sigma: float, seed: int) -> None:
         generator = np.random.Generator(np.random.PCG64(seed))
         settings: dict[str, Any] = {
-            "popsize": options.members,
-            "CMA_diagonal": options.diagonal,
+            "popsize": members,
+            "CMA_diagonal": False,
             "AdaptSigma": CMAAdaptSigmaCSA,
             "randn": lambda *shape: generator.standard_normal(shape),
             "verbose": -9,
             "verb_log": 0,
             "seed": float("nan"),  # leaves numpy's global generator alone
         }
-        self._cma = cma.CMAEvolutionStrategy(np.asarray(start, dtype=np.float64), options.sigma, settings)
+        self._cma = cma.CMAEvolutionStrategy(np.asarray(start, dtype=np.float64), sigma, settings)
         self._asked: list[np.ndarray] | None = None
-        self.history = np.zeros((0, options.members))
+        self.history = np.zeros((0, members))
 
     @property
     def generation(self) -> int:
@@ -70,7 +56,7 @@ class Search:
 
     @property
     def sigma(self) -> float:
-        """Step size."""
+        """The current step size."""
         return float(self._cma.sigma)
 
     def ask(self) -> np.ndarray:
@@ -80,10 +66,14 @@ class Search:
         return np.stack(self._asked)
 
     def tell(self, fitness: np.ndarray) -> None:
-        """Fitness of the members asked for, (members,), higher is better."""
-        fitness = np.asarray(fitness, dtype=np.float64)
-        if fitness.shape != (self.options.members,) or not np.isfinite(fitness).all():
-            raise NammTransferError(f"fitness {fitness}: expected {self.options.members} finite numbers, one a member")
+        """Take the fitness of the members asked for, (members,), higher is better.
+
+        Raises:
+            NammTransferError: another shape, or a value that is not finite.
+        """
+        fitness, members = np.asarray(fitness, dtype=np.float64), self.history.shape[1]
+        if fitness.shape != (members,) or not np.isfinite(fitness).all():
+            raise NammTransferError(f"fitness {fitness}: expected {members} finite numbers, one for each member")
         self.ask()
         self._cma.tell(self._asked, list(-fitness))
         self._asked = None

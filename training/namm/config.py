@@ -1,10 +1,14 @@
-"""What an evolution is made of, and the presets: `cpu` for a laptop over several sittings, `paper` as published."""
+"""Everything that decides how a NAMM is made on text; the defaults are those of the shipped `namm-text`.
+
+A NAMM is first learned by gradient through its own evictions (fields `learn_...`), then searched with CMA-ES. The
+published method skips the first stage: `start = "zero"`, `dimensions = 4172`, `selection = "layer"`, `penalty = 0`,
+`sigma = 0.065` and `members = 32` come nearest to it; its tasks are not among the ones here.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 from namm_transfer.errors import NammTransferError
@@ -13,108 +17,92 @@ from namm_transfer.namm import SIZE
 from namm_transfer.policy import check_interval
 from namm_transfer.spectrogram import HOP
 
-_SHORT = 100  # tokens that a quiz may lack of the length it was asked for, its questions included
+_SHORT = 100  # tokens by which a multi-question prompt may miss the length asked for, its questions included
 
 
 @dataclass(frozen=True)
 class EvolutionConfig:
-    """Everything that decides an evolution besides its seed."""
+    """How a NAMM is learned and searched, besides the seed."""
 
     model: str = "smollm2"
-    """Base model: folder, hub id, .gguf file, or smollm2."""
+    """Base model: a folder, a hub id, a .gguf file, or smollm2."""
 
     families: tuple[str, ...] = TRAINED
-    """Task families of the fitness."""
-
-    introduced: tuple[int, ...] = (0,) * len(TRAINED)
-    """Generation from which each family takes part: the incremental schedule."""
+    """Task families of the prompts that members of the search are scored on."""
 
     prompts: int = 4
-    """Prompts of each family a generation, the same for all members, new ones every generation."""
+    """Prompts of each family in a generation, the same for all members and new in every generation."""
 
-    quizzes: int = 0
-    """Quizzes (texts with up to five questions) a generation instead of prompts of the families: more answers from as
-    much reading. Validation stays on prompts."""
+    multi_question_prompts: int = 0
+    """Score members on this many texts with up to five questions each instead of prompts of the families: more answers
+    for the same reading. Validation stays on prompts of the families."""
 
     tokens: tuple[int, ...] = (420, 580, 740)
-    """Lengths of the prompts or quizzes in tokens, taken in turn."""
+    """Lengths in tokens of the prompts that members are scored on, taken in turn."""
 
     update_interval: int = 128
-    """Tokens between updates; what all members share of a prompt is its first update interval."""
-
-    keep: float | None = None
-    """Share of the tokens kept during evolution, the top scores; None evolves with the threshold, as published."""
+    """Tokens between updates of the cache. What comes before the first update is read once for all members."""
 
     selection: Literal["head", "layer"] = "head"
-    """By threshold, every head keeps what passes (head), or as many as the most generous of its layer (layer, as
-    published)."""
+    """head: each KV head keeps the tokens that score above zero. layer: each keeps as many tokens as the head of its
+    layer that keeps most, as published."""
 
-    fitness: Literal["logprob", "exact"] = "logprob"
-    """logprob: mean log-probability of the answer minus the full cache's on the same prompt, mean over prompts, then
-    families. exact: share of exact answers over the full cache's on the same prompts (a ratio of means), mean over
-    families, as published."""
-
-    price: float = 0.0
-    """Subtracted from the fitness for each unit of kept share above `allowed`."""
-
-    allowed: float = 0.0
-    """Mean kept share that costs nothing."""
+    penalty: float = 1.0
+    """Subtracted from the fitness for a cache of full size, in proportion for a smaller one."""
 
     members: int = 12
-    """Population size."""
+    """Population size of CMA-ES."""
 
-    sigma: float = 0.1
-    """Initial step size. Too small a one shows in evolution.jsonl as a `signal` near 0: the members differ by less than
-    the draw of quizzes makes of them."""
+    sigma: float = 0.03
+    """Initial step size of CMA-ES. One that is too small shows in evolution.jsonl as a `signal` near 0: members differ
+    less than chance makes them differ."""
 
-    diagonal: bool = False
-    """Only the diagonal of the covariance matrix is adapted (separable CMA-ES)."""
+    start: Literal["zero", "learned"] = "learned"
+    """learned: the search starts from a NAMM learned by gradient through its evictions. zero: from zeros, as
+    published."""
 
-    start: Literal["zero", "attention", "learned"] = "learned"
-    """zero: all parameters 0, as published. attention: the output weights of the 17 spectral features are 1, so that
-    the search starts from a rule that keeps what has received the most attention. learned: by gradient descent through
-    the evictions; see `namm_transfer.training.namm.learning`."""
+    learn_importance_prompts: int = 8
+    """Multi-question prompts on which the importance of each KV head is measured."""
 
-    learn_measured: int = 8
-    """Quizzes (texts with up to five questions) on which it is measured what each head's cache is worth."""
+    learn_important_heads: int = 30
+    """How many KV heads, the most important ones, keep everything in the rule that is distilled first."""
 
-    learn_heads: int = 30
-    """How many KV heads keep everything in what the learned start imitates first."""
-
-    learn_imitation: int = 1500
-    """Steps of that imitation, a few a second."""
+    learn_distillation_steps: int = 1500
+    """Steps of that distillation, a few a second."""
 
     learn_steps: int = 1500
-    """Steps of gradient descent through the evictions, seconds each. Raised, before the search has begun, it lets
-    learning go on where it stood, with the rates that the longer schedule has there; on quizzes of other lengths and
-    intervals, if these have changed."""
+    """Steps of gradient descent through the evictions, seconds each. Before the search has begun, this may be raised,
+    and the lengths and intervals changed: --resume then goes on along the longer learning-rate schedule."""
 
     learn_rate: float = 2e-3
-    """Adam's step size in them at its largest; it falls to a twentieth by the end."""
+    """Peak learning rate of Adam in these steps; it falls to a twentieth by the end."""
 
-    learn_quizzes: int = 2
-    """Quizzes a step."""
+    learn_prompts: int = 2
+    """Multi-question prompts in a step. Processes share them."""
+
+    learn_batch: int = 1
+    """How many of them go through the model together; more keep a GPU busy and change rounding only."""
 
     learn_tokens: tuple[int, ...] = (420, 560, 680, 800, 960)
-    """Lengths of the quizzes; each step draws one."""
+    """Lengths in tokens of these prompts; each step draws one."""
 
     learn_intervals: tuple[int, ...] = (64, 128, 128, 128, 256)
     """Update intervals; each step draws one."""
 
-    learn_held: float = 0.5
-    """Mean share of the tokens that is to be held when a quiz has been read."""
+    learn_kept_share: float = 0.5
+    """Mean share of the tokens that is to be kept when a prompt has been read."""
 
-    held: float | None = None
-    """Share of the tokens that validation prompts of the greatest length hold under the NAMM that comes out: its output
-    bias is moved until they do. None leaves the size to the evolution."""
+    kept_share: float = 0.48
+    """Share of the tokens that the finished NAMM keeps of the longest validation prompts; its output bias is moved
+    until it does. 0 leaves the bias as the search found it."""
 
     dimensions: int = 26
     """How many parameters the search changes, counted from the end of the flat vector: 26 are the output layer, 76 with
-    the bias before it, 4172 all. Fewer need fewer evaluations. After a learned start, they are coordinates in which
-    ordinary tokens differ equally in all directions."""
+    the bias before it, 4172 all. After a learned start they are whitened: ordinary tokens differ equally in all
+    directions."""
 
     generations: int = 150
-    """Where to stop."""
+    """Generations after which the search stops."""
 
     statistics_prompts: int = 4
     """Prompts of each family for the normalisation statistics."""
@@ -123,41 +111,54 @@ class EvolutionConfig:
     """Held-out prompts of each family, always the same."""
 
     validation_tokens: tuple[int, ...] = (560, 950)
-    """Lengths of the validation prompts, and of those for the statistics, in tokens."""
+    """Lengths in tokens of the prompts for validation and statistics, taken in turn."""
 
     validation_every: int = 5
     """Generations from one validation of the mean to the next."""
 
-    attention_dtype: str = "float32"
-    """What attention rows are rounded to; the published runs used bfloat16."""
+    attention_dtype: str = "bfloat16"
+    """What attention weights are rounded to before the spectrogram; the published runs used bfloat16."""
 
     batch: int = 12
     """Members that go through the model together. Another number may change the last bits of a score."""
 
     def __post_init__(self) -> None:
-        unknown = [f for f in self.families if f not in FAMILIES]
+        unknown = [family for family in self.families if family not in FAMILIES]
         if unknown or not self.families:
             raise NammTransferError(f"families {list(self.families)}: expected some of {', '.join(FAMILIES)}")
-        if len(self.introduced) != len(self.families) or 0 not in self.introduced:
-            raise NammTransferError(
-                f"introduced={self.introduced}: expected one generation for each of the {len(self.families)} families, "
-                "one of them 0"
-            )
-        if self.members < 2 or not self.sigma > 0:
-            raise NammTransferError(f"members={self.members}, sigma={self.sigma}: expected 2 or more, and above 0")
-        counts = ("prompts", "generations", "statistics_prompts", "validation_prompts", "validation_every", "batch")
-        for name in (*counts, "learn_steps", "learn_quizzes", "learn_measured", "learn_heads", "learn_imitation"):
+        if self.members < 2:
+            raise NammTransferError(f"members={self.members}: expected 2 or more")
+        for name in ("sigma", "learn_rate"):
+            if not 0 < getattr(self, name) < inf:
+                raise NammTransferError(f"{name}={getattr(self, name)}: expected a positive number")
+        if not 0 <= self.penalty < inf:
+            raise NammTransferError(f"penalty={self.penalty}: expected 0 or a positive number")
+        counts: tuple[str, ...] = (
+            "prompts",
+            "generations",
+            "statistics_prompts",
+            "validation_prompts",
+            "validation_every",
+            "batch",
+        )
+        counts += ("learn_steps", "learn_prompts", "learn_batch", "learn_importance_prompts", "learn_important_heads")
+        for name in (*counts, "learn_distillation_steps"):
             if getattr(self, name) < 1:
                 raise NammTransferError(f"{name}={getattr(self, name)}: expected 1 or more")
-        if self.quizzes < 0 or (self.quizzes and len(set(self.introduced)) > 1):
+        if self.learn_prompts % self.learn_batch:
             raise NammTransferError(
-                f"quizzes={self.quizzes}: expected 0 or more, and 0 where families come in one after another "
-                f"(introduced={self.introduced})"
+                f"learn_batch={self.learn_batch}: expected a divisor of learn_prompts={self.learn_prompts}"
             )
-        if self.held is not None and (self.keep is not None or not 0 < self.held < 1):
-            raise NammTransferError(f"held={self.held}: expected a share between 0 and 1, and no keep={self.keep}")
+        if self.multi_question_prompts < 0:
+            raise NammTransferError(f"multi_question_prompts={self.multi_question_prompts}: expected 0 or more")
+        for name in ("kept_share", "learn_kept_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise NammTransferError(f"{name}={getattr(self, name)}: expected a share from 0 to below 1")
         if not 1 <= self.dimensions <= SIZE:
             raise NammTransferError(f"dimensions={self.dimensions}: expected 1 to {SIZE}")
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
         for name in ("tokens", "validation_tokens", "learn_tokens", "learn_intervals"):
             if not getattr(self, name):
                 raise NammTransferError(f"{name} is empty: expected one length or more")
@@ -165,55 +166,17 @@ class EvolutionConfig:
             check_interval(interval, HOP)
         if min(self.learn_tokens) <= max(self.learn_intervals) + _SHORT:
             raise NammTransferError(
-                f"learn_tokens={self.learn_tokens}: expected all of them above every one of learn_intervals="
-                f"{self.learn_intervals} by more than {_SHORT}, which a quiz may lack, or nothing is ever evicted"
+                f"learn_tokens={self.learn_tokens}: expected each to exceed the longest of learn_intervals="
+                f"{self.learn_intervals} by more than {_SHORT}, since nothing is evicted from a shorter prompt"
             )
         if min([*self.tokens, *self.validation_tokens]) <= self.update_interval:
             raise NammTransferError(
-                f"tokens {self.tokens} and {self.validation_tokens}: prompts have to be longer than update_interval="
-                f"{self.update_interval}, or nothing is ever evicted"
+                f"tokens {self.tokens} and {self.validation_tokens}: expected prompts longer than update_interval="
+                f"{self.update_interval}, since nothing is evicted from a shorter one"
             )
-
-    def active(self, generation: int) -> list[str]:
-        """Families that take part in a generation."""
-        return [f for f, since in zip(self.families, self.introduced, strict=True) if since <= generation]
 
     @property
     def memory(self) -> dict[str, Any]:
-        """Options of the NAMM while it evolves."""
-        return {
-            "update_interval": self.update_interval,
-            "keep": self.keep,
-            "selection": self.selection,
-            "attention_dtype": self.attention_dtype,
-        }
-
-    def to_json(self) -> str:
-        """One line that says everything."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
-
-
-PRESETS: dict[str, EvolutionConfig] = {
-    "cpu": EvolutionConfig(price=1.0, sigma=0.03, held=0.48, attention_dtype="bfloat16"),
-    # Spec sections 9 and 10, on the families here: three stages, 64 prompts a task, threshold, ratio to the full cache.
-    # pycma's own rates differ from the published ones in the fifth digit.
-    "paper": EvolutionConfig(
-        families=("retrieval", "lookup", "continuation"),
-        introduced=(0, 100, 200),
-        prompts=64,
-        tokens=(3000,),
-        update_interval=512,
-        selection="layer",
-        fitness="exact",
-        members=32,
-        sigma=0.065,
-        dimensions=SIZE,
-        start="zero",
-        generations=1000,
-        statistics_prompts=200,
-        validation_prompts=64,
-        validation_tokens=(3000,),
-        validation_every=10,
-        attention_dtype="bfloat16",
-    ),
-}
+        """Constructor options of the NAMM while it is made."""
+        names = ("update_interval", "selection", "attention_dtype")
+        return {name: getattr(self, name) for name in names}

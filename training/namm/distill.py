@@ -1,18 +1,19 @@
-"""A first NAMM that tells heads apart: fitted to keep all of the heads whose cache is worth most, and little of others.
+"""Distillation of a rule into a first NAMM: important heads keep everything, the others sinks and recent tokens.
 
-A NAMM has no parameter for a layer or a head, but attention looks different where it reaches far back. This fits the
-network, by gradient and in minutes, to decide by looks what `heads.py` measured; learning through eviction
-(`learning.py`) goes on from there.
+A NAMM has no parameter for a layer or a head, but attention looks different in heads that reach far back. In minutes,
+gradient descent fits the network to the rule, reading spectra recorded while the rule evicts. Learning through the
+network's own evictions (`learning.py`) goes on from there.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
@@ -20,18 +21,20 @@ from namm_transfer.cache.keyword import CACHE
 from namm_transfer.moments import Moments
 from namm_transfer.namm import NAMM
 from namm_transfer.policy import LayerView
-from namm_transfer.training.namm.importance import WholeHeads, worthiest
-from namm_transfer.training.namm.multi_question import Quiz
-from namm_transfer.training.namm.whitening import gradient, through
+from namm_transfer.training.loop import Loop
+from namm_transfer.training.namm.fitness import stacked_namm
+from namm_transfer.training.namm.importance import RetrievalHeads, most_important
+from namm_transfer.training.namm.multi_question import MultiQuestionPrompt
+from namm_transfer.training.namm.whitening import unwhiten
 
-_RATE, _WARM_UP = 1e-2, 50  # of Adam, in steps
-_CAP = 0.4  # of a head's worth: one head in all weighs more than the rest together, and is soon right
+_RATE, _WARM_UP = 1e-2, 50  # peak learning rate of Adam, and steps
+_CAP = 0.4  # of a head's importance: one head outweighs all others together, and is soon right
 _ALWAYS_WEIGHT = 0.3  # of the tokens that every head keeps
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a NAMM saw of one layer at one update, and had to decide on."""
+class Observation:
+    """What a NAMM would have read of one layer at one update."""
 
     layer: int
     seen: int
@@ -39,93 +42,101 @@ class Seen:
     spectrum: Tensor
     """(kv_heads, 17, tokens) float16"""
     positions: Tensor
-    """(kv_heads, tokens) int32, -1 for holes"""
+    """(kv_heads, tokens) int32, -1 for padding slots"""
     always: Tensor
-    """(kv_heads, tokens) bool: the sinks and recent tokens that every head keeps"""
+    """(kv_heads, tokens) bool: the sinks and recent tokens, which every head keeps"""
 
 
-class Watcher(NAMM):
-    """Evicts as `WholeHeads` does and remembers what a NAMM would have seen."""
+class RuleRecorder(NAMM):
+    """Evicts as `RetrievalHeads` does and records what a NAMM would have read."""
 
-    def __init__(self, whole: Tensor, update_interval: int) -> None:
+    def __init__(self, retrieval: Tensor, update_interval: int) -> None:
         super().__init__(update_interval)
-        self.rule = WholeHeads(whole, update_interval)
-        self.seen: list[Seen] = []
+        self.rule = RetrievalHeads(retrieval, update_interval)
+        self.observations: list[Observation] = []
 
     def select(self, view: LayerView) -> Tensor:
-        """As the rule does."""
+        """Keep what the rule keeps."""
         spectrum = view.state["spectrum"][0].half().cpu()
-        always = self.rule.little.select(view)[0].cpu()
-        self.seen.append(Seen(view.layer, view.seen[0], spectrum, view.positions[0].cpu().clone(), always))
+        always = self.rule.streaming.select(view)[0].cpu()
+        found = Observation(view.layer, view.seen[0], spectrum, view.positions[0].cpu().clone(), always)
+        self.observations.append(found)
         return self.rule.select(view)
 
 
-@torch.no_grad()  # not inference mode: what is seen takes part in gradients later
-def watch(adapter: CausalLMAdapter, quiz: Quiz, whole: Tensor, update_interval: int) -> list[Seen]:
-    """All layers and updates of one quiz, read while the heads in `whole` keep everything."""
-    watcher = Watcher(whole, update_interval)
-    adapter.model(quiz.tokens[None], **{CACHE: adapter.memory(watcher)}, logits_to_keep=1)
-    return watcher.seen
+@torch.no_grad()  # not inference mode: the observations take part in gradients later
+def observe(
+    adapter: CausalLMAdapter, prompt: MultiQuestionPrompt, retrieval: Tensor, update_interval: int
+) -> list[Observation]:
+    """Observations of all layers and updates of one prompt, read under the rule."""
+    recorder = RuleRecorder(retrieval, update_interval)
+    adapter.model(prompt.tokens[None], **{CACHE: adapter.memory(recorder)}, logits_to_keep=1)
+    return recorder.observations
 
 
-class Imitation:
-    """Logistic regression of "keep" on what was seen, weighted by what a mistake costs.
+class Distillation:
+    """Logistic regression of "this token stays" on observations, weighted by what a mistake costs.
 
-    A token of a head that is worth w is kept for w and dropped for the price, which lies between the worth of the last
-    head that keeps everything and that of the next.
+    A token of a head of importance w stays with weight w and goes with the weight of the penalty, which lies between
+    the importance of the last head that keeps everything and that of the next.
 
     Args:
-        worth: (layers, kv_heads), from `heads.worth`.
-        whole: how many heads keep everything.
+        importance: (layers, kv_heads), from `measure_importance`.
+        count: how many heads keep everything.
 
     Raises:
-        NammTransferError: `whole` is not between 1 and the number of heads.
+        NammTransferError: `count` is not between 1 and the number of heads.
     """
 
-    def __init__(self, worth: Tensor, whole: int) -> None:
-        self.whole = worthiest(worth, whole)
-        ranked = worth.flatten().sort(descending=True).values
-        self.price = float(ranked[whole - 1 : whole + 1].mean().clamp_min(1e-4))
-        capped = worth.clamp(0, _CAP)
-        self._keep = capped / (capped + self.price)
-        self._weight = capped.clamp_min(self.price)
+    def __init__(self, importance: Tensor, count: int) -> None:
+        self.retrieval = most_important(importance, count)
+        ranked = importance.flatten().sort(descending=True).values
+        self.penalty = float(ranked[count - 1 : count + 1].mean().clamp_min(1e-4))
+        capped = importance.clamp(0, _CAP)
+        self._stays = capped / (capped + self.penalty)
+        self._weight = capped.clamp_min(self.penalty)
         self._weight = self._weight / self._weight.mean()
 
-    def loss(self, namm: NAMM, seen: Seen) -> Tensor:
-        """A scalar, with a gradient."""
-        real, keep = seen.positions >= 0, self._keep[seen.layer][:, None]
-        features = namm.features(seen.spectrum.float()[None], seen.positions[None].clamp_min(0))
+    def loss(self, namm: NAMM, found: Observation) -> Tensor:
+        """Weighted cross-entropy of one observation, a scalar with a gradient."""
+        real, stays = found.positions >= 0, self._stays[found.layer][:, None]
+        features = namm.features(found.spectrum.float()[None], found.positions[None].clamp_min(0))
         scores = namm.score(features, real[None])[0]
-        wrong = keep * softplus(-scores) + (1 - keep) * softplus(scores)
-        open_to_choice = _mean(wrong, real & ~seen.always) * self._weight[seen.layer]
-        return (open_to_choice + _ALWAYS_WEIGHT * _mean(softplus(-scores), seen.always)).mean()
+        wrong = stays * softplus(-scores) + (1 - stays) * softplus(scores)
+        chosen = _mean(wrong, real & ~found.always) * self._weight[found.layer]
+        return (chosen + _ALWAYS_WEIGHT * _mean(softplus(-scores), found.always)).mean()
 
     def fit(
         self,
-        seen: Sequence[Seen],
+        observations: Sequence[Observation],
         start: Tensor,
         matrix: Tensor,
         statistics: Moments,
         *,
         steps: int,
         seed: int,
-        tick: Callable[[], object] = lambda: None,
+        accelerator: Accelerator,
     ) -> Tensor:
-        """The fitted vector, (4172,) float32, read `through` the matrix as `start` is; on the CPU."""
-        rng, vector = random.Random(seed), start.clone().requires_grad_(True)
-        by_layer = [[s for s in seen if s.layer == layer] for layer in range(len(self.whole))]
-        optimizer = torch.optim.Adam([vector], betas=(0.9, 0.98))
-        for step in range(steps):
-            optimizer.param_groups[0]["lr"] = _RATE * min(1, (step + 1) / _WARM_UP) * (1 - step / steps)
-            namm = NAMM.from_vector(through(vector.detach(), matrix), mean=statistics.mean, var=statistics.var)
-            namm.requires_grad_(True)
-            loss = torch.stack([self.loss(namm, rng.choice(some)) for some in by_layer]).mean()
-            vector.grad = gradient(loss, namm, matrix)
-            optimizer.step()
-            tick()
+        """The fitted whitened parameters, (4172,) float32 on the CPU, from `start`; see `whitening.unwhiten`."""
+        rng, vector = random.Random(seed), nn.Parameter(start.clone())
+        by_layer = [[o for o in observations if o.layer == layer] for layer in range(len(self.retrieval))]
+
+        def loss(step: int, part: int) -> tuple[Tensor, list[float]]:
+            namm = stacked_namm(unwhiten(vector, matrix)[None], statistics)
+            return torch.stack([self.loss(namm, rng.choice(some)) for some in by_layer]).mean(), []
+
+        Loop(
+            nn.ParameterList([vector]),
+            torch.optim.Adam([vector], lr=_RATE, betas=(0.9, 0.98)),
+            loss,
+            steps,
+            schedule=lambda step: min(1, (step + 1) / _WARM_UP) * (1 - step / steps),
+            accelerator=accelerator,
+            label="distillation",
+        ).run()
         return vector.detach()
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
-    """Over the tokens of each head, (kv_heads,); 0 with none."""
+    """Mean over the chosen tokens of each head, (kv_heads,); 0 where there are none."""
     return (values * where).sum(-1) / where.sum(-1).clamp_min(1)

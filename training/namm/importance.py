@@ -1,7 +1,7 @@
-"""What the cache of every single KV head is worth to a language model.
+"""Head importance: what the answers of a language model lose when one KV head alone forgets the middle of the text.
 
-A few heads carry what stands far back; most need the first tokens and the newest ones only (compare DuoAttention, Xiao
-et al. 2024, arXiv 2410.10819). How much likelihood is lost when one head alone keeps no others says which is which.
+A few heads, retrieval heads, carry what stands far back; most are streaming heads that need the first and the newest
+tokens only (DuoAttention, Xiao et al. 2024, arXiv 2410.10819).
 """
 
 from __future__ import annotations
@@ -19,65 +19,67 @@ from namm_transfer.errors import NammTransferError
 from namm_transfer.policies import Streaming
 from namm_transfer.policy import EvictionPolicy, LayerView
 from namm_transfer.training.namm.fitness import share
-from namm_transfer.training.namm.multi_question import Quiz
+from namm_transfer.training.namm.multi_question import MultiQuestionPrompt, likelihood
 
 SINKS, RECENT = 4, 64
-"""First and newest tokens that every head keeps."""
+"""First and newest tokens that a streaming head keeps."""
 
 
 @dataclass
-class WholeHeads(EvictionPolicy):
-    """Some KV heads keep everything, all others sinks and recent tokens."""
+class RetrievalHeads(EvictionPolicy):
+    """Some KV heads keep everything; all others are streaming heads, which keep sinks and recent tokens."""
 
-    whole: Tensor
-    """(layers, kv_heads) bool: which keep everything."""
+    retrieval: Tensor
+    """(layers, kv_heads) bool: the heads that keep everything."""
     update_interval: int = 128
     by_head = True
 
     def __post_init__(self) -> None:
-        self.little = Streaming(SINKS, RECENT, update_interval=self.update_interval)
+        self.streaming = Streaming(sinks=SINKS, window=RECENT, update_interval=self.update_interval)
 
     def select(self, view: LayerView) -> Tensor:
-        """All or little, by the head."""
+        """Keep all real tokens of a retrieval head, and what streaming keeps of the others."""
         heads = slice(view.head, view.head + view.positions.shape[1])
-        whole = self.whole[view.layer, heads].to(view.positions.device)
-        return view.real & (self.little.select(view) | whole[:, None])
+        retrieval = self.retrieval[view.layer, heads].to(view.positions.device)
+        return view.real & (self.streaming.select(view) | retrieval[:, None])
 
 
-def worth(
+def measure_importance(
     adapter: CausalLMAdapter,
-    quizzes: Sequence[Quiz],
+    prompts: Sequence[MultiQuestionPrompt],
     update_interval: int,
     accelerator: Accelerator,
     tick: Callable[[], object] = lambda: None,
 ) -> Tensor:
-    """Mean log-probability of the answers that is lost when one head keeps sinks and recent tokens only.
+    """Mean log-probability that the answers lose when one head becomes a streaming head.
 
     Returns:
-        (layers, kv_heads) float32, on the CPU; about 0, and now and then below, where nothing is lost.
+        (layers, kv_heads) float32 on the CPU; near 0, sometimes below, for an unimportant head.
     """
     config = adapter.model.config.get_text_config()
     layers, heads = config.num_hidden_layers, config.num_key_value_heads
-    losses = torch.zeros(1 + layers * heads, dtype=torch.float64)  # the first with no head cut
+    losses = torch.zeros(1 + layers * heads, dtype=torch.float64)  # the first with every head a retrieval head
     for job in share(list(range(len(losses))), accelerator):
-        whole = torch.ones(layers * heads, dtype=torch.bool)
+        retrieval = torch.ones(layers * heads, dtype=torch.bool)
         if job:
-            whole[job - 1] = False
-        policy = WholeHeads(whole.view(layers, heads), update_interval)
+            retrieval[job - 1] = False
+        policy = RetrievalHeads(retrieval.view(layers, heads), update_interval)
         with torch.inference_mode():
-            said = [quiz.likelihood(adapter.model, **{CACHE: adapter.memory(policy)})[0] for quiz in quizzes]
-        losses[job] = -float(torch.stack(said).mean())
+            found = [likelihood(adapter.model, [p], (), **{CACHE: adapter.memory(policy)})[0] for p in prompts]
+        losses[job] = -float(torch.cat(found).mean())
         tick()
     losses = accelerator.reduce(losses.to(accelerator.device), "sum").cpu()  # one process filled each
     return (losses[1:] - losses[0]).view(layers, heads).float()
 
 
-def worthiest(worth: Tensor, count: int) -> Tensor:
-    """Which heads are worth most, (layers, kv_heads) bool; more than `count` only where the last ones are equal.
+def most_important(importance: Tensor, count: int) -> Tensor:
+    """The most important heads, (layers, kv_heads) bool; more than `count` only where the last ones are equal.
 
     Raises:
         NammTransferError: `count` is not between 1 and the number of heads.
     """
-    if not 1 <= count <= worth.numel():
-        raise NammTransferError(f"the {count} worthiest heads: expected 1 to {worth.numel()}, as many as the model has")
-    return worth >= worth.flatten().topk(count).values[-1]
+    if not 1 <= count <= importance.numel():
+        raise NammTransferError(
+            f"{count} important heads: expected 1 to {importance.numel()}, as many as the model has"
+        )
+    return importance >= importance.flatten().topk(count).values[-1]

@@ -1,4 +1,4 @@
-"""A text and one or more questions about it, in tokens: what is learned from, and what members are scored on."""
+"""Multi-question prompts in tokens: what a NAMM is learned from, and what members of the search are scored on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.cache.keyword import CACHE
@@ -17,8 +18,8 @@ from namm_transfer.evals.tasks.text.families import Prompt, make_quiz
 
 
 @dataclass(frozen=True)
-class Quiz:
-    """A text and the questions about it in a row, each after the answer to the one before, in tokens."""
+class MultiQuestionPrompt:
+    """A text and one or more questions about it, each after the answer to the one before, in tokens."""
 
     tokens: Tensor
     """(length,) int64"""
@@ -26,12 +27,14 @@ class Quiz:
     """Tokens before the first answer."""
     answers: tuple[slice, ...]
     """Where the answers stand in `tokens`."""
-    family: str = "quiz"
-    """What it is counted with."""
+    family: str = "multi-question"
+    """Task family that its score is averaged within."""
 
     @classmethod
-    def encode(cls, adapter: CausalLMAdapter, parts: Sequence[tuple[str, str]], family: str = "quiz") -> Quiz:
-        """From (text, answer) of each question in turn."""
+    def encode(
+        cls, adapter: CausalLMAdapter, parts: Sequence[tuple[str, str]], family: str = "multi-question"
+    ) -> MultiQuestionPrompt:
+        """Tokenise (text, answer) of each question in turn."""
         texts = [text for part in parts for text in part]
         pieces = [
             adapter.tokenizer(text, add_special_tokens=number == 0, return_tensors="pt").input_ids[0].long()
@@ -42,13 +45,13 @@ class Quiz:
         return cls(torch.cat(pieces).to(adapter.device), ends[0], spans, family)
 
     @classmethod
-    def of(cls, adapter: CausalLMAdapter, prompt: Prompt) -> Quiz:
-        """A prompt: a text with one question."""
+    def of(cls, adapter: CausalLMAdapter, prompt: Prompt) -> MultiQuestionPrompt:
+        """Tokenise an ordinary prompt: a text with one question."""
         return cls.encode(adapter, [(prompt.text, prompt.answer)], prompt.family)
 
     @classmethod
-    def make(cls, adapter: CausalLMAdapter, seed: int, number: int, tokens: int) -> Quiz:
-        """A training quiz of about this length; the same arguments make the same one."""
+    def make(cls, adapter: CausalLMAdapter, seed: int, number: int, tokens: int) -> MultiQuestionPrompt:
+        """A training prompt of about this many tokens with up to five questions; the same for the same arguments."""
         return cls.encode(adapter, make_quiz("train", seed, number, tokens=tokens, count=adapter.count))
 
     @torch.inference_mode()
@@ -58,56 +61,65 @@ class Quiz:
         model(tokens, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
 
     @torch.inference_mode()
-    def judge(self, model: Any, cache: MemoryCache, rows: int = 1) -> tuple[Tensor, Tensor, list[float]]:
-        """How each of `rows` equal rows of a cache answers, which has seen a part of the text and now gets the rest.
+    def score(self, model: Any, cache: MemoryCache, rows: int = 1) -> tuple[Tensor, list[float]]:
+        """Feed the rest of the prompt to `rows` equal rows of a cache that has seen a part of the text.
 
         Returns:
-            (rows,) mean log-probability of the answers, each counting the same, given the right ones before; (rows,)
-            share of them of which every token is the most probable one; each row's kept share when the first begins.
+            (rows,) mean log-probability of the answers, each counting the same, given the right ones before; each row's
+            kept share when the first answer begins.
         """
-        (first, *others), start = self._answered, cache.get_seq_length()
-        begun = self._scores(model, [first], range(start, self.text), rows, **{CACHE: cache})
+        (first, *others), start = self.answer_places, cache.get_seq_length()
+        begun = self._forward(model, [first], range(start, self.text), rows, cache)
         kept = cache.kept_share()
-        went_on = self._scores(model, others, range(self.text, len(self.tokens)), rows, **{CACHE: cache})
-        right, best = (torch.cat(parts, -1) for parts in zip(begun, went_on, strict=True))
-        logprob = torch.stack([answer.mean(-1) for answer in right.split(self._sizes, -1)], -1)
-        exact = torch.stack([answer.all(-1) for answer in best.split(self._sizes, -1)], -1)
-        return logprob.mean(-1), exact.double().mean(-1), kept
-
-    def likelihood(self, model: Any, beside: Sequence[int] = (), **memory: Any) -> tuple[Tensor, Tensor]:
-        """Mean log-probability of the answers, each counting the same, and of the tokens after the places `beside`.
-
-        Args:
-            model: reads the quiz in one forward pass.
-            memory: what that pass is given to remember with.
-
-        Returns:
-            Two scalars; the second is NaN with no places.
-        """
-        right, _ = self._scores(model, [*beside, *self._answered], range(len(self.tokens)), **memory)
-        first, *said = right[0].split([len(beside), *self._sizes])
-        return torch.stack([answer.mean() for answer in said]).mean(), first.mean()
+        rest = self._forward(model, others, range(self.text, len(self.tokens)), rows, cache)
+        return self.mean_over_answers(torch.cat([begun, rest], -1)), kept
 
     @property
-    def _answered(self) -> list[int]:
+    def answer_places(self) -> list[int]:
         """Places after which the tokens of the answers follow."""
         return [place for span in self.answers for place in range(span.start - 1, span.stop - 1)]
 
-    @property
-    def _sizes(self) -> list[int]:
-        """Tokens of each answer."""
-        return [span.stop - span.start for span in self.answers]
+    def mean_over_answers(self, logprobs: Tensor) -> Tensor:
+        """(..., answer tokens) -> (...): mean over answers of the mean over their tokens."""
+        answers = logprobs.split([span.stop - span.start for span in self.answers], -1)
+        return torch.stack([answer.mean(-1) for answer in answers], -1).mean(-1)
 
-    def _scores(
-        self, model: Any, places: Sequence[int], given: range, rows: int = 1, **memory: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probability of the token after each place, (rows, places), and whether no other is more probable.
-
-        Args:
-            given: tokens that `rows` equal rows read, the places among them.
-        """
-        at = torch.tensor(places, dtype=torch.int64, device=self.tokens.device)
+    def _forward(self, model: Any, places: Sequence[int], given: range, rows: int, cache: MemoryCache) -> Tensor:
         tokens = self.tokens[None, given.start : given.stop].expand(rows, -1)
-        scores = model(tokens, logits_to_keep=at - given.start, **memory).logits.float().log_softmax(-1)
-        right = self.tokens[at + 1].expand(rows, -1)
-        return scores.gather(-1, right[..., None]).squeeze(-1), scores.argmax(-1) == right
+        at = torch.tensor(places, dtype=torch.int64, device=tokens.device)
+        logits = model(tokens, logits_to_keep=at - given.start, **{CACHE: cache}).logits
+        return _chosen(logits, self.tokens[at + 1].expand(rows, -1))
+
+
+def likelihood(
+    model: Any, prompts: Sequence[MultiQuestionPrompt], beside: Sequence[Sequence[int]] = (), **memory: Any
+) -> tuple[Tensor, Tensor]:
+    """Read whole prompts in one forward pass, as a batch that is padded on the right.
+
+    Args:
+        beside: places in each prompt after which a token's likelihood counts, besides the answers.
+        memory: keywords of the forward pass that say how it remembers.
+
+    Returns:
+        (prompts,) mean log-probability of the answers, each counting the same; (prompts,) mean log-probability of the
+        tokens after the places `beside`, NaN where there are none.
+    """
+    beside = beside or [[]] * len(prompts)
+    tokens = pad_sequence([prompt.tokens for prompt in prompts], batch_first=True)
+    wanted = [[*places, *prompt.answer_places] for places, prompt in zip(beside, prompts, strict=True)]
+    union = {place: n for n, place in enumerate(sorted({place for places in wanted for place in places}))}
+    logits = model(tokens, logits_to_keep=torch.tensor(list(union), device=tokens.device), **memory).logits
+    answers, others = [], []
+    for row, (prompt, places) in enumerate(zip(prompts, wanted, strict=True)):
+        at = torch.tensor([union[place] for place in places], device=tokens.device)
+        following = prompt.tokens[torch.tensor(places, device=tokens.device) + 1]
+        logprobs = _chosen(logits[row, at], following)
+        more = len(places) - len(prompt.answer_places)
+        others.append(logprobs[:more].mean())
+        answers.append(prompt.mean_over_answers(logprobs[more:]))
+    return torch.stack(answers), torch.stack(others)
+
+
+def _chosen(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probability of these tokens: (..., vocabulary) and (...) -> (...) float32."""
+    return logits.float().log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)

@@ -1,4 +1,4 @@
-"""The picture of an evolution: what the gradient taught before it, then scores, cache size, step size and signal."""
+"""The figure of an evolution: the learned start, then fitness, cache size, step size and signal of the search."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-_SMOOTH = 10  # generations over which the share of signal is averaged
+_SMOOTH = 10  # generations over which the signal is averaged
 
 
-def draw(log: np.ndarray, lessons: np.ndarray) -> str:
-    """An SVG of both stages, side by side, or of the search alone.
+def draw(log: np.ndarray, learning: np.ndarray) -> str:
+    """An SVG of both stages side by side, or of the search alone.
 
     Args:
         log: (generations + 1, 6), columns as in `state.FIELDS`.
-        lessons: (steps, 3), as in `State`; may be empty.
+        learning: (steps, 3), as in `State`; may be empty.
     """
-    figure = Figure(figsize=(11 if len(lessons) else 7, 6), layout="constrained")
-    sides = figure.subfigures(1, 2 if len(lessons) else 1, squeeze=False)[0]
-    if len(lessons):
-        _draw_lessons(sides[0], lessons)
+    figure = Figure(figsize=(11 if len(learning) else 7, 6), layout="constrained")
+    sides = figure.subfigures(1, 2 if len(learning) else 1, squeeze=False)[0]
+    if len(learning):
+        _draw_learning(sides[0], learning)
     _draw_search(sides[-1], log)
     out = io.StringIO()
     with rc_context({"svg.hashsalt": "evolution", "svg.fonttype": "none"}):  # the same numbers, the same bytes
@@ -30,13 +30,13 @@ def draw(log: np.ndarray, lessons: np.ndarray) -> str:
     return out.getvalue()
 
 
-def _draw_lessons(figure: Any, lessons: np.ndarray) -> None:
+def _draw_learning(figure: Any, learning: np.ndarray) -> None:
     figure.suptitle("start learned by gradient through evictions", fontsize=10)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    for axes, values, colour in ((top, lessons[:, 0], "tab:blue"), (bottom, lessons[:, 1], "tab:green")):
-        _draw_smoothed(axes, values, max(1, len(lessons) // 40), colour)
+    for axes, values, colour in ((top, learning[:, 0], "tab:blue"), (bottom, learning[:, 1], "tab:green")):
+        _draw_smoothed(axes, values, max(1, len(learning) // 40), colour)
     top.set_ylabel("log-probability of the answers")
-    bottom.set_ylabel("held share")
+    bottom.set_ylabel("kept share")
     bottom.set_xlabel("step")
 
 
@@ -55,8 +55,8 @@ def _draw_search(figure: Any, log: np.ndarray) -> None:
     top, middle, step, bottom = figure.subplots(4, 1, sharex=True, height_ratios=[3, 1, 1, 1])
     top.plot(generation, fitness, lw=1, color="0.6", label="mean fitness of the members (training)")
     top.plot(generation[seen], validation[seen], "o-", ms=3, label="mean vector (validation)")
-    top.axhline(0, color="0.3", lw=0.8, ls=":", label="full cache, without a price")
-    top.set_ylabel("score against the full cache\nminus the price of size")
+    top.axhline(0, color="0.3", lw=0.8, ls=":", label="full cache, without the penalty")
+    top.set_ylabel("log-probability against the full cache\nminus the penalty for size")
     top.legend(fontsize=8)
     middle.plot(generation, kept, color="tab:green")
     middle.set_ylabel("kept share")

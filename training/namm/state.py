@@ -6,6 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -15,30 +16,30 @@ from namm_transfer.errors import NammTransferError
 from namm_transfer.files import write_atomic
 
 FIELDS = ("generation", "fitness", "validation", "kept", "sigma", "signal")
+"""Columns of the log, keys of `evolution.jsonl`. `signal` says how much of the members' differences is real; see
+`fitness.Scores.signal`."""
 
 
 @dataclass
 class State:
     """What is needed to go on exactly as if nothing had happened."""
 
-    settings: str
-    """JSON of configuration, seed and text fingerprint; another run's state is refused by it."""
+    identity: dict[str, Any]
+    """Configuration, seed and text fingerprint; a run with another identity is refused."""
     statistics: np.ndarray
     """(35,) float64: count, 17 means, 17 variances"""
     start: np.ndarray
-    """(4172,) float64: where the search began, in its coordinates"""
+    """(4172,) float64: where the search began, in whitened parameters"""
     matrix: np.ndarray
-    """(25, 25) float32: leads from the search's coordinates to the flat vector; see `learning.through`"""
-    lessons: np.ndarray
-    """(steps, 3) float32: log of the learned start, if there was one: mean log-probability of the answers, share of the
-    tokens held, price of a full cache"""
+    """(25, 25) float32: makes flat vectors of whitened parameters; see `whitening.unwhiten`"""
+    learning: np.ndarray
+    """(steps, 3) float32: log of the learned start, columns `learning.METRICS`; no rows without one"""
     history: np.ndarray
     """(generations, members) float64: the fitness of every member ever, from which the search is replayed"""
     mean: np.ndarray
     """(4172,) float64: the flat vector of the search's mean, to check the replay by"""
     log: np.ndarray
-    """(generations + 1, 6) float64, columns `FIELDS`, the last of them `Scores.signal` of the members; row 0 is the
-    start; NaN where there was no validation"""
+    """(generations + 1, 6) float64, columns `FIELDS`; row 0 is the start; NaN where there was no validation"""
     best: np.ndarray
     """(4172,) float64: the mean with the best validation so far"""
     best_generation: np.ndarray
@@ -47,7 +48,7 @@ class State:
     def write(self, path: Path) -> None:
         """Write to `path`, atomically."""
         arrays = {f.name: np.ascontiguousarray(getattr(self, f.name)) for f in dataclasses.fields(self)[1:]}
-        write_atomic(path, save(arrays, metadata={"settings": self.settings}))
+        write_atomic(path, save(arrays, metadata={"identity": json.dumps(self.identity, sort_keys=True)}))
 
     @classmethod
     def read(cls, path: Path) -> State:
@@ -59,10 +60,10 @@ class State:
         try:
             with safe_open(path, framework="np") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                state = cls(settings=(file.metadata() or {})["settings"], **arrays)
+                state = cls(identity=json.loads((file.metadata() or {})["identity"]), **arrays)
         except FileNotFoundError:
             raise NammTransferError(f"{path}: no evolution to go on with; start without --resume") from None
-        except (SafetensorError, KeyError, TypeError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise NammTransferError(f"{path}: not the state of an evolution: {error}") from error
         if state.log.shape[1:] != (len(FIELDS),):
             raise NammTransferError(f"{path}: log of shape {state.log.shape}; expected {len(FIELDS)} columns")

@@ -1,4 +1,4 @@
-"""Normalisation statistics of the spectra on the full cache (spec section 4): estimated once, then frozen."""
+"""Policies that keep everything and record the spectra of the full cache (spec section 4)."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from namm_transfer.namm import NAMM
 from namm_transfer.policy import LayerView
 
 
-class Spectra(NAMM):
-    """A policy that keeps everything and remembers the spectra of every layer and update."""
+class SpectrumRecorder(NAMM):
+    """Keeps the spectra of every layer at every update."""
 
-    def __init__(self, update_interval: int = 512) -> None:
+    def __init__(self, update_interval: int) -> None:
         super().__init__(update_interval)
         self.spectra: list[Tensor] = []
-        """Each (KV heads, 17, tokens), of the first sequence of the batch."""
+        """One (kv_heads, 17, tokens) for each layer and update, of the first sequence of the batch."""
 
     def select(self, view: LayerView) -> Tensor:
-        """All of them."""
+        """Keep every token."""
         self.spectra.append(view.state["spectrum"][0].clone())
         return view.real
 
 
-class Recorder(NAMM):
-    """A policy that keeps everything and takes the moments of every spectrum it is shown at an update.
+class MomentsRecorder(NAMM):
+    """Takes mean and variance of every spectrum it is shown at an update.
 
     Old tokens are shown again at each update and count again, as in the published training.
     """
@@ -34,7 +34,7 @@ class Recorder(NAMM):
         self.moments = Moments()
 
     def select(self, view: LayerView) -> Tensor:
-        """All of them."""
+        """Keep every token."""
         spectrum = view.state["spectrum"].transpose(-1, -2)
         self.moments.add(spectrum[view.real])
         return view.real

@@ -1,4 +1,8 @@
-"""The coordinates a NAMM is learned in: those in which ordinary tokens differ equally in all directions."""
+"""Whitened parameters of a NAMM: those that read features which differ equally in all directions of ordinary tokens.
+
+The normalisation statistics (spec section 4) are dominated by attention sinks; all other tokens look nearly alike after
+it. Learning and search change whitened parameters, from which `unwhiten` makes the flat vector of a NAMM.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +14,31 @@ from torch import Tensor
 from namm_transfer.moments import Moments
 from namm_transfer.namm import FEATURES, NAMM, RECENCY, SHAPES, SIZE
 
-_SPREAD = 1.5  # median distance of the first scores from their median, in units of the score
+_SPREAD = 1.5  # median distance of the first scores from their median
 _RIDGE = 0.01
+_INIT = (0.1, 0.0, 0.05, 0.0)  # standard deviations of the weights and biases before the output layer
 
 
-def through(vector: Tensor, matrix: Tensor) -> Tensor:
-    """The flat vector, (4172,), with the weights that read features multiplied from the left by `matrix`, (25, 25)."""
-    changed, reading = vector.clone(), SHAPES["attention_in.weight"]
-    changed[: reading[0] * reading[1]] = (matrix @ vector[: reading[0] * reading[1]].view(reading)).flatten()
-    changed[-1 - FEATURES : -1] = matrix @ vector[-1 - FEATURES : -1]
-    return changed
+def unwhiten(vector: Tensor, matrix: Tensor) -> Tensor:
+    """The flat vector, (4172,), of whitened parameters: weights that read features are multiplied by `matrix`.
 
+    Differentiable; works in the dtype of its arguments.
 
-def gradient(loss: Tensor, namm: NAMM, matrix: Tensor) -> Tensor:
-    """Gradient of a loss with respect to the vector that, read `through` the matrix, is this NAMM: (4172,)."""
-    gradients = torch.autograd.grad(loss, list(namm.parameters()))
-    return through(torch.cat([g.flatten() for g in gradients]), matrix.T)
+    Args:
+        vector: (4172,) whitened parameters.
+        matrix: (25, 25), from `whitening`.
+    """
+    shape = SHAPES["attention_in.weight"]
+    reading, between, output, bias = vector.split([shape[0] * shape[1], _inside() - shape[0] * shape[1], FEATURES, 1])
+    return torch.cat([(matrix @ reading.view(shape)).flatten(), between, matrix @ output, bias])
 
 
 def whitening(spectra: Sequence[Tensor], statistics: Moments) -> Tensor:
-    """(25, 25): the features are multiplied by it before the network reads them.
-
-    The statistics of section 4 are those of sinks; beside them all other tokens are nearly the same.
+    """The whitening matrix, (25, 25) float32; the identity for the 8 recency features.
 
     Args:
-        spectra: of full caches, each (heads, 17, tokens).
+        spectra: spectra of full caches, each (kv_heads, 17, tokens).
+        statistics: the normalisation statistics.
     """
     tokens = torch.cat([s.float().transpose(1, 2).flatten(0, 1) for s in spectra])
     normalised = ((tokens - statistics.mean) / statistics.var.sqrt().clamp_min(1e-7)).float().clamp(-3, 3)
@@ -44,16 +48,17 @@ def whitening(spectra: Sequence[Tensor], statistics: Moments) -> Tensor:
     return matrix
 
 
-def first(spectra: Sequence[Tensor], statistics: Moments, matrix: Tensor, start: Tensor, seed: int) -> Tensor:
-    """Where learning begins, (4172,), to be read `through` the matrix: `start` with a random attention in front of its
-    output layer, and scores of full caches that lie around 0."""
-    generator = torch.Generator().manual_seed(seed)
-    vector = through(start.float(), torch.linalg.inv(matrix))
-    inside = SIZE - 1 - FEATURES
+def random_start(spectra: Sequence[Tensor], statistics: Moments, matrix: Tensor, seed: int) -> Tensor:
+    """Whitened parameters to learn from, (4172,) float32: the output layer sums the spectrum, so that it prefers tokens
+    that have received attention; the layers before it are random; and scores of full caches lie around 0."""
+    generator, inside = torch.Generator().manual_seed(seed), _inside()
+    summing = torch.zeros(SIZE)
+    summing[inside + RECENCY : -1] = 1.0
+    vector = unwhiten(summing, torch.linalg.inv(matrix))
     sizes = [torch.Size(shape).numel() for shape in list(SHAPES.values())[:4]]
-    spreads = torch.cat([torch.full((n,), s) for n, s in zip(sizes, (0.1, 0.0, 0.05, 0.0), strict=True)])
+    spreads = torch.cat([torch.full((n,), s) for n, s in zip(sizes, _INIT, strict=True)])
     vector[:inside] = spreads * torch.randn(inside, generator=generator)
-    namm = NAMM.from_vector(through(vector, matrix), mean=statistics.mean, var=statistics.var)
+    namm = NAMM.from_vector(unwhiten(vector, matrix), mean=statistics.mean, var=statistics.var)
     scores = torch.cat(
         [
             namm.score(namm.features(s.float()[None], torch.arange(s.shape[-1]).expand(1, len(s), -1))).flatten()
@@ -65,3 +70,8 @@ def first(spectra: Sequence[Tensor], statistics: Moments, matrix: Tensor, start:
     vector[inside:-1] *= scale
     vector[-1] = (vector[-1] - middle) * scale
     return vector
+
+
+def _inside() -> int:
+    """Parameters before the output layer."""
+    return SIZE - 1 - FEATURES

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from namm_transfer.errors import NammTransferError
-from namm_transfer.evals.tasks.rl.scores import task
+from namm_transfer.evals.tasks.rl.tasks import task
 from namm_transfer.files import write_atomic
 
 LOG_STD_RANGE = (-20.0, 2.0)
@@ -23,8 +23,7 @@ class BehaviourActor(nn.Module):
     """a = squash(mean(s) + std(s) e), e standard normal.
 
     With tanh the actor of soft actor-critic (Haarnoja et al., 2018), with clip and a constant std that of proximal
-    policy optimisation (Schulman et al., 2017). Two hidden layers of size `width` with ReLU. Actions lie in [-1, 1],
-    the range of all three environments.
+    policy optimisation (Schulman et al., 2017). Two hidden layers of size `width` with ReLU. Actions lie in [-1, 1].
     """
 
     def __init__(
@@ -60,19 +59,21 @@ def load_actor(folder: Path, env: str) -> tuple[BehaviourActor, dict[str, Any]]:
     path = Path(folder) / "actor.safetensors"
     if not path.is_file():
         raise NammTransferError(
-            f"no behaviour policy at {path}; train one: python -m namm_transfer.training.rl.behaviour --env {env}"
+            f"no behaviour policy at {path}; train one: python -m namm_transfer.training.rl.behaviour --env {env} "
+            f"--out {folder}"
         )
-    with safe_open(path, "pt") as file:
-        facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors file, not a dict)
-    if facts.get("env") != env:
-        raise NammTransferError(f"{path} was trained for {facts.get('env')!r}, expected {env!r}")
     reference = task(env)
     try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+        made_for = facts.get("env")
+        if made_for != reference.name:
+            raise NammTransferError(f"{path} was trained for {made_for!r}, expected {reference.name!r}")
         width = tensors["hidden.0.weight"].shape[0]
         actor = BehaviourActor(reference.observation_size, reference.action_size, width, facts["squash"])
         actor.load_state_dict(tensors)
-    except (KeyError, RuntimeError) as problem:
+    except (KeyError, ValueError, RuntimeError, AttributeError, RecursionError, SafetensorError, OSError) as problem:
         raise NammTransferError(f"{path} does not hold the actor of {env}: {problem}") from problem
     if not all(math.isfinite(float(value.sum())) for value in tensors.values()):
         raise NammTransferError(f"{path} holds values that are not finite")

@@ -1,39 +1,43 @@
-"""Train a behaviour policy up to the `medium` tier (40 to 60 normalised).
+"""Train a behaviour policy up to a tier: `medium` (40 to 60 normalised) or `expert` (90 or more).
 
-    python -m namm_transfer.training.rl.behaviour --env halfcheetah --out assets/behaviour/halfcheetah-medium
+    python -m namm_transfer.training.rl.behaviour --env halfcheetah --out runs/behaviour/halfcheetah-medium
 
-Writes `OUT/actor.safetensors`, the first snapshot that is medium with sampled actions, as the data will have, and with
-`--replay ID` the `medium-replay` data: what the training lived through on the way there. Kill it at any time: the same
-command goes on from the state it keeps. Needs the extra `[train]`.
+Writes `OUT/actor.safetensors`, the first snapshot that reaches the tier with sampled actions, as the data will have,
+and with `--replay ID` the `medium-replay` data: every episode of the training on the way there. A killed training goes
+on from the state it keeps with the same command. Needs the extra `[train]`.
 """
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
+import json
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, rollout
-from namm_transfer.evals.tasks.rl.scores import normalised_score, task
+from namm_transfer.evals.tasks.rl.tasks import Task, task
 from namm_transfer.files import write_atomic
+from namm_transfer.training.loop import check_identity
 from namm_transfer.training.rl import card, experience
 from namm_transfer.training.rl.actor import BehaviourActor, save_actor
+from namm_transfer.training.rl.checks import check_positive, run_command, writing_to
 from namm_transfer.training.rl.learners import LEARNERS, Learner
 
-MEDIUM = (40.0, 60.0)
+TIERS = {"medium": (40.0, 60.0), "expert": (90.0, math.inf)}
+"""Tier -> smallest and largest mean normalised score."""
+IDENTITY_FILE = "identity.json"
 CARD = """# Behaviour policy, {env} {tier}
 
 The actor of {algorithm} after {steps:,} steps in {gym_id} (seed {seed}): `actor.safetensors`, read by
-`namm_transfer.rl.actor.load_actor`. It makes the `{env}` {tier} data.
+`namm_transfer.training.rl.actor.load_actor`. It makes the `{env}` {tier} data.
 
 Sampled actions, {episodes} episodes: mean return {return:.0f} (v5; normalised by D4RL's references {score:.1f}), mean
 length {length:.0f}, mean distance {distance:.0f} m. Made with stable-baselines3 by
@@ -49,30 +53,32 @@ class Options:
     """Train a behaviour policy."""
 
     env: str
-    """hopper, halfcheetah or walker2d."""
+    """hopper, halfcheetah, walker2d, or a Minari data set whose environment has reference returns."""
     out: Path
     """Folder of the policy."""
+    tier: Literal["medium", "expert"] = "medium"
+    """Where training stops."""
     state: Path | None = None
-    """Folder of the training state; `runs/behaviour/ENV` by default."""
+    """Folder of the training state; `runs/behaviour/ENV-TIER` by default."""
     replay: str | None = None
-    """Minari id, e.g. `namm-transfer/ENV/medium-replay-v0`: every whole episode of the training, up to medium
+    """Minari id, e.g. `namm-transfer/ENV/medium-replay-v0`: every whole episode of the training, up to the tier
     or to --steps."""
     algorithm: Literal["sac", "ppo"] = "sac"
     """Soft actor-critic or proximal policy optimisation: more steps, but a fraction of the time where it gets there."""
     steps: int = 250_000
-    """Environment steps at most; training stops at the first snapshot confirmed as medium."""
+    """Environment steps at most; training stops at the first snapshot that is confirmed."""
     width: int = 128
     """Size of the two hidden layers; half of SAC's usual 256, for 2.7 times the steps a second."""
     batch_size: int = 128
-    """Transitions an update."""
+    """Transitions in an update."""
     learning_rate: float = 5e-4
-    """Of everything that learns."""
+    """Adam's, for actor and critic alike."""
     evaluate_every: int = 5_000
     """Steps between evaluations, which are also the checkpoints."""
     episodes: int = 5
-    """Sampled episodes an evaluation; a candidate is confirmed with four times as many."""
+    """Sampled episodes in an evaluation; a candidate is confirmed with four times as many."""
     seed: int = 0
-    """Of networks, exploration and environments."""
+    """Seed of networks, exploration and environments."""
 
 
 def measure(actor: BehaviourActor, env: str, episodes: int, seed: int) -> dict[str, float]:
@@ -88,17 +94,18 @@ def measure(actor: BehaviourActor, env: str, episodes: int, seed: int) -> dict[s
     environments.close()
     mean = float(np.mean([trajectory.episode_return for trajectory in found]))
     length = float(np.mean([len(trajectory) for trajectory in found]))
-    facts = {"return": mean, "score": normalised_score(env, mean), "length": length, "distance": float(distance)}
+    facts = {"return": mean, "score": task(env).score(mean), "length": length, "distance": float(distance)}
     return {**facts, "episodes": episodes}
 
 
-def is_medium(measured: dict[str, float]) -> bool:
-    """40 to 60 normalised, and moving: standing still earns 1 a step in Hopper and Walker2d, 0 in HalfCheetah."""
-    return MEDIUM[0] <= measured["score"] <= MEDIUM[1] and measured["return"] >= 1.5 * measured["length"]
+def reaches(tier: str, measured: dict[str, float]) -> bool:
+    """Whether a policy is of a tier: its mean score is, and it moves. Standing still earns 1 a step in Hopper."""
+    low, high = TIERS[tier]
+    return low <= measured["score"] <= high and measured["return"] >= 1.5 * measured["length"]
 
 
-class Medium(BaseCallback):
-    """Evaluates every few thousand steps, checkpoints, and stops at the first snapshot confirmed as medium."""
+class UntilTier(BaseCallback):
+    """Evaluates every few thousand steps, checkpoints, and stops at the first snapshot confirmed to be of the tier."""
 
     def __init__(self, options: Options, learner: Learner, bar: tqdm) -> None:
         super().__init__()
@@ -114,14 +121,19 @@ class Medium(BaseCallback):
         return not done
 
     def evaluate(self) -> bool:
-        """One evaluation; True when the snapshot is medium in the confirmation too."""
+        """Measure once, and again if the tier seems reached; True when it is, in the confirmation too."""
         options, actor = self.options, self.learner.actor()
         for episodes, seed in ((options.episodes, 10_000), (4 * options.episodes, 20_000)):
             result = measure(actor, options.env, episodes, seed + options.seed)
             tqdm.write(f"{options.env} {self.num_timesteps} " + " ".join(f"{k} {v:.1f}" for k, v in result.items()))
-            if not is_medium(result):
+            if not reaches(options.tier, result):
                 return False
-        facts = {"env": options.env, "gym_id": task(options.env).gym_id, "tier": "medium", "steps": self.num_timesteps}
+        facts = {
+            "env": options.env,
+            "gym_id": task(options.env).gym_id,
+            "tier": options.tier,
+            "steps": self.num_timesteps,
+        }
         facts |= {"seed": options.seed, "algorithm": options.algorithm, "measured": result}
         save_actor(actor, options.out, facts)
         write_atomic(options.out / "README.md", readme(facts, options))
@@ -130,7 +142,32 @@ class Medium(BaseCallback):
 
 def state_folder(options: Options) -> Path:
     """Where an interrupted training goes on from."""
-    return options.state or Path("runs/behaviour") / options.env
+    return options.state or Path("runs/behaviour") / f"{options.env}-{options.tier}-state"
+
+
+def identity(options: Options) -> dict[str, Any]:
+    """What decides the policy; `steps` may be raised while training goes on."""
+    return {name: value for name, value in vars(options).items() if name not in ("out", "state", "replay", "steps")}
+
+
+def check_state(options: Options) -> None:
+    """Record in the state folder what training it belongs to, or compare with what is recorded.
+
+    Raises:
+        NammTransferError: the state is of other options, or OUT holds a policy that this training did not make.
+    """
+    path = state_folder(options) / IDENTITY_FILE
+    if path.exists() or (path.parent / "parameters.pt").exists():
+        try:
+            stored = dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as problem:
+            raise NammTransferError(
+                f"{path} cannot be read, expected the options of this state: {problem}"
+            ) from problem
+        check_identity(path, stored, identity(options))
+    elif (options.out / "actor.safetensors").exists():
+        raise NammTransferError(f"{options.out} holds a finished policy; expected another --out")
+    write_atomic(path, json.dumps(identity(options), indent=2) + "\n")
 
 
 def command(options: Options) -> str:
@@ -140,40 +177,59 @@ def command(options: Options) -> str:
 
 def readme(facts: dict[str, Any], options: Options) -> str:
     """The README.md of a behaviour policy."""
-    made_by = f"{command(options)} --out assets/behaviour/{options.env}-medium"
-    return CARD.format(**{**facts, **facts["measured"]}, command=made_by)
+    return CARD.format(**{**facts, **facts["measured"]}, command=f"{command(options)} --out {options.out}")
 
 
-def write_replay(dataset_id: str, options: Options, steps: int, medium: bool) -> None:
-    """The medium-replay tier as a Minari data set: what the training lived through in `steps` steps, all of it."""
-    reached = "reached the medium tier" if medium else "was stopped, short of the medium tier,"
+def write_replay(dataset_id: str, options: Options, steps: int, done: bool) -> None:
+    """Write every whole episode of the `steps` steps of training as a Minari data set."""
+    reached = f"reached the {options.tier} tier" if done else f"was stopped, short of the {options.tier} tier,"
     description = (
-        f"{task(options.env).gym_id}, medium-replay: every whole episode of the {options.algorithm} training (seed "
-        f"{options.seed}) that {reached} after {steps:,} steps. Made by "
-        f"`{command(options)} --replay {dataset_id} --out runs/behaviour/{options.env}-medium`."
+        f"{task(options.env).gym_id}, {options.tier}-replay: every whole episode of the {options.algorithm} training "
+        f"(seed {options.seed}) that {reached} after {steps:,} steps. Made by "
+        f"`{command(options)} --replay {dataset_id} --out {options.out}`."
     )
     datasets.write(dataset_id, options.env, experience.recall(state_folder(options)), options.algorithm, description)
 
 
 def train(options: Options) -> dict[str, Any]:
-    """Train until medium or until `steps`; returns the step count and whether a medium snapshot exists."""
+    """Train until the tier or until `steps`; returns the step count and whether a snapshot of the tier exists."""
+    options = replace(options, env=check(options).name)
+    with writing_to(options.out):
+        return _train(options)
+
+
+def check(options: Options) -> Task:
+    """The task; raises `NammTransferError` for values no training can have, before anything is trained."""
+    check_positive(options, "steps", "width", "batch_size", "learning_rate", "evaluate_every", "episodes")
+    found = task(options.env)
+    if not found.has_references:
+        raise NammTransferError(
+            f"{found.name} has no reference returns, so that no tier is defined; collect --tier random needs none"
+        )
+    if options.replay is not None:
+        datasets.check_free(options.replay)
+    return found
+
+
+def _train(options: Options) -> dict[str, Any]:
+    check_state(options)
     learner: Learner = LEARNERS[options.algorithm](
         options.env, options.width, options.learning_rate, options.batch_size, options.steps, options.seed
     )
-    resumed = learner.load(state_folder(options))
+    try:
+        resumed = learner.load(state_folder(options))
+    except Exception as problem:  # torch, NumPy's archives and stable-baselines3 each have their own
+        raise NammTransferError(f"the state in {state_folder(options)} cannot be read: {problem}") from problem
     experience.forget_after(state_folder(options), learner.model.num_timesteps)
-    steps, medium = learner.model.num_timesteps, options.out / "actor.safetensors"
-    if not medium.is_file() and steps < options.steps:
+    steps, actor = learner.model.num_timesteps, options.out / "actor.safetensors"
+    if not actor.is_file() and steps < options.steps:
         with tqdm(total=options.steps, initial=steps, desc=f"{options.algorithm} {options.env}", mininterval=10) as bar:
-            callback = Medium(options, learner, bar)
+            callback = UntilTier(options, learner, bar)
             learner.model.learn(options.steps - steps, callback=callback, reset_num_timesteps=not resumed)
     if options.replay is not None:
-        write_replay(options.replay, options, learner.model.num_timesteps, medium.is_file())
-    return {"steps": learner.model.num_timesteps, "medium": medium.is_file()}
+        write_replay(options.replay, options, learner.model.num_timesteps, actor.is_file())
+    return {"steps": learner.model.num_timesteps, options.tier: actor.is_file()}
 
 
 if __name__ == "__main__":
-    try:
-        print(train(tyro.cli(Options)))
-    except NammTransferError as error:
-        sys.exit(f"error: {error}")
+    run_command(train, Options)

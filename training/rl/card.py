@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter
 from namm_transfer.evals.tasks.rl.datasets import Dataset
 from namm_transfer.evals.tasks.rl.environments import Environments, rollout
-from namm_transfer.evals.tasks.rl.scores import normalised_score, task
+from namm_transfer.evals.tasks.rl.tasks import TASKS, task
 
 CARD = """---
 license: apache-2.0
@@ -22,35 +22,35 @@ library_name: transformers
 tags: [reinforcement-learning, decision-transformer, {gym_id}]
 ---
 
-# Decision Transformer, {env} {tier}
+# Decision Transformer, {env}, trained on {dataset}
 
 `DecisionTransformerModel` in Hugging Face's format; `statistics.json` holds the state mean and standard deviation, the
-return scale and the target return. {width} wide, {layers} layers, {heads} head.
+return scale and the target return. {width} wide, {layers} layers, {heads} heads.
 
 - Data: `{dataset}`, {data_episodes} episodes, {data_steps:,} steps, mean return {data_return:.0f} (standard deviation
-  {data_std:.0f}, best {data_best:.0f}, mean normalised {data_score:.1f}).
+  {data_std:.0f}, best {data_best:.0f}{data_score}).
 {data_description}
 - Training: {updates} updates of at least {tokens:,} tokens in windows of {windows} steps, peak learning rate
   {learning_rate}, seed {seed}; made by
   `{command}`.
-- Target return {target:.0f}, the best of three candidates on ten other episodes.
+- Target return {target:.0f}, the best of {candidates} candidates on ten other episodes.
 
 Measured in {gym_id}, {episodes} episodes from seeds that neither the data nor the choice of the target used,
 nothing evicted:
 
-| context | return | 95 % interval | normalised |
+| context | return | 95 % interval | score |
 | --- | --- | --- | --- |
 {table}
 
 {verdict}
-Normalised: v5 returns against D4RL's reference returns, which were measured on v2; these are not D4RL numbers.
 The training is short: a small base model to measure memories on, not a state-of-the-art agent.
 """
 
 PARAGRAPH = TextWrapper(
     118, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
 )
-"""Under an item of a list; commands stay whole words."""
+"""Lays out text under an item of a list; commands stay whole words."""
+PLAIN = TextWrapper(118, break_long_words=False, break_on_hyphens=False)
 
 
 def measure(
@@ -81,7 +81,7 @@ def interval(returns: np.ndarray) -> tuple[float, float]:
 def command(module: str, options: Any, leave_out: Collection[str] = ()) -> str:
     """`python -m MODULE --NAME VALUE ...` with every option (a dataclass) that is not at its default.
 
-    Options named in `leave_out` say where files lie or are said elsewhere.
+    Options named in `leave_out` do not decide the result, or are given elsewhere.
     """
     given = [
         f"--{field.name.replace('_', '-')} {getattr(options, field.name)}"
@@ -97,17 +97,21 @@ def card(dataset: Dataset, training: dict[str, Any], rows: dict[str, np.ndarray]
     `training` holds the options of the training, its command, the target return and the window lengths; `rows` the
     returns of each way to act, `whole episode` among them.
     """
-    data = dataset.summary()
+    data, reference = dataset.summary(), task(dataset.env)
     lines = [
         f"| {name} | {returns.mean():.0f} | {interval(returns)[0]:.0f} to {interval(returns)[1]:.0f} "
-        f"| {normalised_score(dataset.env, float(returns.mean())):.1f} |"
+        f"| {reference.score(float(returns.mean())):.1f} |"
         for name, returns in rows.items()
     ]
-    best = normalised_score(dataset.env, float(rows["whole episode"].mean()))
-    verdict = (
-        f"The model reaches {100 * best / data['score']:.0f} % of its data's mean normalised return"
-        f" ({best:.1f} against {data['score']:.1f})."
-    )
+    best = reference.score(float(rows["whole episode"].mean()))
+    if reference.has_references:
+        source = "D4RL's reference returns, measured on its v2 environments: these are not D4RL numbers"
+        verdict = (
+            f"The model's mean score is {best:.1f}, its data's {data['score']:.1f}. A score is normalised by "
+            f"{source if reference.name in TASKS else 'the reference returns of the data set'}."
+        )
+    else:
+        verdict = f"Without reference returns the score is the return. The mean of its data is {data['score']:.1f}."
     about_data = {
         "dataset": dataset.id,
         "data_episodes": data["episodes"],
@@ -115,8 +119,8 @@ def card(dataset: Dataset, training: dict[str, Any], rows: dict[str, np.ndarray]
         "data_return": data["return_mean"],
         "data_std": data["return_std"],
         "data_best": data["return_best"],
-        "data_score": data["score"],
+        "data_score": f", mean normalised {data['score']:.1f}" if reference.has_references else "",
         "data_description": PARAGRAPH.fill(dataset.description),
     }
-    gym_id = task(dataset.env).gym_id
-    return CARD.format(**{**training, **about_data}, gym_id=gym_id, table="\n".join(lines), verdict=verdict)
+    facts = {**training, **about_data, "gym_id": reference.gym_id}
+    return CARD.format(**facts, table="\n".join(lines), verdict="\n".join(PLAIN.wrap(verdict)))

@@ -1,30 +1,32 @@
 """Collect a data set with a behaviour policy, in Minari's format.
 
     python -m namm_transfer.training.rl.collect --env hopper
+    python -m namm_transfer.training.rl.collect --env Ant-v5 --tier random
 
-makes `namm-transfer/hopper/medium-v0` with the policy shipped in `assets/behaviour/hopper-medium`, sampled as it was
-trained. The same seed gives the same data on the same machine and library versions, and the same distribution anywhere.
+The first makes `namm-transfer/hopper/medium-v0` with the policy shipped in `assets/behaviour/hopper-medium`, sampled as
+it was trained. The same seed gives the same data on the same machine and library versions, and the same distribution
+anywhere.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-import tyro
 from tqdm import tqdm
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.tasks.rl import datasets
-from namm_transfer.evals.tasks.rl.environments import Environments, Trajectory, rollout
-from namm_transfer.evals.tasks.rl.scores import task
+from namm_transfer.evals.tasks.rl.environments import Act, Environments, Trajectory, random_policy, rollout
+from namm_transfer.evals.tasks.rl.tasks import task
 from namm_transfer.files import asset
 from namm_transfer.training.rl import card
 from namm_transfer.training.rl.actor import BehaviourActor, load_actor
+from namm_transfer.training.rl.checks import check_positive, run_command
 
 ROWS = 20
 """Episodes collected side by side; part of what a seed means."""
@@ -35,26 +37,34 @@ class Options:
     """Collect a data set."""
 
     env: str
-    """hopper, halfcheetah or walker2d."""
+    """hopper, halfcheetah, walker2d, a Gymnasium id such as Ant-v5, or the id of a Minari data set."""
+    tier: Literal["random", "medium", "expert", "medium-expert"] = "medium"
+    """Which policy plays: uniformly random actions, a trained one, or two trained ones for half of the steps each."""
     actor: Path | None = None
-    """Folder with the behaviour policy; the shipped one by default."""
+    """Folder with the behaviour policy (medium or expert); assets/behaviour/ENV-TIER by default."""
+    expert: Path | None = None
+    """Folder with the expert of --tier medium-expert; assets/behaviour/ENV-expert by default."""
     id: str | None = None
-    """Minari id; `namm-transfer/ENV/medium-v0` by default."""
+    """Minari id; `namm-transfer/ENV/TIER-v0` by default."""
     steps: int = 200_000
     """Environment steps at least; the last episodes are whole."""
     seed: int = 0
-    """Of the first episode's environment and of the policy's noise."""
+    """Seed of the first episode's environment and of the policy's noise."""
 
 
-def collect(actor: BehaviourActor, env: str, steps: int, seed: int) -> Iterator[Trajectory]:
-    """Whole episodes by sampled actions until there are `steps` steps; episode i has environment seed `seed + i`."""
-    environments = Environments(env, ROWS)
+def sampled(actor: BehaviourActor, seed: int) -> Act:
+    """Actions drawn from a behaviour policy."""
     generator = torch.Generator().manual_seed(seed)
 
     def act(observations: np.ndarray, _: np.ndarray) -> np.ndarray:
         return actor.act(torch.from_numpy(observations).float(), generator).numpy()
 
-    done = 0
+    return act
+
+
+def collect(act: Act, env: str, steps: int, seed: int) -> Iterator[Trajectory]:
+    """Play whole episodes until there are `steps` steps; episode i has environment seed `seed + i`."""
+    environments, done = Environments(env, ROWS), 0
     with tqdm(total=steps, desc=f"collect {env}", unit="step") as bar:
         while done < steps:
             for trajectory in rollout(environments, range(seed, seed + ROWS), act):
@@ -65,30 +75,50 @@ def collect(actor: BehaviourActor, env: str, steps: int, seed: int) -> Iterator[
     environments.close()
 
 
+def players(options: Options) -> list[tuple[Act, str, str]]:
+    """The policies of a tier: how each acts, its algorithm, and a description of it."""
+    if options.tier == "random":
+        return [(random_policy(options.env, options.seed), "random actions", "uniformly random actions")]
+    found = []
+    for tier in options.tier.split("-"):
+        given = options.expert if (options.tier, tier) == ("medium-expert", "expert") else options.actor
+        actor, facts = load_actor(given or asset(f"behaviour/{options.env}-{tier}"), options.env)
+        told = f"sampled actions of a {facts['algorithm']} policy stopped after {facts['steps']:,} steps"
+        if facts.get("tier", tier) != tier:
+            raise NammTransferError(f"--actor {given}: its policy is of the tier {facts['tier']!r}, expected {tier!r}")
+        found.append((sampled(actor, options.seed), str(facts["algorithm"]), told))
+    return found
+
+
 def main(options: Options) -> datasets.Dataset:
     """Collect and write; returns the data set as read back."""
-    gym_id = task(options.env).gym_id
-    folder = options.actor or asset(f"behaviour/{options.env}-medium")
-    actor, facts = load_actor(folder, options.env)
-    dataset_id = options.id or f"namm-transfer/{options.env}/medium-v0"
+    check_positive(options, "steps")
+    reference = task(options.env)
+    options = replace(options, env=reference.name)
+    dataset_id = options.id or f"{datasets.OWN_NAMESPACE}/{options.env}/{options.tier}-v0"
+    datasets.check_free(dataset_id)
+    found = players(options)
     description = (
-        f"{gym_id}, medium: sampled actions of a {facts['algorithm']} policy stopped after {facts['steps']:,} steps; "
+        f"{reference.gym_id}, {options.tier}: {'; then '.join(told for _, _, told in found)}; "
         f"collected with seed {options.seed}. Made by "
-        f"`{card.command('namm_transfer.training.rl.collect', options, ('actor',))}`."
+        f"`{card.command('namm_transfer.training.rl.collect', options, ('actor', 'expert'))}`."
     )
-    datasets.write(
-        dataset_id,
-        options.env,
-        collect(actor, options.env, options.steps, options.seed),
-        facts["algorithm"],
-        description,
+    share = -(-options.steps // len(found))
+    played = (
+        episode
+        for number, (act, _, _) in enumerate(found)
+        for episode in collect(act, options.env, share, options.seed + 1_000_000 * number)
     )
+    algorithm = " and ".join(dict.fromkeys(name for _, name, _ in found))
+    datasets.write(dataset_id, options.env, played, algorithm, description)
     return datasets.load(dataset_id, options.env)
 
 
+def report(options: Options) -> str:
+    """Collect; returns the id and the summary as the command prints them."""
+    made = main(options)
+    return f"{made.id} {made.summary()}"
+
+
 if __name__ == "__main__":
-    try:
-        made = main(tyro.cli(Options))
-        print(made.id, made.summary())
-    except NammTransferError as error:
-        sys.exit(f"error: {error}")
+    run_command(report, Options)

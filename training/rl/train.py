@@ -1,41 +1,44 @@
 """Train a Decision Transformer on a Minari data set and measure it in the real environment.
 
     python -m namm_transfer.training.rl.train --env hopper --out runs/decision-transformer/hopper-medium
+    python -m namm_transfer.training.rl.train --env D4RL/pointmaze/umaze-v2 --out runs/maze
 
 The model is the original's (Chen et al., 2021): width 128, 3 layers, 1 head, returns divided by 1,000, standardised
-states, mean squared error on actions. Not its data feed: windows are 20 to 1,000 steps long instead of always 20, so
-that a whole episode (3,000 tokens) is nothing new to the model. Kill it at any time: the same command goes on from
-`OUT/checkpoint.pt`. In the end OUT is a folder in Hugging Face's format, with `statistics.json` and a card.
+states, mean squared error on actions. The data feed is not: windows are 20 to 1,000 steps long instead of always 20,
+so that the model has seen contexts as long as a whole episode (3,000 tokens). A killed training goes on from the
+checkpoint in OUT with the same command. In the end OUT is a folder in Hugging Face's format, with `statistics.json`
+and a card.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import tyro
+from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
-from namm_transfer.adapters.decision_transformer import STATISTICS_FILE, DecisionTransformerAdapter, Statistics
+from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter
+from namm_transfer.adapters.state_statistics import STATISTICS_FILE, Statistics
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, random_policy, rollout
-from namm_transfer.evals.tasks.rl.scores import task
+from namm_transfer.evals.tasks.rl.tasks import task
 from namm_transfer.files import write_atomic
+from namm_transfer.training.loop import Loop
 from namm_transfer.training.rl.card import card, command, measure
+from namm_transfer.training.rl.checks import check_positive, run_command, writing_to
 
 WINDOWS = (20, 50, 130, 360, 1000)
 WINDOW_SHARES = (0.3, 0.25, 0.2, 0.15, 0.1)
 """Lengths of the training windows in time steps, and how often an update draws each; its tokens are about as many."""
 RETURN_SCALE = 1000.0
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass
@@ -43,13 +46,13 @@ class Options:
     """Train a Decision Transformer."""
 
     env: str
-    """hopper, halfcheetah or walker2d."""
+    """hopper, halfcheetah, walker2d, a Gymnasium id such as Ant-v5, or the id of a Minari data set."""
     out: Path
-    """Folder of the model."""
+    """Folder of the model, and of the checkpoint until it is finished."""
     tier: str = "medium"
-    """medium or medium-replay: which of the environment's data sets."""
+    """random, medium, medium-replay, medium-expert or expert: which of the environment's own data sets."""
     dataset: str | None = None
-    """Minari id; `namm-transfer/ENV/TIER-v0` by default."""
+    """Minari id; `namm-transfer/ENV/TIER-v0` by default, or the data set that --env names."""
     updates: int = 2000
     """Gradient steps."""
     tokens: int = 3000
@@ -67,7 +70,7 @@ class Options:
     episodes: int = 20
     """Episodes of each measurement in the card."""
     seed: int = 0
-    """Of weights, batches and dropout."""
+    """Seed of weights, batches and dropout."""
 
 
 @dataclass
@@ -133,42 +136,39 @@ def rate(update: int, updates: int) -> float:
     warm_up = max(1, updates // 20)
     if update < warm_up:
         return (update + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (update - warm_up) / (updates - warm_up)))
+    return 0.5 * (1 + math.cos(math.pi * (update - warm_up) / max(1, updates - warm_up)))
+
+
+def identity(options: Options, dataset: datasets.Dataset) -> dict[str, Any]:
+    """What decides the weights: options and data, but not where files lie nor how often the result is measured."""
+    names = ("env", "updates", "tokens", "learning_rate", "width", "layers", "heads", "max_ep_len", "seed")
+    return {**{name: getattr(options, name) for name in names}, "data_sha256": dataset.sha256}
 
 
 def fit(options: Options, dataset: datasets.Dataset, device: torch.device) -> DecisionTransformerModel:
-    """The training loop, from `OUT/checkpoint.pt` where there is one."""
+    """Train, from the checkpoint in `options.out` where there is one; it must be of the same options and data."""
     model = new_model(options).train()
-    model.to(device)  # type: ignore[arg-type]
-    optimiser = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=1e-4, fused=True)
-    checkpoint, first = options.out / "checkpoint.pt", 0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True, map_location=device)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        first = state["updates"]
-    smooth = None
-    with tqdm(total=options.updates, initial=first, desc=f"train {options.env}", mininterval=5) as bar:
-        for update in range(first, options.updates):
-            windows = Windows(dataset, np.random.default_rng((options.seed, update)))  # the same after a restart
-            torch.manual_seed(options.seed * 1_000_003 + update)
-            length = int(windows.generator.choice(WINDOWS, p=WINDOW_SHARES))
-            batch = windows.batch(length, max(1, -(-options.tokens // (3 * length))))
-            loss = action_loss(model, {name: value.to(device) for name, value in batch.items()})
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)
-            for group in optimiser.param_groups:
-                group["lr"] = options.learning_rate * rate(update, options.updates)
-            optimiser.step()
-            smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
-            bar.update()
-            bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
-            if (update + 1) % 100 == 0:
-                state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-                buffer = io.BytesIO()
-                torch.save({**state, "updates": update + 1}, buffer)
-                write_atomic(checkpoint, buffer.getvalue())
+    model.to(device)
+
+    def loss(update: int, _: int) -> tuple[Tensor, tuple[()]]:
+        windows = Windows(dataset, np.random.default_rng((options.seed, update)))  # the same after a restart
+        torch.manual_seed(options.seed * 1_000_003 + update)
+        length = int(windows.generator.choice(WINDOWS, p=WINDOW_SHARES))
+        batch = windows.batch(length, max(1, -(-options.tokens // (3 * length))))
+        return action_loss(model, {name: value.to(device) for name, value in batch.items()}), ()
+
+    Loop(
+        module=model,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=1e-4, fused=True),
+        loss=loss,
+        steps=options.updates,
+        schedule=lambda update: rate(update, options.updates),
+        accelerator=Accelerator(cpu=device.type == "cpu"),
+        path=options.out / CHECKPOINT,
+        identity=identity(options, dataset),
+        clip=0.25,
+        label=f"train {options.env}",
+    ).run()
     return model.eval()
 
 
@@ -179,18 +179,49 @@ def action_loss(model: DecisionTransformerModel, batch: dict[str, Tensor]) -> Te
     return ((predicted - batch["actions"]) ** 2)[real].mean()
 
 
+def check(options: Options) -> Options:
+    """The options with the environment's and the data set's full names.
+
+    Raises:
+        NammTransferError: a value no training can have, or a folder that holds a finished model.
+    """
+    check_positive(options, "updates", "tokens", "learning_rate", "width", "layers", "heads", "max_ep_len", "episodes")
+    if options.width % options.heads:
+        raise NammTransferError(f"--heads {options.heads}: expected a divisor of --width {options.width}")
+    found = task(options.env)
+    if options.max_ep_len < found.max_steps:
+        raise NammTransferError(
+            f"--max-ep-len {options.max_ep_len}: an episode of {found.gym_id} may last {found.max_steps} steps, "
+            "expected as many or more"
+        )
+    if (options.out / "model.safetensors").exists():
+        raise NammTransferError(f"{options.out} holds a finished model; expected another --out")
+    default = found.name if "/" in found.name else f"{datasets.OWN_NAMESPACE}/{found.name}/{options.tier}-v0"
+    return replace(options, env=found.name, dataset=options.dataset or default)
+
+
 def main(options: Options) -> dict[str, Any]:
     """Train, choose the target return, measure, and write the model folder."""
+    options = check(options)
+    assert options.dataset is not None
+    dataset = datasets.load(options.dataset, options.env)
+    longest = max(map(len, dataset.trajectories))
+    if longest > options.max_ep_len:
+        raise NammTransferError(f"--max-ep-len {options.max_ep_len}: an episode of {dataset.id} has {longest} steps")
+    with writing_to(options.out):
+        return _made(options, dataset)
+
+
+def _made(options: Options, dataset: datasets.Dataset) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = datasets.load(options.dataset or f"namm-transfer/{options.env}/{options.tier}-v0", options.env)
     model = fit(options, dataset, device)
-    mean, std = dataset.state_statistics
-    adapter = DecisionTransformerAdapter(model, Statistics(mean, std, RETURN_SCALE, env=options.env))
-    data = dataset.summary()
-    candidates = (data["return_mean"], data["return_best"], task(options.env).target_return)
-    chosen = [measure(adapter, options.env, target, 10, 30_000).mean() for target in candidates]
-    target = candidates[int(np.argmax(chosen))]
-    adapter.statistics.target_return = target
+    statistics = Statistics(*dataset.state_statistics, RETURN_SCALE, env=options.env)
+    adapter = DecisionTransformerAdapter(model, statistics)
+    data, reference = dataset.summary(), task(options.env)
+    candidates = [data["return_mean"], data["return_best"], reference.target_return]
+    targets = [target for target in candidates if target is not None]
+    chosen = [measure(adapter, options.env, target, 10, 30_000).mean() for target in targets]
+    target = adapter.statistics.target_return = targets[int(np.argmax(chosen))]
     random_environments = Environments(options.env, options.episodes)
     seeds = range(40_000, 40_000 + options.episodes)
     random_returns = rollout(random_environments, seeds, random_policy(options.env, options.seed))
@@ -199,18 +230,15 @@ def main(options: Options) -> dict[str, Any]:
         "window of 20 steps": measure(adapter, options.env, target, options.episodes, 40_000, window=20),
         "(random actions)": np.array([trajectory.episode_return for trajectory in random_returns]),
     }
-    model.save_pretrained(options.out)
-    write_atomic(options.out / STATISTICS_FILE, adapter.statistics.to_json())
-    made_by = command("namm_transfer.training.rl.train", options, ("out", "episodes"))
-    made_by += f" --out assets/decision-transformer/{options.env}-{options.tier}"
+    made_by = command("namm_transfer.training.rl.train", options, ("episodes",))
     training = {**vars(options), "target": target, "windows": ", ".join(map(str, WINDOWS)), "command": made_by}
-    write_atomic(options.out / "README.md", card(dataset, training, rows))
-    (options.out / "checkpoint.pt").unlink(missing_ok=True)
+    write_atomic(options.out / STATISTICS_FILE, adapter.statistics.to_json())
+    write_atomic(options.out / "README.md", card(dataset, {**training, "candidates": len(targets)}, rows))
+    model.save_pretrained(options.out)  # the weights last: a folder that holds them is finished
+    for leftover in (CHECKPOINT, Path(CHECKPOINT).with_suffix(".jsonl")):
+        (options.out / leftover).unlink(missing_ok=True)
     return {"target_return": target, **{name: float(returns.mean()) for name, returns in rows.items()}}
 
 
 if __name__ == "__main__":
-    try:
-        print(main(tyro.cli(Options)))
-    except NammTransferError as error:
-        sys.exit(f"error: {error}")
+    run_command(main, Options)

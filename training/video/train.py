@@ -1,34 +1,32 @@
-"""Trains the shipped small model: `python -m namm_transfer.training.video.train --out assets/llava-next-video-small`.
+"""Train the shipped small model: `python -m namm_transfer.training.video.train --out assets/llava-next-video-small`.
 
 Three stages. The vision tower learns to name what single frames show (place, shape, colour, disturbance), read off each
 of the four pooled tokens by linear heads that are thrown away. The projector learns to say the same in the text model's
 own word embeddings. Then projector and text model learn to answer, on films of 16, then 32, then 64 frames, with the
-vision tower at rest. All questions of a film share one pass: behind the video's tokens each question sees the video and
-itself only, at the positions it would have alone, so packing is exact.
+vision tower frozen. All questions of a film share one pass: each question sees the video and itself only, at the
+positions it would have alone, so packing is exact.
 
-Frames are drawn straight from the scenes, with noise like a codec's; they never were a file. Everything is a function
-of the step, so that a killed run goes on from its last checkpoint to the same model.
+Frames are drawn straight from the scenes, with noise like a codec's; they never were a file. Each step depends on its
+number alone, so that the same command continues a run that was killed, to the same model.
 """
 
 from __future__ import annotations
 
-import io
-import math
-import time
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import tyro
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 from transformers import LlavaNextVideoForConditionalGeneration
 
+from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.tasks.video import scenes
-from namm_transfer.files import write_atomic
+from namm_transfer.training.loop import Loop, warm_up_cosine
 from namm_transfer.training.video import small
 from namm_transfer.training.video.batches import LABELS, WORDS, Bank, language_batch, pooled_frames, vision_batch
 
@@ -39,12 +37,12 @@ CURRICULUM = ((16, 0.4), (32, 0.3), (64, 0.3))
 
 @dataclass
 class Options:
-    """What to train and where to put it."""
+    """What to train and where to write it."""
 
     out: Path = Path("assets/llava-next-video-small")
     """Folder of the finished model, processor and tokenizer."""
     work: Path = Path("runs/llava-next-video-small")
-    """Folder of the checkpoints; a run with the same folder goes on from them."""
+    """Folder of the checkpoints and logs; a run with the same folder continues them."""
     vision_steps: int = 1600
     """Steps of 64 frames for the vision tower."""
     projector_steps: int = 800
@@ -58,7 +56,7 @@ class Options:
     learning_rate: float = 1e-3
     """Peak learning rate of every stage."""
     seed: int = 0
-    """Of the initial weights; films are numbered from 0 in any case."""
+    """Seed of the initial weights; films are numbered from 0 in any case."""
     threads: int = 1
     """CPU threads."""
 
@@ -73,7 +71,7 @@ class Trainer:
         self, options: Options, model: LlavaNextVideoForConditionalGeneration, stage: str, bank: Bank | None = None
     ) -> None:
         torch.manual_seed(options.seed)
-        self.options, self.model, self.stage = options, model, stage
+        self.options, self.model, self.stage, self.bank = options, model, stage, bank
         self.steps: int = getattr(options, f"{stage}_steps")
         self.heads = nn.Linear(model.config.get_text_config().hidden_size, sum(map(len, LABELS)))
         core = model.model
@@ -82,12 +80,31 @@ class Trainer:
             "projector": (core.multi_modal_projector,),
             "language": (core.multi_modal_projector, core.language_model, model.lm_head),
         }[stage]
-        self.weights = [parameter for part in parts for parameter in part.parameters()]
-        self.optimizer = torch.optim.AdamW(self.weights, betas=(0.9, 0.98), weight_decay=0.02)
-        self.bank = bank
+        later = [f"{name}_steps" for name in STAGES[STAGES.index(stage) + 1 :]]
+        unused = ("out", "work", "threads", *later)
+        weights = [parameter for part in parts for parameter in part.parameters()]
+        rate = options.learning_rate
+        self.loop = Loop(
+            nn.ModuleDict({"model": model, "heads": self.heads}),
+            torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.98), weight_decay=0.02),
+            self.loss,
+            self.steps,
+            schedule=warm_up_cosine(self.steps, 100, 0.05),
+            accelerator=Accelerator(cpu=True),
+            path=options.work / f"{stage}.safetensors",
+            identity={name: value for name, value in asdict(options).items() if name not in unused},
+            metrics=scenes.TYPES if stage == "language" else ("place", "shape", "color", "disturbance"),
+            clip=1.0,
+            save_every=self.EVERY,
+            label=stage,
+        )
 
-    def loss(self, step: int) -> tuple[Tensor, list[float]]:
+    def loss(self, step: int, part: int) -> tuple[Tensor, list[float]]:
         """The loss of a step and the shares of right answers, by attribute or question type."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.stage == "language"):
+            return self._loss(step)
+
+    def _loss(self, step: int) -> tuple[Tensor, list[float]]:
         if self.stage == "vision":
             pixels, labels = vision_batch(step)
             return self._naming(pooled_frames(self.model, pixels), labels, self.heads.weight, self.heads.bias)
@@ -127,51 +144,6 @@ class Trainer:
         right = (logits.argmax(-1) == truth).float()
         return F.cross_entropy(logits, truth), [float(right[kinds == kind].mean()) for kind in range(len(scenes.TYPES))]
 
-    def run(self) -> float:
-        """Train, from the last checkpoint if there is one; returns the seconds it took, earlier sessions included."""
-        file = self.options.work / f"{self.stage}.pt"
-        first, spent = self._restore(file)
-        began = time.monotonic()
-        progress = tqdm(range(first, self.steps), initial=first, total=self.steps, desc=self.stage, mininterval=5)
-        recent: list[list[float]] = []
-        for step in progress:
-            self.optimizer.param_groups[0]["lr"] = schedule(step, self.steps, self.options.learning_rate)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.stage == "language"):
-                loss, shares = self.loss(step)
-            self.optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.weights, 1.0)
-            self.optimizer.step()
-            recent.append([float(loss.detach()), *shares])
-            if (step + 1) % self.EVERY == 0 or step + 1 == self.steps:
-                mean = np.nanmean(np.array(recent[-self.EVERY :]), axis=0)
-                right = " ".join(f"{share:.3f}" for share in mean[1:])
-                progress.write(f"{self.stage} {step + 1} loss {mean[0]:.4f} right {right}")
-                self._save(file, step + 1, spent + time.monotonic() - began)
-        return spent + time.monotonic() - began
-
-    def _save(self, file: Path, step: int, seconds: float) -> None:
-        buffer = io.BytesIO()
-        parts: dict[str, Any] = {"model": self.model, "heads": self.heads, "optimizer": self.optimizer}
-        torch.save(
-            {**{key: part.state_dict() for key, part in parts.items()}, "step": step, "seconds": seconds}, buffer
-        )
-        write_atomic(file, buffer.getvalue())
-
-    def _restore(self, file: Path) -> tuple[int, float]:
-        """(steps done, seconds they took)"""
-        if not file.exists():
-            return 0, 0.0
-        state = torch.load(file, weights_only=True)
-        for key, part in (("model", self.model), ("heads", self.heads), ("optimizer", self.optimizer)):
-            part.load_state_dict(state[key])
-        return state["step"], state["seconds"]
-
-
-def schedule(step: int, steps: int, peak: float) -> float:
-    """Learning rate: 100 steps of warm-up, then a cosine to a twentieth of the peak."""
-    return peak * min(1, (step + 1) / 100) * (0.525 + 0.475 * math.cos(math.pi * step / steps))
-
 
 def frames_at(step: int, steps: int) -> int:
     """Frames a film at a language step."""
@@ -191,7 +163,8 @@ def main(options: Options) -> None:
     bank = None
     for stage in STAGES:
         trainer = Trainer(options, model, stage, bank)
-        print(f"{stage}: {trainer.run() / 60:.1f} minutes")
+        trainer.loop.run()
+        print(f"{stage}: {trainer.loop.seconds.sum() / 60:.1f} minutes")
         bank = trainer.bank
     model.save_pretrained(options.out)
     small.processor().save_pretrained(options.out)
@@ -199,4 +172,7 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except NammTransferError as error:
+        sys.exit(f"error: {error}")

@@ -21,7 +21,8 @@ import tyro
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Trajectory
-from namm_transfer.evals.tasks.rl.scores import task
+from namm_transfer.evals.tasks.rl.identity import check_name
+from namm_transfer.evals.tasks.rl.tasks import task
 from namm_transfer.files import sha256
 
 MOST_STEPS = 10_000_000
@@ -115,17 +116,28 @@ def episodes(arrays: dict[str, np.ndarray]) -> Iterator[Trajectory]:
 
 
 def main(options: Options) -> datasets.Dataset:
-    """Import; returns the data set as read back."""
+    """Import; returns the data set as read back.
+
+    Raises:
+        NammTransferError: the id is taken, the file's name is that of another environment, or what `read` and
+            `datasets.check_trajectory` refuse.
+    """
+    check_name(options.env, options.file.name, f"the file name {options.file.name!r}")
+    datasets.check_free(options.id)
     arrays = read(options.file, options.env)
     found = list(episodes(arrays))
     if not found:
         raise NammTransferError(f"{options.file} holds no whole episode: no terminal and no timeout")
+    for number, trajectory in enumerate(found):
+        datasets.check_trajectory(trajectory, options.env, f"{options.file}: episode {number}")
     left_out = len(arrays["rewards"]) - sum(map(len, found))
     digest = sha256(options.file)
     description = (
         f"Imported from D4RL's {options.file.name} (SHA-256 {digest}), recorded in D4RL's v2 environment, not in "
-        f"{task(options.env).gym_id}. {left_out} steps of an unfinished last episode are left out."
+        f"{task(options.env).gym_id}."
     )
+    if left_out:
+        description += f" {left_out} steps of an unfinished last episode are left out."
     datasets.write(options.id, options.env, found, "unknown", description, {"d4rl_sha256": digest})
     return datasets.load(options.id, options.env)
 

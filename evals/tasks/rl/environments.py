@@ -1,19 +1,15 @@
-"""Several MuJoCo environments stepped together, and whole episodes as arrays."""
+"""Several copies of one environment stepped together, and whole episodes as arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from namm_transfer.errors import NammTransferError
-from namm_transfer.evals.tasks.rl.scores import task
-
-if TYPE_CHECKING:
-    import gymnasium
+from namm_transfer.evals.tasks.rl.tasks import flat, make, task
 
 Act = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Observations (rows, observation_size) and last rewards (rows,) -> actions (rows, action_size)."""
@@ -47,43 +43,6 @@ class Trajectory:
         return np.cumsum(self.rewards[::-1])[::-1].copy()
 
 
-@contextmanager
-def quiet_mujoco() -> Iterator[None]:
-    """MuJoCo 4 logs to ./MUJOCO_LOG.TXT: switched off for good. Gymnasium's own models draw a deprecation notice each
-    time they are compiled, so the console is silent too while environments are made."""
-    import mujoco
-
-    if not hasattr(mujoco, "MjLogConfig"):  # MuJoCo 3 writes its log only on errors
-        yield
-        return
-    config = mujoco.MjLogConfig.get()
-    console = config.logto_console
-    config.logto_file = config.logto_console = False
-    config.set()
-    try:
-        yield
-    finally:
-        config.logto_console = console
-        config.set()
-
-
-def make(name: str) -> gymnasium.Env[Any, Any]:
-    """The Gymnasium environment of task `name`, with its 1,000-step limit and no log file.
-
-    Raises `NammTransferError` if Gymnasium or MuJoCo is missing or too old for the v5 environments.
-    """
-    gym_id = task(name).gym_id
-    try:
-        import gymnasium
-
-        with quiet_mujoco():
-            return gymnasium.make(gym_id)
-    except ImportError as problem:
-        raise NammTransferError(f"{gym_id} needs pip install 'namm-transfer[rl]': {problem}") from problem
-    except gymnasium.error.Error as problem:
-        raise NammTransferError(f"{gym_id} cannot be made: {problem}") from problem
-
-
 class Environments:
     """`count` copies of one environment. A finished row is no longer stepped, its observation stays."""
 
@@ -93,19 +52,23 @@ class Environments:
         self.observations = np.zeros((count, self.task.observation_size))
         self.alive = np.zeros(count, dtype=bool)
         self.terminated = np.zeros(count, dtype=bool)
+        self.clipped = np.zeros(count, dtype=int)
+        """(count,) steps of the episode whose action lay outside the environment's bounds and was clipped."""
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         """Start row i from `seeds[i]`; rows beyond the seeds count as finished. Returns (count, size) float64."""
         self.alive[:] = np.arange(len(self.envs)) < len(seeds)
         self.terminated[:] = False
+        self.clipped[:] = 0
         for row, env in enumerate(self.envs):
-            self.observations[row] = env.reset(seed=int(seeds[row if row < len(seeds) else 0]))[0]
+            self.observations[row] = flat(env.reset(seed=int(seeds[row if row < len(seeds) else 0]))[0])
         return self.observations.copy()
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Actions (count, action_size) -> observations (count, size) and rewards (count,), zero in finished rows.
+    def inside(self, actions: np.ndarray) -> np.ndarray:
+        """The actions (count, action_size) clipped to the environment's bounds, as D4RL's environments do themselves.
 
-        Raises `NammTransferError` for actions of another shape or with NaN or infinity in a row that still runs.
+        Warns at the first one. Raises `NammTransferError` for actions of another shape, or with NaN or infinity in a
+        row that still runs.
         """
         if actions.shape != (len(self.envs), self.task.action_size):
             raise NammTransferError(
@@ -114,33 +77,56 @@ class Environments:
             )
         if not np.isfinite(actions[self.alive]).all():
             raise NammTransferError(f"the policy gave actions that are not finite: {actions[self.alive].tolist()}")
+        low, high = (bound.astype(actions.dtype) for bound in self.task.bounds)
+        outside = self.alive & ((actions < low) | (actions > high)).any(1)
+        if not outside.any():
+            return actions
+        self.clipped += outside
+        warnings.warn(
+            f"{self.task.gym_id}: actions outside its bounds are clipped to them, as in D4RL's environments",
+            stacklevel=2,
+        )
+        return np.where(outside[:, None], np.clip(actions, low, high), actions)
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Actions (count, action_size) -> observations (count, size) and rewards (count,), zero in finished rows.
+
+        Raises `NammTransferError` as `inside` does, and for observations or rewards that are not finite.
+        """
+        actions = self.inside(actions)
         rewards = np.zeros(len(self.envs))
         for row in np.flatnonzero(self.alive):
             observation, reward, terminated, truncated, _ = self.envs[row].step(actions[row])
-            self.observations[row], rewards[row] = observation, float(reward)
+            self.observations[row], rewards[row] = flat(observation), float(reward)
+            if not (np.isfinite(rewards[row]) and np.isfinite(self.observations[row]).all()):
+                raise NammTransferError(f"{self.task.gym_id} gave an observation or a reward that is not finite")
             self.terminated[row] = terminated
             self.alive[row] = not (terminated or truncated)
         return self.observations.copy(), rewards
 
     def positions(self) -> list[float]:
-        """How far each row has got, in metres."""
-        return [float(env.unwrapped.data.qpos[0]) for env in self.envs]  # type: ignore[attr-defined]
+        """How far each row of a locomotion environment has got, in metres; NaN where it does not move in one line."""
+        states = [getattr(env.unwrapped, "data", None) for env in self.envs]
+        return [float("nan") if state is None else float(state.qpos[0]) for state in states]
 
     def close(self) -> None:
-        """Free MuJoCo's data."""
+        """Free the simulators' memory."""
         for env in self.envs:
             env.close()
 
 
 def rollout(environments: Environments, seeds: Sequence[int], act: Act) -> list[Trajectory]:
-    """One episode a seed, all rows together until the last has finished; `act` sees the finished rows too."""
+    """One episode a seed, all rows together until the last has finished; `act` sees the finished rows too.
+
+    The trajectories hold the actions as the environments got them.
+    """
     observations = [environments.reset(seeds)]
     actions: list[np.ndarray] = []
     rewards: list[np.ndarray] = []
     lengths = np.zeros(len(environments.envs), dtype=int)
     reward = np.zeros(len(environments.envs))
     while environments.alive.any():
-        action = act(observations[-1], reward).astype(np.float32)
+        action = environments.inside(act(observations[-1], reward).astype(np.float32))
         lengths += environments.alive
         observation, reward = environments.step(action)
         observations.append(observation)
@@ -159,6 +145,12 @@ def rollout(environments: Environments, seeds: Sequence[int], act: Act) -> list[
 
 
 def random_policy(name: str, seed: int) -> Act:
-    """Uniformly random actions: the policy whose return is 0 normalised."""
-    generator = np.random.default_rng(seed)
-    return lambda observations, _: generator.uniform(-1, 1, (len(observations), task(name).action_size))
+    """Uniformly random actions: the policy whose return is 0 normalised.
+
+    Raises `NammTransferError` if the environment's actions are not bounded.
+    """
+    generator, found = np.random.default_rng(seed), task(name)
+    low, high = found.bounds
+    if not np.isfinite([low, high]).all():
+        raise NammTransferError(f"{name}: its actions have no bounds to draw from at random")
+    return lambda observations, _: generator.uniform(low, high, (len(observations), found.action_size))

@@ -1,20 +1,33 @@
-"""What a memory held while an episode ran: the record of an episode."""
+"""What the key/value cache held while an episode ran: the facts that a report records of an episode."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from namm_transfer.adapters.decision_transformer import KINDS, Stepper, kept_tokens
-from namm_transfer.evals.harness.run import Outcome
+from namm_transfer.cache.report import RowReport
 from namm_transfer.evals.tasks.rl.environments import Environments, Trajectory
-from namm_transfer.evals.tasks.rl.scores import normalised_score
+
+
+@dataclass
+class Observed:
+    """One finished episode, as the harness records it."""
+
+    score: float
+    """See `tasks.Task.score`."""
+    memory: RowReport
+    """The cache at the end of the episode, its kept share averaged over the steps."""
+    details: dict[str, Any]
+    """JSON-able facts: `return`, `length`, `env_seed`, `bytes`, ..."""
+    arrays: dict[str, np.ndarray]
+    """`kept`: (layers, steps, 3) float32, see `kept_tokens`."""
 
 
 class Observer:
-    """Plays a batch through a stepper and notes, for each episode, what its memory held while it ran."""
+    """Plays a batch through a stepper and notes, for each episode, what its cache held while it ran."""
 
     def __init__(self, stepper: Stepper, environments: Environments) -> None:
         self.stepper, self.environments = stepper, environments
@@ -36,7 +49,7 @@ class Observer:
         return actions
 
     def _note_finished(self) -> None:
-        """Read the memory of the rows whose episode has ended, before the next step changes it."""
+        """Read the cache of the rows whose episode has ended, before the next step changes it."""
         running = self.environments.alive
         over = [row for row, seen in enumerate(self.lengths) if seen and not running[row] and self.last[row] is None]
         if not over:
@@ -47,23 +60,26 @@ class Observer:
             self.bytes[row] = report.bytes // len(self.last)
             self.kept[row] = kept_tokens(self.stepper.cache, self.stepper.looked_at, row)
 
-    def outcome(self, row: int, env: str, episode: Trajectory) -> Outcome:
-        """The outcome of a finished episode: cache size averaged over its steps."""
+    def observed(self, row: int, episode: Trajectory) -> Observed:
+        """The record of a finished episode: cache size averaged over its steps."""
         self._note_finished()
         length, last = int(self.lengths[row]), self.last[row]
-        return Outcome(
-            score=normalised_score(env, episode.episode_return),
+        details = {
+            "return": episode.episode_return,
+            "length": length,
+            "fell": episode.terminated,
+            "env_seed": episode.seed,
+            "tokens_held": float(self.held[row] / length),
+            "kept_share_at_end": last.kept_share,
+            "bytes": self.bytes[row],
+            "kept_by_kind": self._by_kind(row),
+        }
+        if self.environments.clipped[row]:
+            details["clipped_steps"] = int(self.environments.clipped[row])
+        return Observed(
+            score=self.environments.task.score(episode.episode_return),
             memory=replace(last, kept_share=float(self.shares[row] / length)),
-            details={
-                "return": episode.episode_return,
-                "length": length,
-                "fell": episode.terminated,
-                "env_seed": episode.seed,
-                "tokens_held": float(self.held[row] / length),
-                "kept_share_at_end": last.kept_share,
-                "bytes": self.bytes[row],
-                "kept_by_kind": self._by_kind(row),
-            },
+            details=details,
             arrays={"kept": self.kept[row]},
         )
 

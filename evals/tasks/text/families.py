@@ -9,25 +9,13 @@ card of `assets/namm-text`; a family it cannot do at all only adds noise and doe
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from namm_transfer.adapters.causal_lm import Prompt
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.tasks.text.prose import Document, Split, documents
 
 Count = Callable[[str], int]
 """Number of tokens of a text, by the tokenizer the prompts are meant for."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One question: `text` goes to the model, `answer` is what it should say next."""
-
-    id: str
-    """`family/split/tokens/seed/number`: makes the same prompt again."""
-    family: str
-    text: str
-    answer: str
-    """Begins with the white space that separates it from the prompt."""
 
 
 _CITIES = (
@@ -261,7 +249,11 @@ def _fact(rng: random.Random, form: tuple[str, Callable[[random.Random], str], s
 def make_prompt(family: str, split: Split, seed: int, number: int, *, tokens: int, count: Count) -> Prompt:
     """The prompt with this number; the same arguments always make the same prompt.
 
-    `tokens` is the length of the prompt by `count`, which is met within a sentence.
+    Args:
+        tokens: length of the prompt by `count`, which is met within a sentence.
+
+    Returns:
+        the prompt, whose id is `FAMILY/SPLIT/TOKENS/SEED/NUMBER`.
     """
     if family not in FAMILIES:
         raise NammTransferError(f"unknown task family {family!r}; there are {', '.join(FAMILIES)}")

@@ -1,6 +1,6 @@
 """Generated films as real H.264 files, written into a cache folder on first use, with a manifest of their questions.
 
-The manifest `SPLIT-SECONDSs.json` has the form of a user's own benchmark (see `benchmarks.load_json`).
+The manifest `SPLIT-SECONDSs.json` has the form of a user's own benchmark (see `own_file.load_json`).
 """
 
 from __future__ import annotations

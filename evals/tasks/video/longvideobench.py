@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from namm_transfer.adapters.video.prompts import letters
-from namm_transfer.adapters.video.subtitles import SubtitleFile
 from namm_transfer.errors import NammTransferError
+from namm_transfer.evals.tasks.json_files import expect, read_json
 from namm_transfer.evals.tasks.video.archive import unpack
-from namm_transfer.evals.tasks.video.benchmarks import VideoQuestion, expect, read_entries
+from namm_transfer.evals.tasks.video.questions import VideoBenchmark, VideoQuestion, check_options, flaw_of
+from namm_transfer.evals.tasks.video.subtitle_files import SubtitleFile
 
 FILE = "lvb_val.json"
 FIELDS = {
@@ -34,19 +36,25 @@ def load_longvideobench(root: Path) -> list[VideoQuestion]:
         if parts and not (root / name).is_dir():
             unpack(parts, root, name)
     found = []
-    for number, entry in enumerate(read_entries(root / FILE)):
+    for number, entry in enumerate(read_json(root / FILE, list)):
         where = f"{str(root / FILE)!r}, entry {number}"
         expect(entry, FIELDS, where)
+        check_options(entry["candidates"], where)
         if not 0 <= entry["correct_choice"] < len(entry["candidates"]):
             raise NammTransferError(
                 f"{where}: 'correct_choice' is {entry['correct_choice']!r}; expected a candidate's place"
             )
-        found.append(_question(root, entry))
+        found.append(_question(root, entry, where))
     return found
 
 
-def _question(root: Path, entry: dict[str, Any]) -> VideoQuestion:
-    options = tuple(map(str, entry["candidates"]))
+def without_subtitles(root: Path) -> list[VideoQuestion]:
+    """The same questions with the frames alone."""
+    return [replace(question, subtitles=None) for question in load_longvideobench(root)]
+
+
+def _question(root: Path, entry: dict[str, Any], where: str) -> VideoQuestion:
+    options = tuple(entry["candidates"])
     lines = (f"{letter}. {option}" for letter, option in zip(letters(options), options, strict=True))
     ask = "Answer with the option's letter from the given choices directly."
     begins, seconds = float(entry["starting_timestamp_for_subtitles"]), float(entry["duration"])
@@ -64,4 +72,13 @@ def _question(root: Path, entry: dict[str, Any]) -> VideoQuestion:
         frames=max(1, int(seconds)),
         sampling="longvideobench",
         subtitles=SubtitleFile(root / "subtitles", entry["subtitle_path"], begins, seconds),
+        flaw=flaw_of(options, entry["correct_choice"], where),
     )
+
+
+GROUPS = [f"duration group {seconds}" for seconds in (15, 60, 600, 3600)]
+HEADLINE = {"name": "accuracy", "rule": "mean over samples", "categories": GROUPS}
+BENCHMARKS = (
+    VideoBenchmark("longvideobench", (FILE,), load_longvideobench, HEADLINE),
+    VideoBenchmark("longvideobench-frames", (FILE,), without_subtitles, HEADLINE),
+)

@@ -10,7 +10,7 @@ as likely as right ones, and answer positions rotate with the seed: without the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -191,5 +191,5 @@ def _asked(film: Film, rng: np.random.Generator, every: bool) -> Iterator[tuple[
             yield "order", f"Which shape came {word}?", shot.shape, _others(shapes, shot.shape)
 
 
-def _others(values, right: str) -> list[str]:
+def _others(values: Sequence[str], right: str) -> list[str]:
     return [value for value in values if value != right]

@@ -8,7 +8,7 @@ from tiny_evaluation import main
 
 from namm_transfer.evals.harness import cli
 from namm_transfer.evals.harness.options import EvalOptions, parse
-from namm_transfer.evals.report.build import build
+from namm_transfer.evals.report.analysis import build
 
 
 def test_help_teaches(capsys):

@@ -1,5 +1,6 @@
 """The loop over policies and samples: killed, resumed, split over processes, it gives the same report."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -17,10 +18,12 @@ from hypothesis import strategies as st
 from tiny_evaluation import Evaluator, main, samples
 
 from namm_transfer import NammTransferError, policies
-from namm_transfer.evals.harness.lineup import lineup, mean_history
+from namm_transfer.evals.harness import EvalOptions, Outcome, Sample, cli, parse, run
+from namm_transfer.evals.harness.lineup import lineup
 from namm_transfer.evals.harness.options import split_policies
-from namm_transfer.evals.harness.run import EvalOptions, Outcome, Sample, parse, run
+from namm_transfer.evals.report import ledger
 from namm_transfer.evals.report.arrays import ArrayStore
+from namm_transfer.evals.report.records import mean_history
 from namm_transfer.evals.report.schema import Record
 
 SCRIPT = Path(tiny_evaluation.__file__)
@@ -162,6 +165,10 @@ def test_ctrl_c_keeps_the_finished_samples(tmp_path, capsys, uninterrupted):
 # --- killed and resumed
 
 
+def entries(values: list[str], update_interval: int = 16) -> list:
+    return lineup([policies.parse(text) for text in split_policies(values)], update_interval)
+
+
 def _die(folder: str, at: int) -> None:
     main(["--out", folder], Evaluator(die_at=at))
 
@@ -294,13 +301,13 @@ def test_match_gives_the_cache_size_that_the_other_policy_used(tmp_path, capsys)
 
 
 def test_a_policy_that_is_to_be_matched_is_run_even_if_not_asked_for():
-    assert list(lineup(["full,random:match=l2"], 16)) == ["full", "l2", "random:match=l2"]
+    assert [e.spec.text for e in entries(["full,random:match=l2"])] == ["full", "l2", "random:match=l2"]
 
 
 @pytest.mark.parametrize("values", [["h2o:keep=0.3,h2o:keep=0.6,random:match=h2o"], ["l2:match=h2o,h2o:match=l2"]])
 def test_a_match_that_fits_several_or_none_is_refused(values):
     with pytest.raises(NammTransferError, match="exactly one policy"):
-        lineup(values, 16)
+        entries(values)
 
 
 def test_mean_history_averages_each_update_over_the_samples_that_reached_it():
@@ -325,7 +332,7 @@ def test_the_splitting_rule_of_the_command_line():
     with pytest.raises(NammTransferError, match=r"'keep=0\.5' continues no policy"):
         split_policies(["keep=0.5"])
     with pytest.raises(NammTransferError, match="no policy to evaluate"):
-        lineup([], 16)
+        entries([])
 
 
 keys = st.sampled_from(["keep", "budget", "match", "path"])
@@ -393,3 +400,168 @@ def test_help_names_every_policy(capsys):
         parse(EvalOptions, ["--help"])
     words = capsys.readouterr().out
     assert all(name in words for name in policies.REGISTRY)
+
+
+# --- what goes wrong around an evaluation is no result
+
+
+class Flaky(Evaluator):
+    """Fails at some samples, or at whatever `broken` says."""
+
+    def __init__(self, broken) -> None:
+        super().__init__()
+        self.broken = broken
+
+    def score(self, sample, policy):
+        if error := self.broken(sample, policy):
+            raise error
+        return super().score(sample, policy)
+
+
+MATCHED = ["--policy", "full,streaming:keep=0.5,random:match=streaming"]
+
+
+def test_resume_tries_failed_samples_again(tmp_path, uninterrupted, capsys):
+    first = main(["--out", str(tmp_path)], Evaluator(raise_at="prompt 2"))
+    assert [row.failed for row in first.summary] == [1, 1]
+    again = Evaluator()
+    main(["--out", str(tmp_path), "--resume"], again)
+    assert "2 failed samples are tried again" in capsys.readouterr().out
+    assert again.calls == 2, "the batch of the failed sample, under each policy"
+    assert essence(tmp_path) == uninterrupted
+
+
+def test_a_failure_that_stays_is_counted_once(tmp_path):
+    for flags in ([], ["--resume"], ["--resume"]):
+        report = main(["--out", str(tmp_path), *flags], Evaluator(raise_at="prompt 2"))
+    assert [(row.n, row.failed) for row in report.summary] == [(6, 1), (6, 1)]
+    assert len([record for record in report.records if record.error]) == 2
+
+
+def test_what_another_process_could_not_do_is_replaced_by_the_result(tmp_path, uninterrupted):
+    main(["--out", str(tmp_path)])
+    ledger = tmp_path / "records-tiny-0.jsonl"
+    head, *lines = ledger.read_text().splitlines(keepends=True)
+    failed = {**json.loads(lines[0]), "score": None, "error": "OSError: no"}
+    (tmp_path / "records-tiny-1.jsonl").write_text(head + json.dumps(failed) + "\n")
+    report = main(["--out", str(tmp_path), "--resume"])
+    assert not [record for record in report.records if record.error]
+    assert essence(tmp_path) == uninterrupted
+
+
+def test_sizes_that_a_retried_sample_changes_void_the_records_made_with_them(tmp_path):
+    main(["--out", str(tmp_path / "whole"), *MATCHED])
+    broken = Flaky(lambda sample, policy: OSError("gone") if (sample.id, policy.evicts) == ("prompt 5", True) else None)
+    main(["--out", str(tmp_path / "torn"), *MATCHED], broken)
+    again = Evaluator()
+    main(["--out", str(tmp_path / "torn"), *MATCHED, "--resume"], again)
+    assert again.calls == 1 + 3, "the failed batch, then the policy that matches, as a whole"
+    assert essence(tmp_path / "torn") == essence(tmp_path / "whole")
+
+
+def test_a_run_that_scored_nothing_fails_and_says_so(tmp_path, capsys):
+    everything = Flaky(lambda sample, policy: ValueError("no such weights"))
+    assert cli.status(lambda: main(["--out", str(tmp_path), "--limit", "2"], everything), "tiny") == 1
+    assert "tiny: nothing was scored under full on tiny, streaming:keep=0.5 on tiny" in capsys.readouterr().err
+    one = Flaky(lambda sample, policy: ValueError("no") if sample.id == "prompt 0" else None)
+    assert cli.status(lambda: main(["--out", str(tmp_path), "--limit", "2"], one), "tiny") == 0
+
+
+FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
+
+
+def wrapped(sample, policy):
+    """A full disk as a library might report it."""
+    if sample.id != "prompt 3":
+        return None
+    error = NammTransferError("the frames of the video cannot be stored")
+    error.__context__, error.__suppress_context__ = FULL_DISK, True
+    return error
+
+
+@pytest.mark.parametrize("broken", [lambda sample, _: FULL_DISK if sample.id == "prompt 3" else None, wrapped])
+def test_a_disk_that_fills_up_in_the_evaluator_stops_the_run(broken, tmp_path, uninterrupted, capsys):
+    assert cli.status(lambda: main(["--out", str(tmp_path)], Flaky(broken)), "tiny") == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("tiny: stopped: No space left on device; finished samples are in")
+    assert ledger_lines(tmp_path) == 1 + 2, "the first batch is kept, the one that failed is no result"
+    main(["--out", str(tmp_path), "--resume"])
+    assert essence(tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize("room", [0, 1, 5])
+def test_a_disk_that_fills_up_under_the_ledger_loses_nothing_finished(room, tmp_path, uninterrupted, monkeypatch):
+    left = [room]
+
+    def fsync(handle: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise FULL_DISK
+
+    monkeypatch.setattr(ledger, "_to_disk", fsync)
+    with pytest.raises(NammTransferError, match="stopped: No space left on device"):
+        main(["--out", str(tmp_path)])
+    monkeypatch.undo()
+    whole = [path.read_bytes() for path in tmp_path.glob("records-*.jsonl")]
+    assert sum(content.count(b"\n") for content in whole) == room
+    assert all(content.endswith(b"\n") or not content for content in whole), "no half of a line"
+    main(["--out", str(tmp_path), "--resume"])
+    assert essence(tmp_path) == uninterrupted
+
+
+def test_a_check_before_the_first_sample_stops_the_run(tmp_path):
+    def broken() -> None:
+        raise NammTransferError("the weights hold NaN")
+
+    with pytest.raises(NammTransferError, match="hold NaN"):
+        run(
+            EvalOptions(policy=("full",), out=tmp_path / "out"),
+            task="t",
+            samples=[Sample("a", "c")],
+            evaluate=Evaluator(),
+            description={},
+            check=broken,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_words_that_no_file_can_hold_are_recorded_as_far_as_possible(tmp_path):
+    def evaluate(chunk, policy):
+        return [Outcome(score=1.0, memory=None, answer="half \ud800 a pair", details={"n": 1}) for _ in chunk]
+
+    report = run(
+        EvalOptions(policy=("full",), out=tmp_path),
+        task="t",
+        samples=[Sample("a\udc80", "c", prompt="\ud800")],
+        evaluate=evaluate,
+        description={"model": "\ud801"},
+    )
+    assert (report.records[0].answer, report.records[0].id) == ("half ? a pair", "a?")
+    assert (tmp_path / "report.json").exists()
+
+
+# --- hostile flags and files
+
+
+@pytest.mark.parametrize("wrong", ["\udcff", "a\0b"])
+def test_arguments_that_are_no_text_are_refused(wrong, tmp_path):
+    with pytest.raises(NammTransferError, match=r"the command line: .* is no text"):
+        parse(EvalOptions, ["--out", wrong])
+    file = tmp_path / "options.toml"
+    file.write_text('out = "a\\u0000b"')
+    with pytest.raises(NammTransferError, match="is no text"):
+        parse(EvalOptions, ["--config", str(file)])
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"x = " + b"[" * 5000 + b"]" * 5000, b"limit = 1" + b"0" * 5000])
+def test_files_that_are_no_toml_are_refused(content, tmp_path):
+    file = tmp_path / "options.toml"
+    file.write_bytes(content)
+    with pytest.raises(NammTransferError, match="--config"):
+        parse(EvalOptions, ["--config", str(file)])
+
+
+def test_none_stands_for_no_value(tmp_path):
+    file = tmp_path / "options.toml"
+    file.write_text('limit = "none"')
+    assert parse(EvalOptions, ["--config", str(file)]).limit is None

@@ -8,6 +8,7 @@ import pytest
 from namm_transfer.evals.report import statistics
 from namm_transfer.evals.report.ledger import Ledger, path_of
 from namm_transfer.evals.report.schema import Policy, Provenance, Record, Run
+from namm_transfer.policies import parse
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +16,13 @@ def _few_resamples(request, monkeypatch) -> None:
     """A few hundred draws are enough for what these tests look at; those of the statistics themselves keep all."""
     if not request.module.__name__.endswith("test_report_statistics"):
         monkeypatch.setattr(statistics, "RESAMPLES", 499)
+
+
+def _policy(spec: str) -> Policy:
+    """What a run would record of a policy; the one it matches is called by its name."""
+    parsed = parse(spec)
+    interval, match = parsed.options.get("update_interval", 16), parsed.options.get("match")
+    return Policy(spec=spec, name=parsed.name, update_interval=interval, baseline=parsed.name == "full", match=match)
 
 
 @pytest.fixture
@@ -39,7 +47,7 @@ def make_run() -> Callable[..., Run]:
             samples=samples,
             samples_sha256="0" * 64,
             batch=1,
-            policies=[Policy(spec=spec, match=None) for spec in policies],
+            policies=[_policy(spec) for spec in policies],
             options={"seed": 0, "threads": 1},
             description={"score": "accuracy", **description},
             provenance=provenance,
@@ -72,13 +80,22 @@ def make_record() -> Callable[..., Record]:
 
 @pytest.fixture
 def write_folder(make_run, make_record) -> Callable[..., Path]:
-    """A folder with one run of the given scores; `other` goes into its records, `description` into the run."""
+    """A folder with one run of the given scores; `other` goes into its records, `description` into the run.
+
+    `room` is how many samples more the run has than there are scores, for records that a test appends.
+    """
 
     def write(
-        folder: Path, scores: dict[str, Sequence[float | None]], *, task: str = "video", description=None, **other
+        folder: Path,
+        scores: dict[str, Sequence[float | None]],
+        *,
+        task: str = "video",
+        description=None,
+        room: int = 0,
+        **other,
     ) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
-        run = make_run(list(scores), max(map(len, scores.values())), task=task, **(description or {}))
+        run = make_run(list(scores), max(map(len, scores.values())) + room, task=task, **(description or {}))
         ledger = Ledger(path_of(folder, task, 0), run)
         for policy, values in scores.items():
             for index, score in enumerate(values):

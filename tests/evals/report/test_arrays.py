@@ -1,5 +1,8 @@
 """Arrays under their hashes."""
 
+import hashlib
+import pickle
+
 import numpy as np
 import pytest
 
@@ -62,3 +65,20 @@ def test_missing_damaged_and_pickled_arrays_are_refused(tmp_path):
         store.get("0" * 64)
     with pytest.raises(NammTransferError, match="expected numbers"):
         store.put(np.array([object()]))
+
+
+def test_a_name_that_leaves_the_folder_is_not_followed(tmp_path):
+    np.save(tmp_path / "secret.npy", np.arange(3))
+    store = ArrayStore(tmp_path / "report")
+    (tmp_path / "report" / "arrays").mkdir(parents=True)
+    with pytest.raises(NammTransferError, match="is missing"):
+        store.get("../../secret")
+
+
+def test_content_that_is_no_array_is_refused(tmp_path):
+    for content in (b"", b"\x93NUMPY", pickle.dumps([1])):
+        name = hashlib.sha256(content).hexdigest()
+        (tmp_path / "arrays").mkdir(exist_ok=True)
+        (tmp_path / "arrays" / f"{name}.npy").write_bytes(content)
+        with pytest.raises(NammTransferError, match=r"is no \.npy file"):
+            ArrayStore(tmp_path).get(name)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from namm_transfer.evals.report import render
-from namm_transfer.evals.report.build import build
+from namm_transfer.evals.report import pages
+from namm_transfer.evals.report.analysis import build
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CLICK = """
@@ -56,7 +56,7 @@ def allowing(page: str, script: str) -> str:
 @needs_chromium
 def test_it_opens_without_complaints_sorts_and_fits_the_window(write_folder, tmp_path):
     scores = {"full": [1.0, 0.0] * 10, "namm": [1.0] * 20, "streaming:sinks=4,window=252": [0.0] * 20}
-    page = render.as_html(build(write_folder(tmp_path / "run", scores, answer="<img src=x onerror=alert(1)>" * 9)))
+    page = pages.as_html(build(write_folder(tmp_path / "run", scores, answer="<img src=x onerror=alert(1)>" * 9)))
     assert "'unsafe-inline'; img-src data:; script-src" in page
     title, complaints = browse(page, 1200, tmp_path)
     assert title == "Memory transfer report: video"
@@ -71,7 +71,7 @@ def test_it_opens_without_complaints_sorts_and_fits_the_window(write_folder, tmp
 @needs_chromium
 def test_samples_are_filtered_by_policy_and_outcome_from_the_keyboard(write_folder, tmp_path):
     scores = {"full": [1.0] * 4, "namm": [1.0, 0.0, 0.0, 0.0], "l2": [0.0] * 4}
-    page = render.as_html(build(write_folder(tmp_path / "run", scores, details={"right": 0})))
+    page = pages.as_html(build(write_folder(tmp_path / "run", scores, details={"right": 0})))
     title, complaints = browse(allowing(page, FILTER), 500, tmp_path)
     assert title == "12 then 4 then 3 then 7, 4 of 4 samples shown"
     assert "CONSOLE" not in complaints

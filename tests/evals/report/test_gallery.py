@@ -22,7 +22,7 @@ def test_one_command_makes_pages_and_figure(write_folder, tmp_path):
     links = re.findall('href="([^d][^"]*)"', page)
     assert {"reports/video/report.html", "reports/text/report.md", "reports.md"} <= set(links)
     assert all((tmp_path / "docs" / link).is_file() for link in links)
-    assert "video: namm holds" in page
+    assert "video: namm is non-inferior (loses at most 10 %)" in page
     assert "script" not in page
     summary = (tmp_path / "docs/index.md").read_text()
     assert summary.index("## text") < summary.index("## video")

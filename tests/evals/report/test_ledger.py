@@ -1,12 +1,15 @@
 """Records on disk: durable, append-only, readable up to any damage."""
 
 import gzip
+import json
 import os
 
 import pytest
 
 from namm_transfer import NammTransferError
-from namm_transfer.evals.report import ledger, render
+from namm_transfer.evals.report import ledger, pages
+from namm_transfer.evals.report.records import load
+from namm_transfer.evals.report.schema import Policy
 
 
 @pytest.fixture
@@ -57,8 +60,8 @@ def test_bytes_that_are_no_text_are_damage(path):
 
 
 def test_another_schema_version_is_refused(path):
-    path.write_bytes(path.read_bytes().replace(b'{"schema_version":1', b'{"schema_version":7', 1))
-    with pytest.raises(NammTransferError, match="has schema version 7, expected 1"):
+    path.write_bytes(path.read_bytes().replace(b'{"schema_version":2', b'{"schema_version":7', 1))
+    with pytest.raises(NammTransferError, match="has schema version 7, expected 1 to 2"):
         ledger.read(path)
 
 
@@ -98,7 +101,7 @@ def test_resumed_with_other_code_says_so(path, make_run, tmp_path):
     contents = ledger.read(path)
     assert (contents.run.provenance, contents.run.resumed) == (begun.provenance, [changed.provenance])
     assert contents.records == records
-    assert ("resumed", f"{begun.provenance.started}, git {'1' * 40}") in render.provenance(contents.run)
+    assert ("resumed", f"{begun.provenance.started}, git {'1' * 40}") in pages.provenance(contents.run)
 
 
 def test_tasks_share_a_folder_and_leave_each_other_alone(write_folder, make_run, tmp_path):
@@ -126,4 +129,68 @@ def test_a_compressed_ledger_is_read_up_to_its_cut(path, tmp_path):
     assert "is damaged from line" in cut.damage
     packed.write_bytes(b"something else")
     with pytest.raises(NammTransferError, match="no gzip file"):
+        ledger.read(packed)
+
+
+def test_a_ledger_of_the_first_schema_says_now_what_each_policy_is(path, make_run):
+    lines = path.read_text().splitlines(keepends=True)
+    first = json.loads(lines[0])
+    specs = ["full", "l2", "full:update_interval=64", "h2o:keep=0.5,update_interval=32"]
+    old = first | {
+        "schema_version": 1,
+        "policies": [{"spec": spec, "match": None, "sha256": None} for spec in specs],
+        "options": first["options"] | {"update_interval": 16},
+    }
+    path.write_text(json.dumps(old, separators=(",", ":")) + "\n" + "".join(lines[1:]))
+    contents = ledger.read(path)
+    assert contents.damage is None
+    assert len(contents.records) == 6
+    assert [(p.name, p.update_interval, p.baseline) for p in contents.run.policies] == [
+        ("full", 16, True),
+        ("l2", 16, False),
+        ("full", 64, True),
+        ("h2o", 32, False),
+    ]
+    assert contents.run.baseline.spec == "full"
+    assert contents.run.policy("l2") == Policy(spec="l2", name="l2", update_interval=16, baseline=False)
+
+
+def test_better_words_and_later_options_leave_a_run_what_it_is(path, make_run, tmp_path):
+    begun = make_run(["full", "l2"], 3)
+    now = begun.model_copy(
+        update={
+            "description": begun.description | {"world": "said better", "headline": {"name": "M-Avg"}},
+            "options": begun.options | {"sampling": "uniform"},
+        }
+    )
+    assert ledger.prepare(tmp_path, now, resume=True, defaults={"sampling": "uniform"}) == []
+    changed = now.model_copy(update={"options": now.options | {"sampling": "official"}})
+    with pytest.raises(NammTransferError, match=r"options\.sampling: 'uniform' there, 'official' here"):
+        ledger.prepare(tmp_path, changed, resume=True, defaults={"sampling": "uniform"})
+    for key in ("model", "data", "dtype", "data_sha256", "prompts_sha256"):
+        other = begun.model_copy(update={"description": begun.description | {key: "another"}})
+        with pytest.raises(NammTransferError, match=f"description.{key}: None there, 'another' here"):
+            ledger.prepare(tmp_path, other, resume=True)
+
+
+@pytest.mark.parametrize("wrong", [{"policy": "nobody"}, {"index": 3}])
+def test_a_record_of_no_sample_or_policy_of_the_run_is_refused(path, wrong, tmp_path):
+    *lines, last = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, json.dumps(json.loads(last) | wrong)]) + "\n")
+    with pytest.raises(NammTransferError, match="expected one of its 3 samples under one of full, l2"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"score": float("nan")}, {"index": -1}, {"kept": [[1], [1, 2]]}, {"seen": 10**400}])
+def test_impossible_numbers_are_damage(path, wrong):
+    *lines, last = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, json.dumps(json.loads(last) | wrong)]) + "\n")
+    assert "damaged from line 7" in ledger.read(path).damage
+
+
+def test_a_bomb_is_refused(path, monkeypatch):
+    packed = path.with_name(f"{path.name}.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    monkeypatch.setattr(ledger, "MOST_BYTES", 100)
+    with pytest.raises(NammTransferError, match="unpacks to more than 100 bytes"):
         ledger.read(packed)

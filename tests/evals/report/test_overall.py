@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from namm_transfer.evals.report import ledger, render, tables
-from namm_transfer.evals.report.build import build
+from namm_transfer.evals.report import ledger, pages, tables
+from namm_transfer.evals.report.analysis import build
 
 TASKS = [f"rl/{env}-{tier}" for env in ("hopper", "halfcheetah", "walker2d") for tier in ("medium", "expert")]
 POLICIES = ("full", "namm", "h2o:match=namm", "streaming:match=namm", "random:match=namm", "namm:keep=0.5")
@@ -23,12 +23,12 @@ def folder(write_folder, tmp_path):
 
 def test_the_first_line_answers_over_all_tasks(folder):
     report = build(folder)
-    assert report.headline.startswith("Against the full cache. rl (6 tasks): namm hurts (-1, 95 % interval -1 to -1")
+    assert report.headline.startswith("Against the full cache. rl (6 tasks): namm is worse (-1, 95 % interval -1 to -1")
     first = next(answer for answer in report.answers if answer.policy == "namm")
     assert (first.task, first.verdict) == ("rl", "hurts")
     assert "interquartile mean of the normalised returns of 6 tasks" in first.text
     assert "with probability 0.4" in first.text
-    assert render.terminal(report, folder).strip().startswith(report.headline)
+    assert pages.terminal(report, folder).strip().startswith(report.headline)
 
 
 def test_a_row_over_all_tasks(folder):
@@ -48,17 +48,17 @@ def test_scores_stand_by_task_and_returns_by_seed(folder):
     assert table.rows[4][1].text.endswith("(-30)")
     seeds = tables.categories(report, TASKS[0])
     assert [column.name for column in seeds.columns].count("return") == 1
-    page = render.as_html(report, folder)
+    page = pages.as_html(report, folder)
     assert page.index("rl, over all tasks") < page.index("rl/halfcheetah-expert: accuracy")
     assert len(page) < 1_000_000
-    assert len(render.as_json(report)) < render.JSON_LIMIT
+    assert len(pages.as_json(report)) < pages.JSON_LIMIT
 
 
 def test_one_task_gets_no_answer_over_all_but_its_interquartile_mean(write_folder, tmp_path):
     report = build(write_folder(tmp_path, {"full": [1.0, 2.0] * 5, "namm": [1.0, 2.0] * 5}, task="rl/hopper"))
     assert [answer.task for answer in report.answers] == ["rl/hopper"] * 2
-    assert "rl/hopper: interquartile mean" in render.as_markdown(report)
-    assert "over all tasks</h2>" not in render.as_html(report)
+    assert "rl/hopper: interquartile mean" in pages.as_markdown(report)
+    assert "over all tasks</h2>" not in pages.as_html(report)
 
 
 def test_a_policy_that_was_not_run_everywhere_is_named(write_folder, tmp_path):

@@ -1,4 +1,4 @@
-"""The learned start: what is learned from, and that it is learned, by any number of sittings."""
+"""The learned start: what it is learned from, that it is learned, and that a stopped run goes on as if it had not."""
 
 import dataclasses
 
@@ -16,14 +16,13 @@ from namm_transfer.moments import Moments
 from namm_transfer.namm import FEATURES, RECENCY, SIZE, WIDTH
 from namm_transfer.training.namm.config import EvolutionConfig
 from namm_transfer.training.namm.learning import Learning
-from namm_transfer.training.namm.loop import start_vector
-from namm_transfer.training.namm.multi_question import Quiz
-from namm_transfer.training.namm.whitening import first, through, whitening
+from namm_transfer.training.namm.multi_question import MultiQuestionPrompt
+from namm_transfer.training.namm.whitening import random_start, unwhiten, whitening
 
 CONFIG = EvolutionConfig(
-    learn_measured=1,
-    learn_heads=2,
-    learn_imitation=5,
+    learn_importance_prompts=1,
+    learn_important_heads=2,
+    learn_distillation_steps=5,
     learn_steps=4,
     learn_rate=1e-2,
     learn_tokens=(700,),
@@ -38,10 +37,9 @@ def adapter(tmp_path_factory):
     return CausalLMAdapter.load(save_tiny_llama(tmp_path_factory.mktemp("llama")), dtype=torch.float32, device="cpu")
 
 
-def learning(adapter, path, config=CONFIG, settings="these") -> Learning:
-    start = start_vector("attention")
-    options = dict(seed=3, path=path, settings=settings, accelerator=Accelerator(cpu=True))
-    return Learning(adapter, config, STATISTICS, start, **options)
+def learning(adapter, path, config=CONFIG, seed=3) -> Learning:
+    options = dict(seed=seed, path=path, identity={"seed": seed}, accelerator=Accelerator(cpu=True))
+    return Learning(adapter, config, STATISTICS, **options)
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +50,12 @@ def spectra():
     return [0.03 + 0.05 * common + 0.001 * torch.randn(2, 17, 300, generator=generator)]
 
 
-def test_a_quiz_is_its_texts_and_knows_its_answers(adapter):
+def test_a_prompt_is_its_texts_and_knows_its_answers(adapter):
     parts = [("The key is", " 123"), ("\n\nThe price is", " 45")]
-    quiz = Quiz.encode(adapter, parts)
-    assert adapter.tokenizer.decode(quiz.tokens) == "The key is 123\n\nThe price is 45"
-    assert [adapter.tokenizer.decode(quiz.tokens[span]) for span in quiz.answers] == [" 123", " 45"]
-    assert quiz.text == len("The key is")
+    prompt = MultiQuestionPrompt.encode(adapter, parts)
+    assert adapter.tokenizer.decode(prompt.tokens) == "The key is 123\n\nThe price is 45"
+    assert [adapter.tokenizer.decode(prompt.tokens[span]) for span in prompt.answers] == [" 123", " 45"]
+    assert prompt.text == len("The key is")
 
 
 def test_the_matrix_reaches_all_weights_that_read_features_and_no_others():
@@ -65,11 +63,13 @@ def test_the_matrix_reaches_all_weights_that_read_features_and_no_others():
     vector = torch.randn(SIZE, generator=torch.Generator().manual_seed(1))
     x = torch.randn(1, 1, 9, FEATURES)
     statistics = dict(mean=torch.zeros(17), var=torch.ones(17))
-    plain, changed = (NAMM.from_vector(v, **statistics) for v in (vector, through(vector, matrix)))
+    plain, changed = (NAMM.from_vector(v, **statistics) for v in (vector, unwhiten(vector, matrix)))
     for layer in ("attention_in", "output"):
         torch.testing.assert_close(getattr(changed, layer)(x), getattr(plain, layer)(x @ matrix), atol=1e-4, rtol=1e-4)
     assert torch.equal(changed.attention_out.weight, plain.attention_out.weight)
-    torch.testing.assert_close(through(through(vector, matrix), torch.linalg.inv(matrix)), vector, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        unwhiten(unwhiten(vector, matrix), torch.linalg.inv(matrix)), vector, atol=1e-3, rtol=1e-3
+    )
 
 
 def test_whitened_tokens_differ_equally_in_all_directions(spectra):
@@ -82,59 +82,58 @@ def test_whitened_tokens_differ_equally_in_all_directions(spectra):
     assert torch.linalg.cond(spread) < torch.linalg.cond(before) / 100
 
 
-def test_the_first_scores_lie_around_zero_and_follow_the_start(spectra):
-    start = torch.tensor(start_vector("attention"))
+def test_the_first_scores_lie_around_zero_and_follow_attention(spectra):
     matrix = whitening(spectra, STATISTICS)
-    vector = first(spectra, STATISTICS, matrix, start, seed=0)
-    namm = NAMM.from_vector(through(vector, matrix), mean=STATISTICS.mean, var=STATISTICS.var)
+    vector = random_start(spectra, STATISTICS, matrix, seed=0)
+    namm = NAMM.from_vector(unwhiten(vector, matrix), mean=STATISTICS.mean, var=STATISTICS.var)
     positions = torch.arange(300).expand(1, 2, -1)
     scores = namm.score(namm.features(spectra[0][None], positions)).flatten()
     assert abs(scores.median()) < 1e-3
     assert scores.abs().median() == pytest.approx(1.5, rel=1e-3)
     attention = spectra[0].sum(1).flatten()
     assert torch.corrcoef(torch.stack([scores, attention]))[0, 1] > 0.7
-    assert not torch.equal(vector, first(spectra, STATISTICS, matrix, start, seed=1))
+    assert not torch.equal(vector, random_start(spectra, STATISTICS, matrix, seed=1))
 
 
-def test_less_is_held_the_less_is_asked_for(adapter, tmp_path):
-    held = []
+def test_less_is_kept_the_less_is_asked_for(adapter, tmp_path):
+    kept = []
     for share in (0.2, 0.8):
-        config = dataclasses.replace(CONFIG, learn_steps=30, learn_quizzes=1, learn_held=share)
+        config = dataclasses.replace(CONFIG, learn_steps=30, learn_prompts=1, learn_kept_share=share)
         taught = learning(adapter, tmp_path / f"{share}.safetensors", config)
         taught.run()
-        held.append(float(taught.log[-5:, 1].mean()))
-    assert held[0] < held[1] - 0.2
+        kept.append(float(taught.loop.log[-5:, 2].mean()))
+    assert kept[0] < kept[1] - 0.2
 
 
 def test_answers_get_likelier(adapter, tmp_path, monkeypatch):
-    """One quiz again and again, with nothing else in the loss."""
-    for name in ("_PRICE", "_PRICE_RATE", "_STIFFNESS", "_PROSE_WEIGHT"):
+    """One prompt again and again, with nothing else in the loss."""
+    for name in ("_PENALTY", "_PENALTY_RATE", "_STIFFNESS", "_PROSE_WEIGHT"):
         monkeypatch.setattr(f"namm_transfer.training.namm.learning.{name}", 0.0)
     monkeypatch.setattr("namm_transfer.training.namm.learning._NOISE", (1e-6, 1e-6))
-    quiz = Quiz.make(adapter, 0, 0, 700)
-    monkeypatch.setattr(Quiz, "make", lambda *_: quiz)
+    prompt = MultiQuestionPrompt.make(adapter, 0, 0, 700)
+    monkeypatch.setattr(MultiQuestionPrompt, "make", lambda *_: prompt)
     taught = learning(adapter, tmp_path / "state.safetensors", dataclasses.replace(CONFIG, learn_steps=30))
     taught.run()
-    assert taught.log[-1, 0] > taught.log[0, 0] + 0.05
+    assert taught.loop.log[-1, 1] > taught.loop.log[0, 1] + 0.05
 
 
-def test_several_sittings_are_one(adapter, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(adapter, tmp_path, monkeypatch):
     monkeypatch.setattr("namm_transfer.training.namm.learning._SAVE_EVERY", 2)
     whole, matrix = learning(adapter, tmp_path / "whole.safetensors").run()
     path = tmp_path / "parts.safetensors"
-    steps = iter([1, 2, 3, 4])
 
-    def stop():
-        if next(steps) == 4:
+    def stop(step, part):
+        if step == 3:
             raise KeyboardInterrupt
+        return stopped._loss(step, part)
 
     stopped = learning(adapter, path)
-    monkeypatch.setattr(stopped, "_learn", lambda: (stop(), Learning._learn(stopped)))
+    stopped.loop.loss = stop
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
     assert len(load_file(path)["log"]) == 2
     resumed = learning(adapter, path)
-    assert resumed.step == 2
+    assert resumed.loop.step == 2
     vector, again = resumed.run()
     # A bias of all keys changes no softmax: its gradient is rounding, which Adam makes steps of.
     keys = FEATURES * 3 * WIDTH + WIDTH
@@ -144,14 +143,29 @@ def test_several_sittings_are_one(adapter, tmp_path, monkeypatch):
     assert adapter.model.config._attn_implementation == "memory"
 
 
-def test_a_state_of_other_settings_is_refused(adapter, tmp_path):
+def test_prompts_in_one_batch_teach_the_same_as_one_by_one(adapter, tmp_path):
+    """The first step's gradient and metrics, within rounding."""
+    found = []
+    for batch in (1, 2):
+        config = dataclasses.replace(CONFIG, learn_steps=1, learn_prompts=4, learn_batch=batch)
+        taught = learning(adapter, tmp_path / f"{batch}.safetensors", config)
+        assert taught.loop.parts == 4 // batch
+        taught.run()
+        found.append((taught.namm.vector.grad, taught.loop.log))
+    (one, log), (two, again) = found
+    assert one.norm() > 1e-3
+    assert float((one - two).norm() / one.norm()) < 1e-3
+    torch.testing.assert_close(log, again, atol=1e-4, rtol=1e-4)
+
+
+def test_a_checkpoint_of_another_run_is_refused(adapter, tmp_path):
     path = tmp_path / "learning.safetensors"
     learning(adapter, path, dataclasses.replace(CONFIG, learn_steps=1)).run()
-    with pytest.raises(NammTransferError, match="other settings"):
-        learning(adapter, path, settings="others")
+    with pytest.raises(NammTransferError, match="made with seed=3, this run has seed=4"):
+        learning(adapter, path, seed=4)
 
 
-def test_a_quiz_hides_what_it_asks(adapter):
+def test_a_text_hides_what_is_asked(adapter):
     (text, answer), *more = make_quiz("train", 0, 5, tokens=900, count=adapter.count)
     assert 1 <= 1 + len(more) <= 5
     for _, wanted in [("", answer), *more]:
@@ -160,9 +174,9 @@ def test_a_quiz_hides_what_it_asks(adapter):
     assert make_quiz("train", 0, 6, tokens=900, count=adapter.count) != [(text, answer), *more]
 
 
-def test_quizzes_differ_in_what_they_hide(adapter):
-    quizzes = [make_quiz("train", 0, n, tokens=900, count=adapter.count) for n in range(40)]
-    assert len({len(quiz) for quiz in quizzes}) > 2
-    texts = [quiz[0][0] for quiz in quizzes]
+def test_prompts_differ_in_what_they_hide(adapter):
+    prompts = [make_quiz("train", 0, n, tokens=900, count=adapter.count) for n in range(40)]
+    assert len({len(prompt) for prompt in prompts}) > 2
+    texts = [prompt[0][0] for prompt in prompts]
     for said in ("The pass key is", "Prices:", "The magic number of", "works as a", "was born in"):
         assert 0 < sum(said in text for text in texts) < len(texts)

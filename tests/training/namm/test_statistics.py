@@ -6,7 +6,8 @@ import torch
 from places import PARITY
 
 from namm_transfer import LayerView, NammTransferError
-from namm_transfer.training.namm.statistics import Moments, Recorder
+from namm_transfer.moments import Moments
+from namm_transfer.training.namm.statistics import MomentsRecorder
 
 CASE = PARITY / "case_c_norm_stats"
 
@@ -14,7 +15,7 @@ CASE = PARITY / "case_c_norm_stats"
 def test_recorded_estimator_is_reproduced():
     setup = np.load(CASE / "setup.npz")
     pad = torch.tensor(setup["left_pad"])
-    recorder = Recorder(64)
+    recorder = MomentsRecorder(64)
     for u in range(int(setup["n_updates"])):
         update = np.load(CASE / f"update_{u}.npz")
         spectrum = torch.tensor(update["spec_ema"])
@@ -23,7 +24,15 @@ def test_recorded_estimator_is_reproduced():
         if tokens < int(setup["delay"]) * (u + 1):
             columns = torch.arange(tokens)[None].expand(batch, -1)
         positions = columns.clamp_min(-1)[:, None].expand(-1, heads, -1).int()
-        view = LayerView(0, None, positions, {"spectrum": spectrum.transpose(-1, -2)}, [tokens] * batch, u)
+        view = LayerView(
+            layer=0,
+            keys=None,
+            values=None,
+            positions=positions,
+            state={"spectrum": spectrum.transpose(-1, -2)},
+            seen=[tokens] * batch,
+            update=u,
+        )
         assert torch.equal(recorder.select(view), view.real)
         np.testing.assert_allclose(recorder.moments.mean, update["running_mean"].reshape(-1), atol=1e-6)
         np.testing.assert_allclose(recorder.moments.var, update["running_var"].reshape(-1), rtol=1e-4, atol=1e-9)

@@ -1,5 +1,8 @@
 """Behaviour policies: trained, interrupted, saved, shipped, and what they collect."""
 
+import dataclasses
+import re
+
 import gymnasium
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ import torch
 
 from namm_transfer import NammTransferError
 from namm_transfer.evals.tasks.rl import datasets
-from namm_transfer.evals.tasks.rl.scores import TASKS, normalised_score
+from namm_transfer.evals.tasks.rl.tasks import TASKS, normalised_score
 from namm_transfer.files import asset
 from namm_transfer.training.rl import collect, experience
 from namm_transfer.training.rl.actor import BehaviourActor, load_actor, save_actor
@@ -39,7 +42,7 @@ def test_actor_of_another_environment_or_shape(tmp_path):
 @pytest.mark.parametrize("env", TASKS)
 def test_shipped_policies_are_medium(env):
     actor, facts = load_actor(asset(f"behaviour/{env}-medium"), env)
-    played = list(collect.collect(actor, env, steps=1, seed=50_000))
+    played = list(collect.collect(collect.sampled(actor, 50_000), env, steps=1, seed=50_000))
     score = normalised_score(env, float(np.mean([episode.episode_return for episode in played])))
     assert 30 < score < 70, "40 to 60 over more episodes"
     assert 40 <= facts["measured"]["score"] <= 60
@@ -49,7 +52,9 @@ def test_the_same_seed_collects_the_same_data(tmp_path):
     save_actor(BehaviourActor(11, 3, 16), tmp_path / "actor", {"env": "hopper", "steps": 5, "algorithm": "ppo"})
     found = []
     for name in ("a", "b"):
-        options = collect.Options("hopper", tmp_path / "actor", f"namm-transfer/hopper/{name}-v0", steps=300, seed=3)
+        options = collect.Options(
+            "hopper", actor=tmp_path / "actor", id=f"namm-transfer/hopper/{name}-v0", steps=300, seed=3
+        )
         found.append(collect.main(options))
     assert found[0].summary() == found[1].summary()
     assert found[0].summary()["steps"] >= 300
@@ -141,10 +146,10 @@ def test_whole_episodes_are_recorded_and_recalled(tmp_path):
 def test_what_training_lived_through_becomes_a_data_set(tmp_path, algorithm, medium, monkeypatch):
     name = "namm-transfer/hopper/medium-replay-v0"
     behaviour, given = options(tmp_path, algorithm, evaluate_every=1024)
-    monkeypatch.setattr(behaviour, "is_medium", lambda measured: False)
+    monkeypatch.setattr(behaviour, "reaches", lambda *_: False)
     behaviour.train(given)
     given.steps, given.replay = 3072, name
-    monkeypatch.setattr(behaviour, "is_medium", lambda measured: medium)
+    monkeypatch.setattr(behaviour, "reaches", lambda *_: medium)
     assert behaviour.train(given) == {"steps": 3072, "medium": medium}
     found = datasets.load(name, "hopper")
     steps = found.summary()["steps"]
@@ -155,8 +160,77 @@ def test_what_training_lived_through_becomes_a_data_set(tmp_path, algorithm, med
     assert f"--replay {name}" in found.description
 
 
-def test_medium_is_moving():
+def test_a_tier_is_a_score_and_moves():
     behaviour = pytest.importorskip("namm_transfer.training.rl.behaviour", reason="needs the extra [train]")
-    assert behaviour.is_medium({"score": 50, "return": 1600, "length": 600})
-    assert not behaviour.is_medium({"score": 41, "return": 1310, "length": 1000}), "stands and shuffles"
-    assert not behaviour.is_medium({"score": 61, "return": 2000, "length": 600})
+    assert behaviour.reaches("medium", {"score": 50, "return": 1600, "length": 600})
+    assert not behaviour.reaches("medium", {"score": 41, "return": 1310, "length": 1000}), "stands and shuffles"
+    assert not behaviour.reaches("medium", {"score": 61, "return": 2000, "length": 600})
+    assert behaviour.reaches("expert", {"score": 101, "return": 3300, "length": 1000})
+    assert not behaviour.reaches("expert", {"score": 89, "return": 2900, "length": 1000})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("algorithm", "ppo"), ("learning_rate", 1e-4), ("width", 16), ("seed", 7), ("batch_size", 64), ("tier", "expert")],
+)
+def test_another_training_does_not_go_on_from_this_state(tmp_path, name, value):
+    behaviour, given = options(tmp_path, "sac", steps=64, evaluate_every=64)
+    behaviour.train(given)
+    own = re.escape(repr(getattr(given, name)))
+    with pytest.raises(NammTransferError, match=f"{name}={own}, this run has {name}={value!r}"):
+        behaviour.train(dataclasses.replace(given, **{name: value}))
+
+
+def test_a_finished_policy_is_not_trained_over(tmp_path):
+    behaviour, given = options(tmp_path, "ppo")
+    (tmp_path / "actor.safetensors").write_bytes(b"finished")
+    with pytest.raises(NammTransferError, match="holds a finished policy"):
+        behaviour.train(given)
+    assert (tmp_path / "actor.safetensors").read_bytes() == b"finished"
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "ppo"])
+def test_a_damaged_state_is_one_error(tmp_path, algorithm):
+    behaviour, given = options(tmp_path, algorithm, steps=64, evaluate_every=64)
+    behaviour.train(given)
+    (tmp_path / "state" / "parameters.pt").write_bytes(b"half")
+    with pytest.raises(NammTransferError, match=r"state.* cannot be read"):
+        behaviour.train(given)
+    (tmp_path / "state" / "identity.json").write_text("{")
+    with pytest.raises(NammTransferError, match=r"identity\.json cannot be read"):
+        behaviour.train(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", -1), ("learning_rate", float("nan")), ("width", 0), ("seed", -1), ("episodes", 0), ("replay", "no id")],
+)
+def test_impossible_numbers_are_refused_before_the_work(tmp_path, name, value):
+    behaviour, given = options(tmp_path, "ppo", **{name: value})
+    with pytest.raises(NammTransferError, match=f"{value}|finite"):
+        behaviour.train(given)
+    assert not (tmp_path / "state").exists()
+
+
+def test_tiers_of_collected_data(tmp_path):
+    for tier, steps in (("medium", 5), ("expert", 9)):
+        facts = {"env": "hopper", "steps": steps, "algorithm": "ppo", "tier": tier}
+        save_actor(BehaviourActor(11, 3, 16), tmp_path / tier, facts)
+    given = collect.Options("hopper-medium-v2", steps=300, tier="random")
+    made = collect.main(given)
+    assert (made.id, "uniformly random" in made.description) == ("namm-transfer/hopper/random-v0", True)
+    both = collect.Options("hopper", "medium-expert", tmp_path / "medium", tmp_path / "expert", steps=400)
+    made = collect.main(both)
+    assert "stopped after 5 steps; then sampled actions of a ppo policy stopped after 9" in made.description
+    assert len({episode.observations[0, 0] for episode in made.trajectories}) == len(made.trajectories)
+    with pytest.raises(NammTransferError, match="tier 'expert', expected 'medium'"):
+        collect.main(collect.Options("hopper", actor=tmp_path / "expert"))
+    with pytest.raises(NammTransferError, match="already exists"):
+        collect.main(both)
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors", b"\xff" * 64])
+def test_a_damaged_actor_is_one_error(tmp_path, content):
+    (tmp_path / "actor.safetensors").write_bytes(content)
+    with pytest.raises(NammTransferError, match="does not hold the actor of hopper"):
+        load_actor(tmp_path, "hopper")

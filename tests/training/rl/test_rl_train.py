@@ -1,16 +1,18 @@
 """Training a Decision Transformer, in miniature."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from namm_transfer import policies
+from namm_transfer import NammTransferError, policies
 from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, random_policy, rollout
-from namm_transfer.evals.tasks.rl.scores import TASKS, normalised_score
+from namm_transfer.evals.tasks.rl.tasks import TASKS, normalised_score
 from namm_transfer.files import asset
-from namm_transfer.training.rl import card, train
+from namm_transfer.training.rl import card, collect, train
 
 ID = "namm-transfer/hopper/test-v0"
 
@@ -103,3 +105,74 @@ def test_shipped_models_beat_random_actions(env, tier):
     assert normalised_score(env, returns.mean()) > normalised_score(env, float(chance)) + (
         20 if tier == "medium" else 5
     )
+
+
+@pytest.mark.parametrize("name", ["updates", "learning_rate", "tokens", "width", "layers", "seed", "max_ep_len"])
+def test_another_training_does_not_go_on_from_a_checkpoint(dataset, tmp_path, name):
+    """The error names the option with both values, and nothing is written."""
+    given = options(tmp_path / "model", updates=100)
+    train.fit(given, dataset, torch.device("cpu"))
+    value = getattr(given, name) * 2 or 1
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    with pytest.raises(NammTransferError, match=rf"{name}={getattr(given, name)}, this run has {name}={value}"):
+        train.fit(options(tmp_path / "model", **{"updates": 100, name: value}), dataset, torch.device("cpu"))
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+
+
+def test_other_data_does_not_go_on_from_a_checkpoint(dataset, tmp_path):
+    train.fit(options(tmp_path, updates=100), dataset, torch.device("cpu"))
+    other = datasets.Dataset(dataset.id, dataset.env, dataset.trajectories[:-1])
+    with pytest.raises(
+        NammTransferError, match=f"data_sha256='{dataset.sha256}', this run has data_sha256='{other.sha256}'"
+    ):
+        train.fit(options(tmp_path, updates=100), other, torch.device("cpu"))
+
+
+def test_a_finished_model_is_not_trained_over(dataset, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"finished")
+    with pytest.raises(NammTransferError, match="holds a finished model"):
+        train.main(options(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("heads", 3, r"--heads 3: expected a divisor of --width 16"),
+        ("seed", -1, "--seed -1"),
+        ("max_ep_len", 100, r"--max-ep-len 100: an episode of Hopper-v5 may last 1000"),
+        ("learning_rate", float("nan"), "--learning-rate nan"),
+        ("learning_rate", float("inf"), "--learning-rate inf"),
+        ("updates", -5, "--updates -5"),
+        ("tokens", 0, "--tokens 0"),
+        ("layers", 0, "--layers 0"),
+        ("episodes", 0, "--episodes 0"),
+        ("env", "nowhere", "unknown environment 'nowhere'"),
+        ("dataset", "me/none-v0", "no data set 'me/none-v0'"),
+    ],
+)
+def test_impossible_options_are_refused_before_the_work(dataset, tmp_path, name, value, complaint):
+    given = dataclasses.replace(options(tmp_path / "model"), **{name: value})
+    with pytest.raises(NammTransferError, match=complaint):
+        train.main(given)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_full_disk_is_one_error(dataset, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(NammTransferError, match=r"model'? cannot be written: .*No space left"):
+        train.main(options(tmp_path / "model", updates=100))
+
+
+def test_an_environment_of_gymnasium_from_random_data_to_a_model(tmp_path):
+    """Any environment with vectors for observations and actions; without references the score is the return."""
+    collect.main(collect.Options("Pendulum-v1", "random", steps=1000))
+    found = train.main(dataclasses.replace(options(tmp_path / "model"), env="Pendulum-v1", tier="random", dataset=None))
+    adapter = DecisionTransformerAdapter.load(tmp_path / "model", device="cpu")
+    assert (adapter.statistics.env, adapter.model.config.state_dim) == ("Pendulum-v1", 3)
+    assert found["target_return"] < 0
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert "Without reference returns the score is the return" in text
+    assert "--env Pendulum-v1" in text

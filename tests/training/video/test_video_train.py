@@ -98,10 +98,10 @@ def test_a_killed_run_goes_on_to_the_same_model(tmp_path, monkeypatch):
     monkeypatch.setattr(small, "config", tiny_config)
     train.main(options(tmp_path / "whole"))
 
-    def kill(self, step):
+    def kill(self, step, part):
         if self.stage == "language" and step == 2:
             raise KeyboardInterrupt
-        return loss(self, step)
+        return loss(self, step, part)
 
     loss = train.Trainer.loss
     monkeypatch.setattr(train.Trainer, "loss", kill)

@@ -133,3 +133,29 @@ def test_values_that_are_not_finite_and_unknown_environments(tmp_path):
         datasets.load("d4rl/hopper/medium-v2", "hopper")
     with pytest.raises(NammTransferError, match="'ant'"):
         d4rl.read(path, "ant")
+
+
+def test_another_environments_file_is_refused(tmp_path):
+    """HalfCheetah and Walker2d have equal sizes, so the name of D4RL's file decides."""
+    path = file_of(tmp_path / "walker2d_medium-v2.hdf5", arrays())
+    with pytest.raises(NammTransferError, match=r"'walker2d_medium-v2\.hdf5' names walker2d, expected halfcheetah"):
+        d4rl.main(d4rl.Options("halfcheetah", path, "d4rl/halfcheetah/medium-v2"))
+
+
+def test_a_taken_id_is_refused_before_the_file_is_read(tmp_path):
+    path = file_of(tmp_path / "hopper_medium-v2.hdf5", arrays())
+    d4rl.main(d4rl.Options("hopper", path, "d4rl/hopper/medium-v2"))
+    with pytest.raises(NammTransferError, match="already exists"):
+        d4rl.main(d4rl.Options("hopper", tmp_path / "hopper_nowhere.hdf5", "d4rl/hopper/medium-v2"))
+
+
+def test_unmarked_ends_and_actions_of_another_unit(tmp_path):
+    long = {name: np.concatenate([array] * 100) for name, array in arrays().items()}
+    long["terminals"][:], long["timeouts"][:] = False, False
+    long["timeouts"][-1] = True
+    path = file_of(tmp_path / "a.hdf5", long)
+    with pytest.raises(NammTransferError, match=r"a\.hdf5: episode 0 has 1,200 steps"):
+        d4rl.main(d4rl.Options("hopper", path, "d4rl/hopper/medium-v2"))
+    path = file_of(tmp_path / "b.hdf5", {**arrays(), "actions": arrays()["actions"] * 3})
+    with pytest.raises(NammTransferError, match=r"b\.hdf5: episode 0: the action of step \d+ is"):
+        d4rl.main(d4rl.Options("hopper", path, "d4rl/hopper/medium-v2"))

@@ -1,15 +1,20 @@
 """Several real environments side by side."""
 
+import os
+import subprocess
 import sys
+import types
 from pathlib import Path
 
+import gymnasium
+import minari
 import numpy as np
 import pytest
 
 from namm_transfer import NammTransferError
-from namm_transfer.evals.tasks.rl import environments
+from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, random_policy, rollout
-from namm_transfer.evals.tasks.rl.scores import TASKS, normalised_score
+from namm_transfer.evals.tasks.rl.tasks import TASKS, make, normalised_score, task
 
 
 def still(observations, rewards):
@@ -18,7 +23,7 @@ def still(observations, rewards):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_spaces_are_what_the_task_says(name):
-    env = environments.make(name)
+    env = make(name)
     assert env.observation_space.shape == (TASKS[name].observation_size,)
     assert env.action_space.shape == (TASKS[name].action_size,)
     assert float(env.action_space.high.max()) == -float(env.action_space.low.min()) == 1.0
@@ -31,7 +36,7 @@ def test_normalised_score_is_0_for_random_and_100_for_the_expert():
 
 def test_no_log_file_and_no_notice(tmp_path, capfd):
     for name in TASKS:
-        environments.make(name).reset(seed=0)
+        make(name).reset(seed=0)
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
 
@@ -86,8 +91,125 @@ def test_bad_actions_are_refused():
 
 def test_unknown_environment_and_missing_mujoco(monkeypatch):
     with pytest.raises(NammTransferError, match=r"'ant'.*hopper"):
-        environments.make("ant")
+        make("ant")
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(NammTransferError, match=r"namm-transfer\[rl\]"):
-        environments.make("hopper")
+        make("hopper")
     assert Path("MUJOCO_LOG.TXT").exists() is False
+
+
+def test_actions_are_clipped_to_the_bounds_with_a_warning():
+    """D4RL's environments clip; the reward's control cost and the data then hold the clipped action."""
+    batch = Environments("hopper", 2)
+    with pytest.warns(UserWarning, match="Hopper-v5: actions outside its bounds are clipped"):
+        wild = rollout(batch, [3, 4], lambda observations, _: np.array([[0, 0, 0], [40.0, -3, 0.5]]))
+    assert batch.clipped.tolist() == [0, len(wild[1])]
+    tame = rollout(Environments("hopper", 2), [3, 4], lambda observations, _: np.array([[0, 0, 0], [1.0, -1, 0.5]]))
+    np.testing.assert_array_equal(wild[1].actions, tame[1].actions)
+    np.testing.assert_array_equal(wild[1].rewards, tame[1].rewards)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("hopper-medium-v2", (11, 3)), ("Hopper-v5", (11, 3)), ("Ant-v5", (105, 8)), ("ant-expert-v2", (105, 8))],
+)
+def test_names_of_gymnasium_and_d4rl(name, sizes):
+    found = task(name)
+    assert (found.observation_size, found.action_size) == sizes
+    assert found.max_steps == 1000
+    assert found.name == ("hopper" if "hopper" in name.lower() else "Ant-v5")
+
+
+def test_an_environment_without_references_scores_its_return():
+    found = task("Pendulum-v1")
+    assert (found.has_references, found.score(-321.5), found.max_steps) == (False, -321.5, 200)
+    assert found.bounds[1].tolist() == [2.0]
+    episode = rollout(Environments("Pendulum-v1", 1), [0], random_policy("Pendulum-v1", 0))[0]
+    assert len(episode) == 200
+    assert 1 < np.abs(episode.actions).max() <= 2
+
+
+def test_spaces_that_are_not_served():
+    with pytest.raises(NammTransferError, match=r"CartPole-v1: .* actions Discrete\(2\); expected Box"):
+        task("CartPole-v1")
+
+
+class Goal(gymnasium.Env):
+    """A goal environment: an observation dictionary, three steps."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {
+            "achieved_goal": gymnasium.spaces.Box(-9, 9, (2,)),
+            "desired_goal": gymnasium.spaces.Box(-9, 9, (2,)),
+            "observation": gymnasium.spaces.Box(-9, 9, (3,)),
+        }
+    )
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def __init__(self, reward=1.0):
+        self.reward = reward
+
+    def _seen(self):
+        seen = {"achieved_goal": np.zeros(2), "desired_goal": np.full(2, 7), "observation": np.arange(3)}
+        return {name: value.astype(np.float32) for name, value in seen.items()}
+
+    def reset(self, *, seed=None, options=None):
+        return self._seen(), {}
+
+    def step(self, action):
+        return self._seen(), self.reward, False, False, {}
+
+
+@pytest.fixture
+def goal():
+    sys.modules["namm_goal"] = types.SimpleNamespace(Goal=Goal)
+    gymnasium.register("NammGoal-v0", "namm_goal:Goal", max_episode_steps=3)
+    yield "NammGoal-v0"
+    del gymnasium.registry["NammGoal-v0"], sys.modules["namm_goal"]
+
+
+def test_goal_dictionaries_become_observation_and_desired_goal(goal):
+    episode = rollout(Environments(goal, 1), [0], random_policy(goal, 0))[0]
+    np.testing.assert_array_equal(episode.observations, [[0, 1, 2, 7, 7]] * 4)
+
+
+def test_environment_and_references_come_from_the_data_set(goal):
+    """Recorded with another argument, step limit and reference returns than the registered environment has."""
+    env = gymnasium.make(goal, reward=2.0, max_episode_steps=5)
+    seen = Goal()._seen()
+    buffers = [
+        minari.data_collector.EpisodeBuffer(
+            observations={name: np.stack([value] * 6) for name, value in seen.items()},
+            actions=np.zeros((5, 1), np.float32),
+            rewards=[2.0] * 5,
+            terminations=[False] * 5,
+            truncations=[False] * 4 + [True],
+        )
+        for _ in range(2)
+    ]
+    facts = {"author": "a", "author_email": "b", "code_permalink": "c", "algorithm_name": "d", "description": "e"}
+    facts |= {"ref_min_score": 1.0, "ref_max_score": 11.0}
+    minari.create_dataset_from_buffers("me/goal/data-v0", buffers, env=env, eval_env=env.spec, **facts)
+    found = task("me/goal/data-v0")
+    assert (found.gym_id, found.observation_size, found.max_steps, found.score(6.0)) == (goal, 5, 5, 50.0)
+    assert rollout(Environments("me/goal/data-v0", 1), [0], random_policy(goal, 0))[0].rewards.tolist() == [2.0] * 5
+    data = datasets.load("me/goal/data-v0", "me/goal/data-v0")
+    np.testing.assert_array_equal(data.trajectories[1].observations, [[0, 1, 2, 7, 7]] * 6)
+    datasets.write("me/goal/copy-v0", "me/goal/data-v0", data.trajectories, "copied", "for a test")
+    assert datasets.load("me/goal/copy-v0", "me/goal/copy-v0").sha256 == data.sha256
+
+
+FILMED = """
+from pathlib import Path
+from namm_transfer.evals.tasks.rl.film import prepare
+prepare(Path("film.mp4"), "hopper")
+"""
+
+
+def test_no_opengl_is_one_error():
+    """MuJoCo reads MUJOCO_GL when it is first imported, so this is a process of its own."""
+    given = {**os.environ, "MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa"}
+    code = f"import sys; sys.modules['OpenGL'] = None\n{FILMED}"
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, timeout=120)
+    assert "NammTransferError: hopper cannot be rendered" in done.stderr
+    assert "MUJOCO_GL is 'osmesa', expected egl" in done.stderr

@@ -9,9 +9,9 @@ from tiny_text import save_tiny_llama
 from transformers import AutoTokenizer
 
 from namm_transfer import NammTransferError
-from namm_transfer.evals.tasks.text import benchmarks as tasks
-from namm_transfer.evals.tasks.text.benchmarks import TASKS, Question, Task, shorten
 from namm_transfer.evals.tasks.text.metrics import METRICS, Metric
+from namm_transfer.evals.tasks.text.questions import Place, Question, Task, shorten
+from namm_transfer.evals.tasks.text.registry import TASKS
 
 ANSWER_TOKENS = {
     "longbench": {
@@ -141,8 +141,16 @@ def test_a_long_prompt_loses_its_middle(tokenizer):
 
 
 def test_a_task_says_what_is_not_installed():
-    task = Task("longbench", "new", "{context}", 1, Metric(lambda said, reference: 1.0, "new", ("no_such_module",)))
+    task = Task(
+        "longbench",
+        "new",
+        "{context}",
+        1,
+        Metric(lambda said, reference: 1.0, "new", ("no_such_module",)),
+        Place(""),
+        lambda *_: ({}, ()),
+    )
     with pytest.raises(NammTransferError, match=r"'no_such_module'.*pip install 'namm-transfer\[longbench\]'"):
         task.check()
     for needless in ("longbench:trec", "infinitebench:longbook_qa_chn"):
-        tasks.TASKS[needless].check()
+        TASKS[needless].check()

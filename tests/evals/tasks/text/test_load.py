@@ -10,8 +10,8 @@ import pytest
 
 from namm_transfer import NammTransferError
 from namm_transfer.evals.tasks.text import load as module
-from namm_transfer.evals.tasks.text.benchmarks import TASKS
 from namm_transfer.evals.tasks.text.load import Source, find, load, local
+from namm_transfer.evals.tasks.text.registry import TASKS
 
 LINE = {"input": "Who?", "context": "Ann {and} Bob.", "answers": ["Ann", "Bob"], "all_classes": None, "length": 3}
 ASKED = {"id": 7, "context": "a long text", "input": "Who?", "answer": ["Ann"], "options": []}
@@ -111,7 +111,7 @@ def test_only_as_many_lines_as_asked_for_are_read(tmp_path):
         file.write("\n  \n" + json.dumps({**LINE, "all_classes": ["Ann"]}) + "\nno JSON\n")
     task = TASKS["longbench:trec"]
     assert len(load(task, find(task, tmp_path), 2)) == 2, "blank lines are none"
-    with pytest.raises(NammTransferError, match=r"longbench:trec, line 5 of '.*trec.jsonl' is no JSON"):
+    with pytest.raises(NammTransferError, match=r"longbench:trec, line 5 of '.*trec.jsonl' cannot be read"):
         load(task, find(task, tmp_path))
 
 

@@ -1,0 +1,42 @@
+"""Benchmarks by name: one module each in `evals/tasks/video` and `evals/tasks/text`, and those of other packages."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from typing import Any, TypeVar
+
+from namm_transfer import plugins
+from namm_transfer.errors import NammTransferError
+
+GROUP = "namm_transfer.benchmarks"
+"""Entry points by which other packages declare benchmarks: name -> a `VideoBenchmark` or a `TextBenchmark`."""
+Kind = TypeVar("Kind")
+
+
+@cache
+def built_in(package: str, kind: type[Kind]) -> dict[str, Kind]:
+    """The benchmarks of the modules in a package, each in the module's tuple `BENCHMARKS`, by name."""
+    folder = importlib.import_module(package).__path__
+    modules = [importlib.import_module(f"{package}.{module.name}") for module in pkgutil.iter_modules(folder)]
+    found: list[Any] = [item for module in modules for item in getattr(module, "BENCHMARKS", ())]
+    return {item.name: item for item in found if isinstance(item, kind)}
+
+
+def names(package: str, kind: type[Kind]) -> list[str]:
+    """All names that `find` may know."""
+    return plugins.names(GROUP, built_in(package, kind))
+
+
+def find(name: str, package: str, kind: type[Kind]) -> Kind:
+    """The benchmark of a name.
+
+    Raises:
+        NammTransferError: nobody knows the name (the message lists those that are known), several packages use it, or
+            what another package declares under it is no benchmark of this kind.
+    """
+    found = plugins.find("benchmark", name, GROUP, built_in(package, kind))
+    if not isinstance(found, kind):
+        raise NammTransferError(f"benchmark {name!r} is a {type(found).__name__}; expected a {kind.__name__}")
+    return found

@@ -1,0 +1,153 @@
+"""What a benchmark of long texts is: tasks, their questions, and how an answer is cut and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from namm_transfer.errors import NammTransferError
+from namm_transfer.evals.tasks.json_files import parse_line
+from namm_transfer.evals.tasks.text.metrics import METRICS, Metric, library, protocol
+
+
+class Entry:
+    """A line of a benchmark's file, whose fields are looked at one by one."""
+
+    def __init__(self, line: bytes, where: str) -> None:
+        self.where, self.values = where, parse_line(line, where)
+
+    def text(self, name: str) -> str:
+        """A field that is a text."""
+        value = self.values.get(name)
+        if not isinstance(value, str):
+            raise self.refusal(name, "a text")
+        return value
+
+    def texts(self, name: str) -> list[str]:
+        """A field that is a list of texts."""
+        value = self.values.get(name)
+        if not (isinstance(value, list) and value and all(isinstance(item, str) for item in value)):
+            raise self.refusal(name, "a list of texts")
+        return value
+
+    def refusal(self, name: str, expected: str) -> NammTransferError:
+        """The error that names a field of the wrong kind."""
+        return NammTransferError(f"{self.where}: {name!r} is {str(self.values.get(name))[:80]!r}; expected {expected}")
+
+
+Read = Callable[["Task", Entry], tuple[dict[str, str], tuple[Any, ...]]]
+"""From a line to the fields of its task's prompt, `context` among them, and the right answers."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a benchmark's lines are, one `TASK.jsonl` a task."""
+
+    repository: str
+    """Data set on the hub"""
+    archive: str | None = None
+    """Zip file in it with `data/TASK.jsonl`; None if the files lie open"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a benchmark."""
+
+    benchmark: str
+    """Name of the benchmark: longbench"""
+    name: str
+    """Its file's name, without .jsonl"""
+    prompt: str
+    """Template, in `str.format`'s syntax"""
+    answer_tokens: int
+    """Most tokens of an answer"""
+    metric: Metric
+    place: Place
+    read: Read
+    stop: str | None = None
+    """An answer ends before this"""
+    first_line: bool = False
+    """Only the first line of an answer is scored"""
+
+    @property
+    def id(self) -> str:
+        """`longbench:trec`."""
+        return f"{self.benchmark}:{self.name}"
+
+    def check(self) -> None:
+        """Raise `NammTransferError` if a library that the metric needs is not there."""
+        for module in self.metric.needs:
+            library(module)
+
+
+@dataclass(frozen=True)
+class TextBenchmark:
+    """A benchmark of long texts, each task with a prompt, an answer length and a metric of its own."""
+
+    name: str
+    """On the command line: `--tasks NAME:TASK`"""
+    title: str
+    """How a report calls it"""
+    tasks: tuple[Task, ...]
+
+    @property
+    def headline(self) -> dict[str, Any]:
+        """The official score: every task counts alike."""
+        categories = [task.name for task in self.tasks]
+        return {
+            "name": f"{self.title.split(' (')[0]} average",
+            "rule": "mean over categories",
+            "categories": categories,
+        }
+
+
+def tasks_of(benchmark: str, place: Place, read: Read) -> tuple[Task, ...]:
+    """The tasks in `BENCHMARK.toml` beside this file, in its order."""
+    entries = protocol(benchmark)["tasks"].items()
+    return tuple(
+        Task(benchmark, name, **{**entry, "metric": METRICS[entry["metric"]]}, place=place, read=read)
+        for name, entry in entries
+    )
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt of a task."""
+
+    id: str
+    """`longbench:trec/12`, counted from 0 in the file's order"""
+    task: Task
+    prompt: str
+    """The template, filled in"""
+    references: tuple[Any, ...]
+    """Right answers, each in the form the metric takes"""
+    right: str
+    """The first of them, for a reader"""
+    context: str
+    """SHA-256 of the text that the question is about: questions about one text are no independent draws"""
+
+    def trim(self, said: str) -> str:
+        """What counts as the answer in what a model said, which ended with its end-of-text token or for its length."""
+        return said if self.task.stop is None else said.split(self.task.stop)[0]
+
+    def score(self, answer: str) -> float:
+        """Best metric over the references, from 0 to 1."""
+        if self.task.first_line:
+            answer = answer.lstrip("\n").split("\n")[0]
+        return max(self.task.metric.score(answer, reference) for reference in self.references)
+
+
+def shorten(text: str, limit: int, tokenizer: Any) -> str:
+    """A prompt of more than `limit` tokens without its middle: the text of its first and of its last limit // 2 tokens.
+
+    The halves are joined as text, so that the result may have a few tokens more or less. Special tokens do not count.
+
+    Args:
+        limit: at least 2.
+    """
+    tokens = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    if len(tokens) <= limit:
+        return text
+    halves = (tokens[: limit // 2], tokens[-(limit // 2) :])
+    return "".join(tokenizer.decode(half, skip_special_tokens=True) for half in halves)

@@ -1,0 +1,28 @@
+"""The benchmarks of long texts by name, and their tasks by `BENCHMARK:TASK`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from namm_transfer.evals.tasks import registry
+from namm_transfer.evals.tasks.text.questions import Task, TextBenchmark
+
+PACKAGE = "namm_transfer.evals.tasks.text"
+"""Every module in it may define benchmarks."""
+
+
+def benchmarks(names: Iterable[str] = ()) -> dict[str, TextBenchmark]:
+    """The benchmarks of this package, and those of other packages that are named."""
+    others = {name: registry.find(name, PACKAGE, TextBenchmark) for name in names if name in known()}
+    return {**registry.built_in(PACKAGE, TextBenchmark), **others}
+
+
+def known() -> list[str]:
+    """All names that `benchmarks` takes."""
+    return registry.names(PACKAGE, TextBenchmark)
+
+
+TASKS: dict[str, Task] = {
+    task.id: task for item in registry.built_in(PACKAGE, TextBenchmark).values() for task in item.tasks
+}
+"""The tasks of this package's benchmarks."""

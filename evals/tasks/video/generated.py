@@ -1,0 +1,20 @@
+"""Questions about the films that this package draws."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from namm_transfer.evals.tasks.video.generate import cache_folder, generate
+from namm_transfer.evals.tasks.video.own_file import load_json
+from namm_transfer.evals.tasks.video.questions import VideoQuestion
+
+
+def load_generated(films: int, seconds: int, split: str = "test", folder: Path | None = None) -> list[VideoQuestion]:
+    """Questions about generated films, which are written on first use (into the cache folder unless one is given).
+
+    The shipped model answers in words and has not learnt to point at letters: it is asked the bare question, and the
+    options are compared as answers, each of them one token.
+    """
+    found = load_json(generate(folder or cache_folder(), split, films, seconds))
+    return [replace(question, prompt=question.prompt.splitlines()[0], lead="", by_letter=False) for question in found]

@@ -1,0 +1,65 @@
+"""Questions of the user's own, in a JSON file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from namm_transfer.adapters.video import prompts
+from namm_transfer.errors import NammTransferError
+from namm_transfer.evals.tasks.json_files import expect, read_json
+from namm_transfer.evals.tasks.video.questions import VideoQuestion, check_options, indistinct
+
+FIELDS = {"video": str, "question": str, "candidates": list, "answer": str}
+OPTIONAL = {"id": str, "question_type": str, "duration": float}
+"""Fields of a question -> their types."""
+
+
+def load_json(file: Path, root: Path | None = None) -> list[VideoQuestion]:
+    """A JSON list of objects in MLVU's form.
+
+    Each has `video` (path relative to `root`, by default the file's folder), `question`, `candidates` (2 to 26 texts
+    that differ) and `answer` (one of the candidates, verbatim); `id`, `question_type` and `duration` (seconds) may be
+    left out, and further fields are kept for the record. The prompt lists the options and asks for a letter, as
+    instruction-tuned models can answer.
+
+    Raises:
+        NammTransferError: no such file, no JSON, or an entry that does not fit; the message says which.
+    """
+    entries = read_json(file, list)
+    found = [
+        _question(entry, f"{str(file)!r}, entry {at}", f"{file.stem}/{at}", file, root)
+        for at, entry in enumerate(entries)
+    ]
+    seen: dict[str, int] = {}
+    for at, question in enumerate(found):
+        if question.id in seen:
+            raise NammTransferError(
+                f"{str(file)!r}, entries {seen[question.id]} and {at} have the same id {question.id!r}"
+            )
+        seen[question.id] = at
+    return found
+
+
+def _question(entry: Any, where: str, id: str, file: Path, root: Path | None) -> VideoQuestion:
+    expect(entry, FIELDS, where)
+    expect(entry, {key: kind for key, kind in OPTIONAL.items() if key in entry}, where)
+    options = entry["candidates"]
+    check_options(options, where)
+    if (same := indistinct(options)) is not None:
+        raise NammTransferError(
+            f"{where}: options {same[0]} and {same[1]} of {options!r} are the same; expected them to differ"
+        )
+    if entry["answer"] not in options:
+        raise NammTransferError(f"{where}: the answer {entry['answer']!r} is none of {options!r}")
+    return VideoQuestion(
+        id=entry.get("id", id),
+        root=root or file.parent,
+        name=entry["video"],
+        prompt=prompts.question(entry["question"], options),
+        options=tuple(options),
+        answer=options.index(entry["answer"]),
+        kind=entry.get("question_type", file.stem),
+        duration=entry.get("duration"),
+        extra={key: value for key, value in entry.items() if key not in FIELDS and key not in OPTIONAL},
+    )
