@@ -13,6 +13,7 @@ help:
 	@echo "make reports    the committed reports in docs/ again: five comparisons, four hours of one core; goes on where it was"
 	@echo "make test       install, run all tests"
 	@echo "make lint       ruff, mypy and the contract of imports"
+	@echo "make docs       the documentation as a site of plain files: site/index.html"
 	@echo "make benchmark  speed and memory against plain transformers, two hours of one core"
 	@echo "make clean      remove runs and caches (not the environment)"
 
@@ -38,7 +39,7 @@ reports: $(VENV)/.stamp
 	$(BIN)/python evals/text.py --config evals/configs/report-text-long.toml --out $(RUNS)/report-text-2000 --resume
 	$(BIN)/python evals/text.py --config evals/configs/report-text-long.toml --tokens 3000 --out $(RUNS)/report-text-3000 --resume
 	for task in video rl text text-2000 text-3000; do $(BIN)/namm-transfer report merge $(RUNS)/report-$$task --out docs/reports/$$task || exit 1; done
-	$(BIN)/namm-transfer report gallery docs/reports/* --out docs
+	$(BIN)/namm-transfer report gallery docs/reports/* --out docs/reports
 
 test: $(VENV)/.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -54,6 +55,11 @@ lint: build/lint
 	$(BIN)/mypy -p namm_transfer
 	$(BIN)/mypy benchmarks
 	cd build/lint && ../../$(BIN)/lint-imports ../../pyproject.toml --no-cache
+
+# The reference of the Python interface is read from build/lint, the package as it is installed.
+docs: build/lint
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 benchmark: $(VENV)/.stamp
 	$(BIN)/python benchmarks/run.py

@@ -67,8 +67,9 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         update_interval: number of real tokens between two updates; a multiple of 16.
         selection: ``"layer"``: all KV heads of a layer keep as many tokens as pass in the head where most do, as
             published; ``"head"``: each keeps exactly those that pass. Without effect if a size is given.
-        keep, budget, match: keep the best scores instead of those that pass the threshold: a share of the tokens seen,
-            a number of tokens, or as many as the named policy kept.
+        keep: keep this share of the tokens seen, those of the best scores, instead of those that pass the threshold.
+        budget: keep this number of tokens instead.
+        match: keep as many as the named policy kept instead.
         attention_dtype: the dtype that attention weights are rounded to before the spectrogram; ``"bfloat16"`` is the
             published runs' "half attention".
         threshold: the score from which a token stays; 0 as published, higher for a smaller cache.
@@ -214,7 +215,8 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
 
         Args:
             vector: 4,172 numbers, array or tensor; `SHAPES` is the layout.
-            mean, var: 17 numbers each, the statistics of S that the parameters were found with.
+            mean: 17 numbers, the mean of S that the parameters were found with.
+            var: 17 numbers, its variance.
             options: as for the constructor.
 
         Raises:
@@ -270,7 +272,10 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
 
         Args:
             pretrained_model_name_or_path: the folder, id or name.
-            revision, cache_dir, token, local_files_only: for a hub id, as in huggingface_hub.
+            revision: of a hub id; this and the next three as in huggingface_hub.
+            cache_dir: where it is stored.
+            token: for a private one.
+            local_files_only: whether to download nothing.
             options: override the stored configuration. ``keep``, ``budget`` and ``match`` replace each other, and a
                 ``selection`` or ``threshold`` given without one of them replaces a stored one.
 

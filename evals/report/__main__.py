@@ -71,7 +71,9 @@ def diff_command(
     print(comparison.in_words(comparison.diff(first, second)))
 
 
-def gallery_command(folders: Annotated[tuple[Path, ...], tyro.conf.Positional], /, *, out: Path = Path("docs")) -> None:
+def gallery_command(
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional], /, *, out: Path = Path("docs/reports")
+) -> None:
     """Write index.html, index.md and headline.svg over several reports.
 
     Args:

@@ -14,8 +14,8 @@ from namm_transfer.evals.report.schema import Answer, Report
 from namm_transfer.evals.report.verdict import DEFINITION, top
 from namm_transfer.files import write_atomic
 
-GUIDE = "reports.md"
-"""The page that explains reports, linked where it lies beside the gallery."""
+GUIDE = "../reports.md"
+"""The page that explains reports, linked where it lies beside the gallery's folder."""
 
 
 @dataclasses.dataclass
@@ -44,13 +44,15 @@ class Item:
 def write(folders: Sequence[Path], out: Path) -> list[Item]:
     """Write `index.html`, `index.md` and `headline.svg` into `out`.
 
-    Every report's own pages are written anew from its records, so that all of them have one form.
+    Every report's own pages are written anew from its records, so that all of them have one form. Files among `folders`
+    are passed over: a pattern such as docs/reports/* also finds the gallery's own.
 
     Raises:
         NammTransferError: no folder, or one without records.
     """
+    folders = [folder for folder in folders if not folder.is_file()]
     if not folders:
-        raise NammTransferError("no reports; expected folders, as in: report gallery docs/reports/* --out docs")
+        raise NammTransferError("no reports; expected folders, as in: report gallery docs/reports/* --out docs/reports")
     items = []
     for folder in folders:
         report = build(folder)

@@ -47,9 +47,9 @@ class MemoryReport:
     seen: list[int]
     """Real tokens each sequence has processed."""
     peak: list[list[float]]
-    """[layer][sequence]: the most tokens a head ever held, mean over heads."""
+    """``peak[layer][sequence]``: the most tokens a head ever held, mean over heads."""
     history: list[list[list[float]]]
-    """[layer][sequence][update]: tokens a head held after it, mean over heads."""
+    """``history[layer][sequence][update]``: tokens a head held after it, mean over heads."""
     bytes: int
     """Bytes of keys, values, positions and policy state, padding slots and room to grow included."""
 

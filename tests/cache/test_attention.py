@@ -34,7 +34,12 @@ SERVED = {
     "qwen2": tf.Qwen2Config(**SMALL),
     "qwen3": tf.Qwen3Config(**SMALL, head_dim=16),
     "gpt2": tf.GPT2Config(vocab_size=97, n_embd=64, n_layer=3, n_head=4, n_positions=512),
-    "gemma3, two kinds of layers": tf.Gemma3TextConfig(**SMALL, head_dim=16, sliding_window=24),
+    "gemma3, two kinds of layers": tf.Gemma3TextConfig(
+        **SMALL,
+        head_dim=16,
+        sliding_window=24,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
 }
 REFUSED = {
     "gemma2": (tf.Gemma2Config(**SMALL, head_dim=16), "softcap"),

@@ -1,0 +1,12 @@
+"""What the documentation's pages say otherwise on the site than where they are read on a code host."""
+
+from typing import Any
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Leave out the gallery's links to report.md: the site has the same reports as report.html, under that name."""
+    if page.file.src_uri != "reports/index.md":
+        return markdown
+    return "\n".join(
+        line.partition(", ")[2] if line.startswith("[report.md](") else line for line in markdown.split("\n")
+    )
