@@ -99,8 +99,9 @@ class DecisionTransformerAdapter(ModalityAdapter):
         size = _state_size(name)
         options: dict[str, Any] = {"dtype": dtype or "auto", "device_map": device_map, "attn_implementation": "memory"}
         options |= {"weights_only": True, "output_loading_info": True}
+        model_class: Any = DecisionTransformerModel
         try:
-            model, loading = DecisionTransformerModel.from_pretrained(name, **options)
+            model, loading = model_class.from_pretrained(name, **options)
         except pickle.UnpicklingError as problem:
             raise NammTransferError(f"{name!r}: its weights hold more than tensors, which is refused") from problem
         except Exception as problem:  # files and hub, safetensors, PyTorch and transformers each have their own
@@ -111,8 +112,9 @@ class DecisionTransformerAdapter(ModalityAdapter):
                 raise NammTransferError(f"{name!r} {what} weights {keys}")
         if device_map is None:
             model = model.to(device or default_device())
-        found = Statistics.find(name, size) if statistics is not None else Statistics.read(name, size)
-        return cls(model, found or statistics)
+        if statistics is None:
+            return cls(model, Statistics.read(name, size))
+        return cls(model, Statistics.find(name, size) or statistics)
 
     @torch.inference_mode()
     def encode(self, sample: Recorded, first: int = 0) -> Encoded:

@@ -55,7 +55,7 @@ CASES = {
     "shipped": Case("lm", ("sdpa", "shipped", "shipped-together", "h2o:keep=0.5"), (4096,), threads=2),
     "decision-transformer": Case("decision-transformer", ("1", "16"), (300,)),
     "video": Case("video", ("sdpa", "full", "namm:keep=0.5", "h2o:keep=0.5"), (64,)),
-    "reading": Case("reading", ("decord", "pyav"), (64,)),
+    "reading": Case("reading", ("unchecked", "decord", "pyav"), (32, 256)),
     "evolution": Case("evolution", ("one-by-one", "prompts", "shared"), (400,)),
     "kvpress": Case("toy", ("h2o:keep=0.5", "kvpress"), (4096,)),
     "guard": Case("toy", ("sdpa", "full", "namm", "namm:keep=0.25"), (2048,), rounds=3),

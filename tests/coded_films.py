@@ -70,6 +70,7 @@ def write(
     first: int = 0,
     format: str | None = None,
     muxer: dict[str, str] | None = None,
+    title: str = "",
     **options: str,
 ) -> Path:
     """A film of the pictures `first`, `first` + 1, ... in the container of the file's suffix.
@@ -80,6 +81,7 @@ def write(
     """
     defaults = {"libx264": {"preset": "veryfast", "g": "8", "sc_threshold": "0"}}
     with av.open(str(path), "w", format=format, options=muxer or {}) as container:
+        container.metadata["title"] = title
         stream = container.add_stream(codec, rate=rate, options=defaults.get(codec, {}) | options)
         (stream.height, stream.width), stream.pix_fmt = size, pix_fmt
         if stamps is not None:

@@ -149,7 +149,6 @@ def kept_shares(report: Report, run: Run, name: str) -> Drawing | None:
         bar = figure.colorbar(image, ax=grid, format=PercentFormatter(1), shrink=0.9)
         bar.outline.set_visible(False)
         if bar.solids is not None:
-            if bar.solids is not None:
             bar.solids.set_rasterized(True)  # one small picture instead of 256 rectangles
         svg = inline(figure, name)
     words = "; ".join(

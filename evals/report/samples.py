@@ -259,7 +259,8 @@ def _strip(label: str, shares: np.ndarray) -> Strip:
     pixels = np.empty((1, len(columns), 4))
     pixels[..., :3], pixels[..., 3] = COLOUR, columns
     buffer = io.BytesIO()
-    imsave(buffer, pixels, format="png", metadata={"Software": None})  # without matplotlib's version: the same bytes
+    no_version: dict[str, Any] = {"Software": None}  # so that every version of matplotlib writes the same bytes
+    imsave(buffer, pixels, format="png", metadata=no_version)
     return Strip(
         label=label,
         image=_data_uri("png", buffer.getvalue()),

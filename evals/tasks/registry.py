@@ -5,22 +5,36 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import Any, Protocol, TypeVar
 
 from namm_transfer import plugins
 from namm_transfer.errors import NammTransferError
 
 GROUP = "namm_transfer.benchmarks"
 """Entry points by which other packages declare benchmarks: name -> a `VideoBenchmark` or a `TextBenchmark`."""
-Kind = TypeVar("Kind")
+
+
+class Named(Protocol):
+    """What every kind of benchmark has."""
+
+    @property
+    def name(self) -> str:
+        """On the command line."""
+
+
+Kind = TypeVar("Kind", bound=Named)
 
 
 @cache
+def _modules(package: str) -> list[ModuleType]:
+    folder = importlib.import_module(package).__path__
+    return [importlib.import_module(f"{package}.{module.name}") for module in pkgutil.iter_modules(folder)]
+
+
 def built_in(package: str, kind: type[Kind]) -> dict[str, Kind]:
     """The benchmarks of the modules in a package, each in the module's tuple `BENCHMARKS`, by name."""
-    folder = importlib.import_module(package).__path__
-    modules = [importlib.import_module(f"{package}.{module.name}") for module in pkgutil.iter_modules(folder)]
-    found: list[Any] = [item for module in modules for item in getattr(module, "BENCHMARKS", ())]
+    found: list[Any] = [item for module in _modules(package) for item in getattr(module, "BENCHMARKS", ())]
     return {item.name: item for item in found if isinstance(item, kind)}
 
 

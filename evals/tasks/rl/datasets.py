@@ -117,7 +117,7 @@ def write(
     for number, trajectory in enumerate(episodes):
         check_trajectory(trajectory, env, f"episode {number} of {dataset_id!r}")
     environment = make(env)
-    facts = {"algorithm_name": algorithm, "description": description}
+    facts: dict[str, Any] = {"algorithm_name": algorithm, "description": description}
     facts |= {"ref_min_score": task(env).random_return, "ref_max_score": task(env).expert_return}
     try:
         with _staged(place, dataset_id, _bytes(episodes)) as draft:

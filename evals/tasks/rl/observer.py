@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from namm_transfer import MemoryCache
 from namm_transfer.adapters.decision_transformer import KINDS, Stepper, kept_tokens
 from namm_transfer.cache.report import RowReport
 from namm_transfer.evals.tasks.rl.environments import Environments, Trajectory
@@ -37,12 +38,18 @@ class Observer:
         self.bytes = [0] * rows
         self.kept: list[np.ndarray] = [np.zeros((0, 0, 3))] * rows
 
+    @property
+    def _cache(self) -> MemoryCache:
+        """The cache of the last step; under a window every step has a new one."""
+        assert isinstance(self.stepper.cache, MemoryCache)
+        return self.stepper.cache
+
     def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
         """The model's actions; finished rows are computed too, so that the batch keeps its shape."""
         before = self.environments.alive.copy()
         self._note_finished()
         actions = self.stepper.act(observations, rewards)
-        share = before * np.array(self.stepper.cache.kept_share())
+        share = before * np.array(self._cache.kept_share())
         self.shares += share
         self.held += share * (3 * self.stepper.looked_at - 1)
         self.lengths += before
@@ -54,11 +61,11 @@ class Observer:
         over = [row for row, seen in enumerate(self.lengths) if seen and not running[row] and self.last[row] is None]
         if not over:
             return
-        report = self.stepper.cache.report()
+        report = self._cache.report()
         for row in over:
             self.last[row] = report.row(row)
             self.bytes[row] = report.bytes // len(self.last)
-            self.kept[row] = kept_tokens(self.stepper.cache, self.stepper.looked_at, row)
+            self.kept[row] = kept_tokens(self._cache, self.stepper.looked_at, row)
 
     def observed(self, row: int, episode: Trajectory) -> Observed:
         """The record of a finished episode: cache size averaged over its steps."""

@@ -190,7 +190,8 @@ def _described(name: str, spec: Any, random_return: float | None = None, expert_
         parts = [seen.spaces[part] for part in GOAL_PARTS]
     else:
         parts = [seen]
-    if not all(isinstance(part, gymnasium.spaces.Box) and len(part.shape) == 1 for part in [*parts, acted]):
+    boxes = [part for part in [*parts, acted] if isinstance(part, gymnasium.spaces.Box) and len(part.shape) == 1]
+    if len(boxes) <= len(parts):
         raise NammTransferError(
             f"{name}: observations are {seen}, actions {acted}; expected Box spaces of one dimension, or a dictionary "
             f"with {' and '.join(GOAL_PARTS)} for the observations"
@@ -201,12 +202,12 @@ def _described(name: str, spec: Any, random_return: float | None = None, expert_
     return Task(
         name=name,
         gym_id=spec.id,
-        observation_size=sum(part.shape[0] for part in parts),
-        action_size=acted.shape[0],
+        observation_size=sum(part.shape[0] for part in boxes[:-1]),
+        action_size=boxes[-1].shape[0],
         random_return=random_return,
         expert_return=expert_return,
-        low=tuple(acted.low.astype(float).tolist()),
-        high=tuple(acted.high.astype(float).tolist()),
+        low=tuple(boxes[-1].low.astype(float).tolist()),
+        high=tuple(boxes[-1].high.astype(float).tolist()),
         max_steps=int(limit),
         spec=spec,
     )
@@ -228,7 +229,7 @@ def _recorded(dataset_id: str, _: Path) -> Task:
             return known
     references = facts.get("ref_min_score"), facts.get("ref_max_score")
     try:
-        low, high = map(float, references)  # type: ignore[arg-type]
+        low, high = map(float, references)
         usable = np.isfinite([low, high]).all() and high > low
     except (TypeError, ValueError):
         usable = False

@@ -172,3 +172,39 @@ def test_real_clips(backend):
                 read(path, backend)
         else:
             assert read(path, backend).std() > 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_names_that_are_no_files_are_typed_errors(backend, tmp_path):
+    loop = tmp_path / "loop.mp4"
+    loop.symlink_to(loop)
+    for path in (loop, tmp_path / ("x" * 300), tmp_path / "a\0b.mp4", tmp_path):
+        with pytest.raises(VideoError):
+            open_video(path, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_names_and_titles_do_not_decide_how_a_file_is_read(backend, tmp_path, monkeypatch):
+    """FFmpeg takes what stands before a colon for a protocol, and titles need not be UTF-8."""
+    monkeypatch.chdir(tmp_path)
+    written = films.write(tmp_path / "a.mkv", 12, title="x" * 8)
+    Path("concat:a.mkv").write_bytes(written.read_bytes().replace(b"x" * 8, b"\xe9\xff\xfex\xe9xxx"))
+    assert films.numbers(open_video("concat:a.mkv", backend).frames([3, 11])) == [3, 11]
+
+
+def test_frames_beyond_the_film_are_refused(film_file):
+    with pytest.raises(VideoError, match="it has 64"):
+        open_video(film_file, "pyav").frames([64])
+
+
+def test_a_picture_that_decord_gets_wrong_hands_the_film_to_pyav(monkeypatch, tmp_path):
+    """One picture that was reached by a seek is compared; a file with other pictures is read by PyAV from then on."""
+    import decord
+
+    path = films.write(tmp_path / "a.mp4")
+    original = decord.VideoReader.get_batch
+    monkeypatch.setattr(decord.VideoReader, "get_batch", lambda self, places: original(self, [n - 2 for n in places]))
+    reader = open_video(path)
+    assert reader.backend == "decord"
+    assert films.numbers(reader.frames([9, 20, 33])) == [9, 20, 33]
+    assert (reader.backend, reader.fallback) == ("pyav", "decord shows another picture")
