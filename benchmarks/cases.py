@@ -120,7 +120,7 @@ def prefill(case: str, side: str, tokens: int) -> Measured:
         found |= {"bytes_held": report.bytes, "bytes_kept": float(report.kept.sum()) * token}
         found["kept_share"] = report.kept_share
     else:
-        found |= {"bytes_held": sum(x.keys.nbytes + x.values.nbytes for x in cache.layers), "kept_share": 1.0}
+        found |= {"bytes_held": sum(held.nbytes for layer in cache.layers for held in (layer.keys, layer.values)), "kept_share": 1.0}
     return found
 
 
@@ -259,7 +259,7 @@ def peak() -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    programs = {
+    programs: dict[str, Callable[[str, int], Measured]] = {
         "toy": partial(prefill, "toy"),
         "lm": partial(prefill, "lm"),
         "decision-transformer": decision_transformer,
