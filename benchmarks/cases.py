@@ -203,7 +203,8 @@ def apart(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def video(side: str, frames: int) -> Measured:
     """The shipped video model reads a generated film: reading and encoding the frames, then the prompt's prefill."""
-    from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample
+    from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter
+    from namm_transfer.adapters.video.sample import VideoSample
     from namm_transfer.evals.tasks.video.generated import load_generated
     from namm_transfer.files import asset
 
