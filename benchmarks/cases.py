@@ -120,7 +120,10 @@ def prefill(case: str, side: str, tokens: int) -> Measured:
         found |= {"bytes_held": report.bytes, "bytes_kept": float(report.kept.sum()) * token}
         found["kept_share"] = report.kept_share
     else:
-        found |= {"bytes_held": sum(held.nbytes for layer in cache.layers for held in (layer.keys, layer.values)), "kept_share": 1.0}
+        found |= {
+            "bytes_held": sum(held.nbytes for layer in cache.layers for held in (layer.keys, layer.values)),
+            "kept_share": 1.0,
+        }
     return found
 
 
@@ -203,7 +206,8 @@ def apart(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def video(side: str, frames: int) -> Measured:
     """The shipped video model reads a generated film: reading and encoding the frames, then the prompt's prefill."""
-    from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample
+    from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter
+    from namm_transfer.adapters.video.sample import VideoSample
     from namm_transfer.evals.tasks.video.generated import load_generated
     from namm_transfer.files import asset
 
