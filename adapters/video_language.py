@@ -183,7 +183,7 @@ class VideoLanguageAdapter(LanguageAdapter):
                 f"tokens {start} to {end} of a prompt of {encoded.length} cannot be read on their own: expected parts "
                 f"that begin at 0 or from {encoded.prefix} on, where its videos end"
             )
-        inputs = {}
+        inputs: dict[str, Any] = {}
         for name, value in encoded.inputs.items():
             if value.shape[:2] == (1, encoded.length) and (value.ndim == 2 or name == "inputs_embeds"):
                 inputs[name] = value[:, start:end]
@@ -318,7 +318,8 @@ class VideoLanguageAdapter(LanguageAdapter):
 
         They are made here and given to every call, so that nothing depends on what the model read before.
         """
-        core, ids = self.model.base_model, inputs["input_ids"]
+        core: Any = self.model.base_model
+        ids = inputs["input_ids"]
         if not hasattr(core, "get_rope_index"):
             return None, None
         if inputs.get("video_grid_thw") is None:

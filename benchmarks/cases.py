@@ -120,10 +120,8 @@ def prefill(case: str, side: str, tokens: int) -> Measured:
         found |= {"bytes_held": report.bytes, "bytes_kept": float(report.kept.sum()) * token}
         found["kept_share"] = report.kept_share
     else:
-        found |= {
-            "bytes_held": sum(held.nbytes for layer in cache.layers for held in (layer.keys, layer.values)),
-            "kept_share": 1.0,
-        }
+        layers: list[Any] = cache.layers
+        found |= {"bytes_held": sum(layer.keys.nbytes + layer.values.nbytes for layer in layers), "kept_share": 1.0}
     return found
 
 

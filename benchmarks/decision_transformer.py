@@ -11,6 +11,7 @@ the steps. "recomputed" is transformers' own `DecisionTransformerModel`, which h
 import argparse
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
