@@ -33,4 +33,6 @@ for question in ("What did the Albatross bring?", "How was the wind?"):
     reply = tokenizer.decode(output[0, tokens.shape[1] :], skip_special_tokens=True).strip()
     chat.append({"role": "assistant", "content": reply})
     report = cache.report()
-    print(f"{question} {reply}\n  {report.kept_share:.0%} of {report.seen[0]} tokens held, {report.bytes / 2**20:.1f} MiB")
+    print(
+        f"{question} {reply}\n  {report.kept_share:.0%} of {report.seen[0]} tokens held, {report.bytes / 2**20:.1f} MiB"
+    )
