@@ -108,41 +108,49 @@ class LanguageAdapter(ModalityAdapter):
         """The tokenizer of the text model."""
 
     @torch.inference_mode()
-    def logits(self, cache: Cache, *, last: bool = False, **inputs: Tensor) -> Tensor:
+    def logits(self, cache: Cache, *, last: bool = False, shift: int | None = None, **inputs: Tensor) -> Tensor:
         """Run one sequence through the model.
 
         Args:
             cache: what was read before; it grows by the tokens of this call.
             last: compute the logits of the last token alone.
-            inputs: `input_ids` (1, n) int64 or `inputs_embeds` (1, n, width).
+            shift: what the position of `input_ids` exceeds the number of tokens before them by, for models that count
+                something else (M-RoPE); by default the model numbers them.
+            inputs: `input_ids` (1, n) int64 or `inputs_embeds` (1, n, width), and whatever else the model takes.
 
         Returns:
             (n, vocabulary) float32 logits, or (1, vocabulary) with `last`.
         """
         keep = {"logits_to_keep": 1} if last else {}
+        if shift is not None:
+            ids = inputs["input_ids"]
+            positions = torch.arange(ids.shape[1], device=ids.device) + (cache.get_seq_length() + shift)
+            inputs["position_ids"] = positions.expand(3, 1, -1)
         return finite(self.model(**inputs, **{CACHE: cache}, use_cache=True, **keep).logits[0]).float()
 
     @torch.inference_mode()
-    def log_probabilities(self, cache: Cache, logits: Tensor, tokens: Tensor) -> Tensor:
+    def log_probabilities(self, cache: Cache, logits: Tensor, tokens: Tensor, shift: int | None = None) -> Tensor:
         """Log-probabilities (natural) of every token at each place of a continuation, (n, vocabulary) float32.
 
         Args:
             cache: what was read before; it grows by all but the last of `tokens`.
             logits: (vocabulary,) float32, after what was read.
             tokens: (n,) int64, the continuation.
+            shift: see `logits`.
         """
         predicted = [logits[None]]
         if len(tokens) > 1:
-            predicted.append(self.logits(cache, input_ids=tokens[None, :-1].to(self.device)))
+            predicted.append(self.logits(cache, shift=shift, input_ids=tokens[None, :-1].to(self.device)))
         return torch.cat(predicted).log_softmax(-1)
 
     @torch.inference_mode()
-    def decode_greedily(self, cache: Cache, logits: Tensor, limit: int) -> str:
+    def decode_greedily(self, cache: Cache, logits: Tensor, limit: int, shift: int | None = None) -> str:
         """The most probable words, token by token, until a token that ends texts or `limit` tokens.
 
         Args:
             cache: what was read before; it grows by all tokens but the last.
             logits: (vocabulary,) float32, after what was read.
+            shift: see `logits`.
         """
         ends = self.model.generation_config.eos_token_id
         ends = {self.words.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
@@ -150,5 +158,6 @@ class LanguageAdapter(ModalityAdapter):
         while len(tokens) < limit and (token := int(logits.argmax())) not in ends:
             tokens.append(token)
             if len(tokens) < limit:
-                logits = self.logits(cache, input_ids=torch.tensor([[token]], device=self.device))[-1]
+                ids = torch.tensor([[token]], device=self.device)
+                logits = self.logits(cache, shift=shift, input_ids=ids)[-1]
         return str(self.words.decode(tokens, skip_special_tokens=True))

@@ -53,6 +53,19 @@ def load_model(model_class: Any, source: str, kind: str, **options: Any) -> Any:
     return model
 
 
+def read_model_type(source: str, kind: str) -> str:
+    """The type of the model in a folder or on the hub, as its configuration names it: "llava_next_video".
+
+    Raises:
+        NammTransferError: nothing to load there.
+    """
+    options = hub_options(source, kind)
+    try:
+        return str(AutoConfig.from_pretrained(source, **options).model_type)
+    except Exception as error:  # a damaged or foreign file can break the loading code anywhere
+        raise NammTransferError(f"{source!r} holds no {kind} that can be loaded: {in_short(error)}") from error
+
+
 def hub_options(source: str, kind: str = "model") -> dict[str, Any]:
     """Keywords for `from_pretrained`: what is in the hub's cache is loaded from there if the hub cannot be reached.
 

@@ -120,7 +120,8 @@ def prefill(case: str, side: str, tokens: int) -> Measured:
         found |= {"bytes_held": report.bytes, "bytes_kept": float(report.kept.sum()) * token}
         found["kept_share"] = report.kept_share
     else:
-        found |= {"bytes_held": sum(x.keys.nbytes + x.values.nbytes for x in cache.layers), "kept_share": 1.0}
+        layers: list[Any] = cache.layers
+        found |= {"bytes_held": sum(layer.keys.nbytes + layer.values.nbytes for layer in layers), "kept_share": 1.0}
     return found
 
 
@@ -203,7 +204,8 @@ def apart(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def video(side: str, frames: int) -> Measured:
     """The shipped video model reads a generated film: reading and encoding the frames, then the prompt's prefill."""
-    from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample
+    from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter
+    from namm_transfer.adapters.video.sample import VideoSample
     from namm_transfer.evals.tasks.video.generated import load_generated
     from namm_transfer.files import asset
 
@@ -259,7 +261,7 @@ def peak() -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    programs = {
+    programs: dict[str, Callable[[str, int], Measured]] = {
         "toy": partial(prefill, "toy"),
         "lm": partial(prefill, "lm"),
         "decision-transformer": decision_transformer,

@@ -11,6 +11,7 @@ the steps. "recomputed" is transformers' own `DecisionTransformerModel`, which h
 import argparse
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ def loaded(source: str | None, steps: int) -> tuple[DecisionTransformerAdapter, 
 
 def recomputing(adapter: DecisionTransformerAdapter, model: DecisionTransformerModel) -> Callable[..., np.ndarray]:
     """Hugging Face's way with whole-episode context: every step computes everything again."""
-    statistics, seen = adapter.statistics, {"states": [], "actions": [], "returns_to_go": []}
+    statistics = adapter.statistics
+    seen: dict[str, list[Any]] = {"states": [], "actions": [], "returns_to_go": []}
 
     @torch.no_grad()
     def act(state: np.ndarray, return_to_go: float, taken: np.ndarray | None) -> np.ndarray:

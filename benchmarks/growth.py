@@ -14,7 +14,7 @@ Points = list[tuple[int, float]]
 
 def points(folder: Path, names: tuple[str, ...], side: str, key: str) -> Points:
     """(tokens, value) of one side by its prompt length, out of the results of several cases."""
-    found = {}
+    found: dict[int, float] = {}
     for name in names:
         file = folder / f"{name}.json"
         tables = json.loads(file.read_text())["tables"] if file.exists() else {}

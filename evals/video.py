@@ -1,9 +1,11 @@
-"""Does a memory that forgets still understand a video? LLaVA-NeXT-Video answering questions, policy against policy.
+"""Does a memory that forgets still understand a video? A video-language model answers questions, policy against policy.
 
     accelerate launch evals/video.py
     accelerate launch evals/video.py --frames 16 64 256 --films 12
     accelerate launch evals/video.py --model llava-hf/LLaVA-NeXT-Video-7B-hf --benchmark mlvu --data-root MLVU \\
         --frames 32 --update-interval 512 --dtype bfloat16
+    accelerate launch evals/video.py --model Qwen/Qwen3-VL-8B-Instruct --benchmark mlvu --data-root MLVU \\
+        --fps 1 --frames 256 --update-interval 512 --dtype bfloat16
 
 By default the shipped small model watches generated films (real H.264 files, written on first use). Every policy gets
 the same questions, so that differences are paired; questions about one video form a cluster. The score of a question is
@@ -23,7 +25,10 @@ import numpy as np
 import torch
 
 from namm_transfer import NAMM, EvictionPolicy, NammTransferError
-from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample
+from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter
+from namm_transfer.adapters.loading import read_model_type
+from namm_transfer.adapters.video.sample import VideoSample
+from namm_transfer.adapters.video_language import VideoLanguageAdapter
 from namm_transfer.evals.harness import EvalOptions, Outcome, Sample, parse, run, start
 from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.report.samples import choose
@@ -49,7 +54,8 @@ class Options(EvalOptions):
     """Answer multiple-choice questions about videos under each policy."""
 
     model: str | None = None
-    """Folder or hub id of a LLaVA-NeXT-Video; the shipped small one by default."""
+    """Folder or hub id of a video-language model: LLaVA-NeXT-Video, Qwen2.5-VL, Qwen3-VL, LLaVA-OneVision, SmolVLM2,
+    InternVL3 and others of their kind; the shipped small LLaVA-NeXT-Video by default."""
     benchmark: str = "generated"
     """"generated", the name of a benchmark (mlvu, longvideobench, longvideobench-frames, videomme, egoschema, or one of
     another package), or a .json file of your own (a list of objects with video, question, candidates, answer)."""
@@ -61,6 +67,11 @@ class Options(EvalOptions):
     frames: tuple[int, ...] = (64,)
     """Frames sampled uniformly from a video; with several numbers everything is asked at each. A generated film lasts
     as many seconds."""
+    fps: float | None = None
+    """Frames a second, chosen by the rule of the model's own processor in the place of the benchmark's; --frames is
+    then the largest number."""
+    pixels: int | None = None
+    """Pixels of a frame at most, for models that take frames of any size (Qwen's); by default the processor's own."""
     blind: bool = False
     """Show black frames instead of the videos: what the questions give away on their own."""
     answer: Literal["loglik", "generate"] = "loglik"
@@ -86,6 +97,8 @@ def questions(options: Options) -> list[VideoQuestion]:
         )
     if min(*films, *options.frames) < 1:
         raise NammTransferError(f"--films {options.films} --frames {options.frames}: expected positive numbers")
+    if options.fps is not None and not 0 < options.fps < float("inf"):
+        raise NammTransferError(f"--fps {options.fps}: expected a positive number")
     several = len(options.frames) > 1
     by_frames = []
     for count, frames in zip(films, options.frames, strict=True):
@@ -151,10 +164,12 @@ def as_sample(options: Options, question: VideoQuestion) -> VideoSample:
         "uniform" if options.blind else question.sampling,
         question.subtitles.read() if question.subtitles else (),
         question.duration,
+        None if options.blind else options.fps,
+        options.pixels,
     )
 
 
-def check_choices(adapter: LlavaNextVideoAdapter, asked: Sequence[VideoQuestion]) -> None:
+def check_choices(adapter: VideoLanguageAdapter, asked: Sequence[VideoQuestion]) -> None:
     """Raise `NammTransferError`, naming the question, if the model cannot tell the options of one apart."""
     for question in asked:
         try:
@@ -163,22 +178,24 @@ def check_choices(adapter: LlavaNextVideoAdapter, asked: Sequence[VideoQuestion]
             raise NammTransferError(f"question {question.id!r}: {error}") from None
 
 
-def load(options: Options, device: torch.device) -> tuple[LlavaNextVideoAdapter, str]:
+def load(options: Options, device: torch.device) -> tuple[VideoLanguageAdapter, str]:
     """The model, and where it came from."""
     source = options.model or str(asset("llava-next-video-small"))
-    adapter = LlavaNextVideoAdapter.load(
-        source,
-        dtype=None if options.dtype == "auto" else getattr(torch, options.dtype),
-        device=None if options.device_map else device,
-        device_map=options.device_map,
-        backend=options.backend,
-        feature_folder=options.out / "features",
-    )
+    given: dict[str, Any] = {
+        "dtype": None if options.dtype == "auto" else getattr(torch, options.dtype),
+        "device": None if options.device_map else device,
+        "device_map": options.device_map,
+        "backend": options.backend,
+    }
+    if read_model_type(source, VideoLanguageAdapter.kind) == "llava_next_video":
+        return LlavaNextVideoAdapter.load(source, **given, feature_folder=options.out / "features"), source
+    adapter = VideoLanguageAdapter.load(source, **given)
+    adapter.resolution(options.pixels, 1)  # refuses --pixels before the first question
     return adapter, source
 
 
 def evaluator(
-    options: Options, adapter: LlavaNextVideoAdapter, shown: Set[str]
+    options: Options, adapter: VideoLanguageAdapter, shown: Set[str]
 ) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
     """Answers one question under a policy; of samples with an id in `shown`, draws what NAMM kept most and least of."""
 
@@ -192,7 +209,7 @@ def evaluator(
         # Each prompt gets the positions it needs alone, so that no other sample has a say in its answer.
         limit = WRITTEN_TOKENS if question.by_letter else max(len(tokens) for _, tokens in encoded.choices)
         room = limit if options.answer == "generate" else ANSWER_TOKENS
-        adapter.extend_positions(encoded.embeds.shape[1] + room)
+        adapter.extend_positions(encoded.positions_needed + room)
         cache = adapter.memory(policy)
         logits = adapter.prefill(encoded, cache)
         memory, kept = cache.report(), adapter.kept(cache, encoded)
@@ -242,7 +259,7 @@ def absent(options: Options, asked: Sequence[VideoQuestion]) -> str:
 
 
 def described(
-    options: Options, adapter: LlavaNextVideoAdapter, source: str, asked: Sequence[VideoQuestion]
+    options: Options, adapter: VideoLanguageAdapter, source: str, asked: Sequence[VideoQuestion]
 ) -> dict[str, Any]:
     """What the report says of this run; part of its identity."""
     benchmark, text = known(options.benchmark), adapter.model.config.get_text_config()
@@ -256,7 +273,7 @@ def described(
         "world": "films drawn by this package, test split" if options.benchmark == "generated" else None,
         "tokens_per_frame": adapter.tokens_per_frame,
         "positions": text.max_position_embeddings,
-        "rope": dict(text.rope_parameters),
+        "rope": dict(text.rope_parameters or {}),
         "cache_size": "tokens held over tokens seen when the first answer token is produced",
         "prompt": asked[0].prompt,
         **({"headline": dict(benchmark.headline)} if benchmark else {}),

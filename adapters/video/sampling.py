@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
+from transformers.video_utils import VideoMetadata
 
+from namm_transfer.adapters.loading import in_short
 from namm_transfer.adapters.video.container import VideoError
 from namm_transfer.errors import NammTransferError
 
@@ -63,6 +65,22 @@ def longvideobench_indices(count: int, rate: float, duration: float, frames: int
             f"the film has {count} frames"
         )
     return found
+
+
+def model_indices(processor: Any, film: Film, fps: float, frames: int) -> np.ndarray:
+    """The frames that a model's own video processor takes at `fps` frames a second: (n,) int64, ascending.
+
+    Its least and largest numbers of frames hold; of more than `frames`, the middles of equal parts are left.
+
+    Raises:
+        NammTransferError: it cannot sample the film so.
+    """
+    told = VideoMetadata(total_num_frames=film.count, fps=film.count / film.seconds, duration=film.seconds)
+    try:
+        found = np.asarray(processor.sample_frames(told, fps=fps), dtype=np.int64)
+    except Exception as error:  # every model has a rule of its own
+        raise NammTransferError(f"cannot sample {fps} frames a second: {in_short(error)}") from error
+    return found if len(found) <= frames else found[uniform_indices(len(found), frames)]
 
 
 def indices_at(film: Film, times: np.ndarray) -> np.ndarray:

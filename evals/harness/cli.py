@@ -36,6 +36,7 @@ COMMANDS = {
     "video": Command("namm_transfer.evals.video", "video", "ask a video-language model about videos"),
     "rl": Command("namm_transfer.evals.rl", "rl", "let a Decision Transformer play MuJoCo episodes"),
     "text": Command("namm_transfer.evals.text", "text", "ask a language model about long texts"),
+    "lm-eval": Command("namm_transfer.evals.lm_eval", "lm-eval", "run lm-eval's tasks, with a policy in model namm"),
     "evolve": Command("namm_transfer.evals.evolve", "evolve", "make a NAMM on text"),
     "report": Command("namm_transfer.evals.report.__main__", "report", "merge, verify, compare and publish reports"),
     "parity": Command("namm_transfer.parity", None, "replay recorded updates and compare every number"),

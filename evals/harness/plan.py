@@ -57,7 +57,7 @@ def make_plan(
         samples=len(chosen),
         samples_sha256=_digest("\n".join(sample.id for sample in chosen)),
         batch=batch,
-        policies=[_policy(entry) for entry in entries],
+        policies=[recorded(entry) for entry in entries],
         options={key: plain(value) for key, value in dataclasses.asdict(options).items() if key not in LOCATIONS},
         description=plain(provenance.with_checksums({**description, **_prompts(chosen)})),
         provenance=provenance.collect(processes),
@@ -105,7 +105,8 @@ def plain(value: Any) -> Any:
     return str(value).encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON cannot hold, becomes "?"
 
 
-def _policy(entry: Entry) -> Policy:
+def recorded(entry: Entry) -> Policy:
+    """The policy as records name it."""
     return Policy(
         spec=entry.spec.text,
         name=entry.spec.name,

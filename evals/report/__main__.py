@@ -1,4 +1,4 @@
-"""`namm-transfer report`: merge, render, verify, diff, gallery."""
+"""`namm-transfer report`: merge, render, verify, diff, gallery, from-lm-eval."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from namm_transfer.errors import NammTransferError
-from namm_transfer.evals.report import comparison, gallery, pages, verification
+from namm_transfer.evals.report import comparison, from_lm_eval, gallery, pages, verification
 from namm_transfer.evals.report.analysis import build
 from namm_transfer.evals.report.merge import merge
 
@@ -85,6 +85,20 @@ def gallery_command(
     print(f"gallery: {out / 'index.html'}  (also index.md and headline.svg)")
 
 
+def from_lm_eval_command(
+    folder: Annotated[Path, tyro.conf.Positional], /, *, out: Path, metric: str | None = None
+) -> None:
+    """Make a report of what lm-eval's model namm scored under several policies.
+
+    Args:
+        folder: --output_path of lm-eval, run once for each policy with --log_samples.
+        out: Folder of the records and of report.json, report.md and report.html.
+        metric: Metric that is the score; by default the first of each task of which more is better.
+    """
+    from_lm_eval.convert(folder, out, metric)
+    render_command(out)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one of them; returns the exit status."""
     status = tyro.extras.subcommand_cli_from_dict(
@@ -94,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "verify": verify_command,
             "diff": diff_command,
             "gallery": gallery_command,
+            "from-lm-eval": from_lm_eval_command,
         },
         prog="namm-transfer report",
         description="Reports are a pure function of the records that evaluations write.",

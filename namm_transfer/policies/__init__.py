@@ -11,7 +11,7 @@ from namm_transfer.policies.leverage import Leverage
 from namm_transfer.policies.norms import L2Norm, ValueNorm
 from namm_transfer.policies.random_eviction import RandomEviction
 from namm_transfer.policies.recent import Recent, Streaming
-from namm_transfer.policies.registry import GROUP, REGISTRY, PolicySpec, make, names, parse
+from namm_transfer.policies.registry import GROUP, REGISTRY, PolicySpec, make, names, option_names, parse
 from namm_transfer.policies.scored import ScoredPolicy
 from namm_transfer.policies.snapkv import SnapKV
 from namm_transfer.policies.tova import TOVA
@@ -35,6 +35,7 @@ __all__ = [
     "ValueNorm",
     "make",
     "names",
+    "option_names",
     "parse",
     "with_schedule",
 ]

@@ -52,6 +52,15 @@ def names() -> list[str]:
     return plugins.names(GROUP, REGISTRY)
 
 
+def option_names(name: str) -> list[str]:
+    """All keys that `parse` takes for the policy of that name.
+
+    Raises:
+        NammTransferError: unknown name.
+    """
+    return [*dict.fromkeys([*_parameters(_factory(name)), "protect"])]
+
+
 @dataclass(frozen=True)
 class PolicySpec:
     """A policy as the command line names it, parsed once: nothing further on reads the text."""

@@ -12,8 +12,9 @@ from tiny_llava import save_tiny_llava
 from transformers import AutoProcessor, DynamicCache, LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
 
 from namm_transfer import NammTransferError, check_adapter, policies
-from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter, VideoSample
+from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter
 from namm_transfer.adapters.video.frames import VideoError
+from namm_transfer.adapters.video.sample import VideoSample
 from namm_transfer.adapters.video.subtitles import Subtitle
 from namm_transfer.cache.keyword import CACHE
 from namm_transfer.evals.tasks.video.draw import draw
@@ -60,7 +61,7 @@ def test_full_cache_gives_the_logits_of_plain_transformers(adapter, plain, frame
     inputs = plain_inputs(plain, frames, sample)
     expected = plain[0](**inputs).logits[0, -1]
     encoded = adapter.encode(sample)
-    assert encoded.embeds.shape[1] == inputs.input_ids.shape[1]
+    assert encoded.inputs["inputs_embeds"].shape[1] == inputs.input_ids.shape[1]
     logits = adapter.prefill(encoded, adapter.memory(policies.make("full", update_interval=32)))
     assert torch.allclose(logits, expected, atol=1e-5)
     letters = plain[1].tokenizer.convert_tokens_to_ids(list("ABCD"))
@@ -90,7 +91,7 @@ def test_choices_of_several_tokens_are_scored_exactly_and_leave_the_cache_alone(
     before = copy.deepcopy(cache)
     evicted = adapter.choose(encoded, cache, logits)
     assert adapter.choose(encoded, before, logits) == evicted
-    assert cache.get_seq_length() == encoded.embeds.shape[1]
+    assert cache.get_seq_length() == encoded.inputs["inputs_embeds"].shape[1]
     full = adapter.answer(encoded, adapter.memory(policies.make("full", update_interval=16)))
     model, processor = plain
     start = len(plain_inputs(plain, frames, sample).input_ids[0])
@@ -170,7 +171,7 @@ def test_longer_prompts_need_and_get_more_positions(folder, frames, kind):
     adapter = LlavaNextVideoAdapter(copy.deepcopy(plain), processor)
     short, sample = VideoSample(frames, PROMPT, frames=2), VideoSample(frames, PROMPT, frames=20)
     encoded = adapter.encode(short)
-    before = adapter.prefill(encoded, DynamicCache()) if encoded.embeds.shape[1] <= limit else None
+    before = adapter.prefill(encoded, DynamicCache()) if encoded.inputs["inputs_embeds"].shape[1] <= limit else None
     inputs = plain_inputs((plain, processor), frames, sample)
     length = inputs.input_ids.shape[1]
     with pytest.raises(NammTransferError, match=rf"{length} tokens passes .* {limit} positions"):
@@ -210,7 +211,7 @@ def test_subtitles_stand_between_the_frames(adapter, frames):
     assert len(encoded.frame_of) - len(bare.frame_of) == len(gap)
     words = adapter.processor.tokenizer("red star", add_special_tokens=False).input_ids
     expected = adapter.model.get_input_embeddings()(torch.tensor(words))
-    assert torch.equal(encoded.embeds[0, gap], expected)
+    assert torch.equal(encoded.inputs["inputs_embeds"][0, gap], expected)
 
 
 def test_control_tokens_in_annotations_do_nothing(adapter, frames):
@@ -220,7 +221,7 @@ def test_control_tokens_in_annotations_do_nothing(adapter, frames):
         prompt="What <video>color<image> was</s> the <vid<video>eo>star?",
         subtitles=(Subtitle(0, 9, "red <video></s>star"),),
     )
-    assert torch.equal(adapter.encode(hostile).embeds, adapter.encode(plain).embeds)
+    assert torch.equal(adapter.encode(hostile).inputs["inputs_embeds"], adapter.encode(plain).inputs["inputs_embeds"])
 
 
 def test_pictures_are_the_sampled_frames(adapter, frames):
@@ -256,7 +257,7 @@ def test_half_precision_goes_through(folder, frames):
     encoded = adapter.encode(VideoSample(frames, PROMPT, frames=8))
     cache = adapter.memory(policies.make("h2o:keep=0.5", update_interval=16))
     answer = adapter.answer(encoded, cache)
-    assert encoded.embeds.dtype == torch.bfloat16
+    assert encoded.inputs["inputs_embeds"].dtype == torch.bfloat16
     assert answer.choice in range(4)
     assert cache.report().row(0).kept_share < 1
 

@@ -209,7 +209,7 @@ def test_several_lengths_take_turns_and_change_nothing_for_each_other(films, tmp
 
 def test_six_policies_decode_a_film_once(films, tmp_path, monkeypatch):
     opened = []
-    module = sys.modules[video.LlavaNextVideoAdapter.__module__]
+    module = sys.modules[video.VideoLanguageAdapter.__module__]
     read = module.open_video
     monkeypatch.setattr(module, "open_video", lambda path, backend: (opened.append(path.name), read(path, backend))[1])
     policies = "full,h2o:keep=0.5,l2:keep=0.5,streaming:sinks=4,window=60,snapkv:keep=0.5,random:keep=0.5"
