@@ -74,16 +74,12 @@ class VideoLanguageAdapter(LanguageAdapter):
     @classmethod
     def check(cls, model: Any, processor: Any, source: str) -> None:
         """Raise `NammTransferError` unless these are a model and a processor that can be served."""
-        if getattr(processor, "video_processor", None) is None or not getattr(processor, "chat_template", None):
-            raise NammTransferError(
-                f"{source!r} has a {type(processor).__name__}; expected a processor with a video_processor and a chat "
-                "template"
-            )
+        if not getattr(processor, "video_processor", None) or not getattr(processor, "chat_template", None):
+            name = type(processor).__name__
+            raise NammTransferError(f"{source!r}: expected a video_processor and a chat template in its {name}")
         core = model.base_model
         if hasattr(core, "rope_deltas") and not hasattr(core, "get_rope_index"):
-            raise NammTransferError(
-                f"{source!r}: a {model.config.model_type!r} numbers its positions in a way that is not served"
-            )
+            raise NammTransferError(f"{source!r}: the positions of a {model.config.model_type!r} are not served")
 
     @property
     def words(self) -> Any:
@@ -94,6 +90,11 @@ class VideoLanguageAdapter(LanguageAdapter):
     def tokens_per_frame(self) -> int | None:
         """Tokens of every frame; None where they depend on the video."""
         return None
+
+    @property
+    def trained_positions(self) -> int:
+        """Positions that the text model was trained for."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
 
     def example(self) -> VideoSample:
         """A question about 64 frames of a bright square that crosses a dark ground."""
@@ -108,11 +109,10 @@ class VideoLanguageAdapter(LanguageAdapter):
         Raises:
             NammTransferError: more than the text model was trained for.
         """
-        limit = self.model.config.get_text_config().max_position_embeddings
-        if length > limit:
+        if length > self.trained_positions:
             raise NammTransferError(
-                f"prompt and answer take {length} positions; the text model has {limit}: sample fewer frames, or set "
-                "fewer pixels a frame"
+                f"prompt and answer take {length} positions; the text model has {self.trained_positions}: sample fewer "
+                "frames, or set fewer pixels a frame"
             )
 
     @torch.inference_mode()
@@ -185,7 +185,7 @@ class VideoLanguageAdapter(LanguageAdapter):
             )
         inputs: dict[str, Any] = {}
         for name, value in encoded.inputs.items():
-            if value.shape[:2] == (1, encoded.length) and (value.ndim == 2 or name == "inputs_embeds"):
+            if encoded.runs_along(name):
                 inputs[name] = value[:, start:end]
             elif start < encoded.prefix:
                 inputs[name] = value

@@ -63,6 +63,8 @@ class MemoryLayer(CacheLayerMixin):
         self.handover: Handover | None = None
         self.reader: ModuleReference | None = None
         """The attention module that reads this layer."""
+        self.is_frozen = False
+        """See `MemoryCache.freeze`."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take batch size, heads, widths, dtype and device from the first keys and values."""
@@ -171,6 +173,8 @@ class MemoryLayer(CacheLayerMixin):
 
     def evict(self) -> None:
         """Let the policy act on the sequences that have seen a multiple of its update interval."""
+        if self.is_frozen:
+            return
         interval = self.policy.update_interval
         due = [
             b

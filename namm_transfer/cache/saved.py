@@ -72,6 +72,10 @@ def write(
         raise NammTransferError(f"{path}: the cache is empty; expected one that has gone through a model")
     if any(layer.handover is not None or layer.columns != layers[0].columns for layer in layers):
         raise NammTransferError(f"{path}: an error ended the cache's last call in mid-forward; it cannot be saved")
+    if any(layer.is_frozen for layer in layers):
+        raise NammTransferError(
+            f"{path}: a frozen cache cannot be saved; save the one that was copied, and freeze() after"
+        )
     tensors, described = {}, []
     for layer in layers:
         for number, group in enumerate(layer.groups):
