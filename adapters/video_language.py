@@ -24,10 +24,10 @@ from namm_transfer.adapters.base import LanguageAdapter, default_device
 from namm_transfer.adapters.loading import hub_options, in_short, load_model
 from namm_transfer.adapters.video import prompts
 from namm_transfer.adapters.video.answers import parse_choice
-from namm_transfer.adapters.video.frames import SAMPLING, ArrayReader, FrameReader, in_batches, open_video
+from namm_transfer.adapters.video.frames import SAMPLING, ArrayReader, FilmReader, FrameReader, in_batches, open_video
 from namm_transfer.adapters.video.layout import lay_out, timed
 from namm_transfer.adapters.video.sample import EncodedVideo, Video, VideoAnswer, VideoSample
-from namm_transfer.adapters.video.sampling import model_indices
+from namm_transfer.adapters.video.sampling import length_warning, model_indices
 
 FRAMES_AT_ONCE = 16
 """Frames decoded together; bounds memory, changes no result."""
@@ -281,6 +281,21 @@ class VideoLanguageAdapter(LanguageAdapter):
 
     def _reader(self, video: Video) -> FrameReader:
         return ArrayReader(video) if isinstance(video, np.ndarray) else open_video(video, self.backend)
+
+    def reading(self, sample: VideoSample) -> dict[str, str]:
+        """Facts about the reading of the sample's files, for its record.
+
+        Returns:
+            `decoder`: what read them; `fallback`: why it is not what was asked for; `length`: that a film lasts longer
+            or shorter than annotated. Each is there only if there is something to say.
+        """
+        films = [reader for reader in self._readers(sample) if isinstance(reader, FilmReader)]
+        facts = {
+            "decoder": [film.backend for film in films],
+            "fallback": [film.fallback for film in films if film.fallback],
+            "length": list(filter(None, (length_warning(film, sample.duration) for film in films))),
+        }
+        return {name: "; ".join(dict.fromkeys(said)) for name, said in facts.items() if said}
 
     def _chosen(self, reader: FrameReader, sample: VideoSample) -> np.ndarray:
         """Numbers of the frames that are shown, ascending: (n,) int64."""

@@ -354,3 +354,5 @@ def test_own_fields_are_in_the_record(films, tmp_path):
     flags = ("--benchmark", tmp_path / "mine.json", "--data-root", films, "--policy", "full", "--frames", 8)
     (record,) = evaluate(tmp_path / "run", *flags).records
     assert (record.id, record.details["extra"]) == ("q", {"level": 3})
+    assert record.details["decoder"] == "decord"
+    assert "fallback" not in record.details
