@@ -1,4 +1,4 @@
-"""What an eviction policy is: the interface between the cache and whatever decides which tokens stay.
+"""The interface of eviction policies, through which the cache asks which tokens stay.
 
 A policy object holds no state of a sequence. That lives in the cache, in named tensors whose last axis is the token, so
 that the cache can append, gather and reorder it without knowing what it means.
@@ -17,7 +17,7 @@ from namm_transfer.selection import CacheSize, Protection
 
 @dataclass(kw_only=True)
 class LayerView:
-    """What a policy sees of one layer, or of some of its KV heads, at an update.
+    """The view of one layer's cache, or of some of its KV heads, that a policy gets at an update.
 
     Only sequences that reached an update are in it, and only tokens that are still cached: evicted tokens and the
     padding of the batch do not exist. Where sequences or heads hold different numbers of tokens, the older end of the
@@ -73,9 +73,9 @@ class EvictionPolicy(ABC):
     update_interval: int = 512
     """Number of real tokens between two updates."""
     size: CacheSize = CacheSize()
-    """How many tokens a head keeps; no size is asked for by default."""
+    """Number of tokens that a head keeps; by default no size is requested."""
     match: str | None = None
-    """Name of the policy whose cache size this one shall have and has not been told yet; see `with_schedule`."""
+    """Name of the policy whose cache size is to be matched, until `with_schedule` supplies that size; else None."""
     protect: str | None = None
     """``"A:B"``: the first A and the last B tokens are never evicted; see `Protection`."""
     evicts: ClassVar[bool] = True
@@ -94,7 +94,7 @@ class EvictionPolicy(ABC):
         return False
 
     def state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
-        """The state of new tokens: tensors of zeros, each (batch, heads, ..., tokens)."""
+        """Return the state of new tokens: tensors of zeros, each (batch, heads, ..., tokens)."""
         return {}
 
     def observe(  # noqa: B027  (a policy that needs no attention has nothing to do)
@@ -115,7 +115,7 @@ class EvictionPolicy(ABC):
         """Choose the tokens that stay: (batch, kv_heads, tokens) bool."""
 
     def decide(self, view: LayerView) -> Tensor:
-        """What the cache calls: `select`, with the protected tokens added to whatever it chose.
+        """Return the tokens of `select` and the protected tokens; this is the method that the cache calls.
 
         Raises:
             NammTransferError: `select` did not return a bool mask of the view's shape.
@@ -126,5 +126,5 @@ class EvictionPolicy(ABC):
         return chosen | self.protected(view)
 
     def protected(self, view: LayerView) -> Tensor:
-        """The tokens that ``protect`` says must stay: (batch, kv_heads, tokens) bool."""
+        """Mark the tokens that ``protect`` exempts from eviction: (batch, kv_heads, tokens) bool."""
         return Protection.parse(self.protect).mask(view)

@@ -22,7 +22,7 @@ FILLER = (
 )
 LETTER = r"([(\[]?)\s*([A-Za-z])\b(?!['-]\w)"
 REASON = re.compile(r"\b(?:because|since|instead of|rather than|not(?! (?:sure|certain|clear)))\b", re.I)
-"""What follows gives reasons for an answer; letters in there are not answers."""
+"""Words that introduce the reasons for an answer; letters after them are not answers."""
 DENIAL = re.compile(
     r"\b(?:not|\w+n't|can(?:no|'?)t|never|neither|nor|none|no|except|wrong|incorrect|false|both|either|all|or|unsure|"
     r"unlikely)\b",
@@ -39,15 +39,15 @@ MARKUP = re.compile(
 
 
 def parse_choice(text: str, choices: Sequence[str], options: Sequence[str] = ()) -> int | None:
-    r"""Index of the one choice that a generated answer names; None if it names none, or several.
+    r"""Return the index of the one choice that a generated answer names; None if it names none, or several.
 
     A letter counts where it stands as a label ("B", "(b)", "B. red") or is stated as the answer ("The answer is B."); a
     lower-case letter, which may be a word, only with a mark or an end beside it. The text of an option counts if no
     other one is named.
 
     Args:
-        text: what the model said.
-        choices: what the model was to say: letters, or the options themselves.
+        text: the generated answer.
+        choices: the possible answers: letters, or the options themselves.
         options: the options behind the letters, where `choices` are letters.
 
     >>> parse_choice("The answer is (b).", ["A", "B"]), parse_choice("$\\boxed{B}$", ["A", "B"])
@@ -77,7 +77,7 @@ def _words(text: str) -> str:
 
 
 def _lettered(said: str, letters: list[str], options: list[str]) -> int | None:
-    """See `parse_choice`; the steps go from the surest sign to the weakest."""
+    """Implement `parse_choice` by a series of tests from the most to the least reliable."""
     exact = [index for index, option in enumerate(options) if _words(option) and _words(option) == _words(said)]
     if len(exact) == 1 and said.strip(" .()").upper() not in letters:
         return exact[0]
@@ -127,7 +127,7 @@ def _label(said: str, letters: list[str], options: list[str]) -> set[int]:
 
 
 def _joined(rest: str) -> bool:
-    """Whether what follows a letter names another one with it."""
+    """Return True if the text after a letter joins another letter to it."""
     another = re.match(
         r"\s*[)\].]*\s*(?:,?\s*(?:and|or|nor)\b|[,/&+])\s*(?:option\s+)?[(\[]?([A-Za-z])\b(?!['-])(.*)",
         rest,
@@ -137,14 +137,14 @@ def _joined(rest: str) -> bool:
 
 
 def _taken_back(rest: str) -> bool:
-    """Whether what follows a letter says that it is wrong."""
+    """Return True if the text after a letter says that the letter is wrong."""
     return bool(
         re.match(r"\s*[)\].]*\s*(?:is|was|seems|looks)(?:n't\b|\s+(?:\w+\s+)?(?:wrong|incorrect|false|not)\b)", rest)
     )
 
 
 def _is_word(letter: str, rest: str) -> bool:
-    """Whether a letter before `rest` is the article "a" or the pronoun "I"."""
+    """Return True if a letter before `rest` is the article "a" or the pronoun "I"."""
     follows = re.match(r"\s+([A-Za-z]+)", rest)
     if letter not in ("A", "a", "I", "i") or not follows:
         return False

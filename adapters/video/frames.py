@@ -52,24 +52,24 @@ class FrameReader(Protocol):
     """Random access to the frames of one film."""
 
     count: int
-    """Frames that a player shows, at least 1."""
+    """Number of frames that a player shows, at least 1."""
     times: np.ndarray
     """(count,) float64 seconds at which each frame is shown, ascending."""
     seconds: float
-    """Length of the film."""
+    """Length of the film in seconds."""
     rate: float
     """Average frames a second that the file states."""
     pixels: int
     """Width times height of a frame."""
     backend: str
-    """What decodes the frames."""
+    """Name of the decoding library: "decord", "pyav" or another."""
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n, height, width, 3) uint8 RGB frames at ascending `indices`; `VideoError` if one cannot be decoded."""
 
 
 def open_video(path: str | os.PathLike[str], backend: str = "decord") -> FilmReader:
-    """A reader of the file at `path` by "decord", where it can be trusted with the file, or by "pyav".
+    """Open the file at `path` with "decord" if it reads this file correctly, else with "pyav".
 
     Raises:
         VideoError: the file is missing, empty, no video, damaged, truncated, or without a single frame.
@@ -89,7 +89,7 @@ def in_batches(reader: FrameReader, indices: np.ndarray, size: int = 16) -> Iter
 
 
 class ArrayReader:
-    """Frames that are decoded already, one a second."""
+    """A reader of frames in memory, one a second."""
 
     backend = "array"
     rate = 1.0
@@ -136,7 +136,7 @@ class FilmReader:
 
 
 class _Unfit(Exception):
-    """decord cannot be trusted with this file; the message says why."""
+    """Raised if decord does not read this file correctly; the message says why."""
 
 
 class _DecordReader:
@@ -175,7 +175,7 @@ class _DecordReader:
 
 
 class _PyAVReader:
-    """Frames by PyAV: a seek to a key frame, and a look at what came."""
+    """A reader by PyAV that seeks to a key frame and verifies the pictures it decodes."""
 
     def __init__(self, index: FilmIndex) -> None:
         self._index = index

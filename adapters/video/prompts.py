@@ -1,4 +1,4 @@
-"""The words around a question: one place for what training and evaluation must write alike."""
+"""Prompt texts that training and evaluation share."""
 
 from __future__ import annotations
 

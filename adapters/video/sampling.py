@@ -1,4 +1,4 @@
-"""Which frames of a film are shown to a model: one function a rule, each named after whose rule it is."""
+"""Frame sampling: one function for each rule, named after its source, that chooses a film's frames for a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Rule = Literal["uniform", "mlvu", "longvideobench"]
 
 
 class Film(Protocol):
-    """What the rules need to know of a film; a `FrameReader` is one."""
+    """The properties of a film that sampling rules use; a `FrameReader` has them."""
 
     count: int
     times: np.ndarray
@@ -112,7 +112,7 @@ seconds that the annotations give the film (None where they give none)."""
 
 
 def length_warning(film: Film, duration: float | None) -> str | None:
-    """What to say of a film whose annotated duration, in seconds, is not that of its file; None where they agree.
+    """Return a warning if a film's annotated duration, in seconds, differs from that of its file, else None.
 
     Durations are often annotated in whole seconds, so that a difference of a second and 2 % says nothing.
     """
