@@ -55,13 +55,13 @@ def parse_choice(text: str, choices: Sequence[str], options: Sequence[str] = ())
     >>> parse_choice("A or B", ["A", "B"]), parse_choice("It is red.", [" blue", " red"])
     (None, 1)
     """
-    said = _plain(text)
+    answer = _plain(text)
     names = [_plain(choice) for choice in choices]
-    if not said:
+    if not answer:
         return None
     if all(len(name) == 1 and name.isalpha() for name in names):
-        return _lettered(said, [name.upper() for name in names], [_plain(option) for option in options])
-    return _worded(said, names)
+        return _lettered(answer, [name.upper() for name in names], [_plain(option) for option in options])
+    return _worded(answer, names)
 
 
 def _plain(text: str) -> str:
@@ -76,43 +76,43 @@ def _words(text: str) -> str:
     return re.sub(r"^(?:the|an?) (?=.)", "", bare)
 
 
-def _lettered(said: str, letters: list[str], options: list[str]) -> int | None:
+def _lettered(answer: str, letters: list[str], options: list[str]) -> int | None:
     """Implement `parse_choice` by a series of tests from the most to the least reliable."""
-    exact = [index for index, option in enumerate(options) if _words(option) and _words(option) == _words(said)]
-    if len(exact) == 1 and said.strip(" .()").upper() not in letters:
+    exact = [index for index, option in enumerate(options) if _words(option) and _words(option) == _words(answer)]
+    if len(exact) == 1 and answer.strip(" .()").upper() not in letters:
         return exact[0]
-    for found in (_stated(STATEMENT, said, letters), _label(said, letters, options), _stated(CUE, said, letters)):
+    for found in (_stated(STATEMENT, answer, letters), _label(answer, letters, options), _stated(CUE, answer, letters)):
         if found:
             return found.pop() if len(found) == 1 and min(found) >= 0 else None
-    mentioned = set(_mentions(said, letters))
-    by_words = _worded(said, options)
+    mentioned = set(_mentions(answer, letters))
+    by_words = _worded(answer, options)
     if by_words is not None:
         return by_words if mentioned <= set(_mentions(options[by_words], letters)) else None
-    alone = re.search(r"\(([A-Za-z])\)|(?:^|[,:;.\n]\s*|->\s*|=>\s*)\(?([A-Z])\)?[.!]?$", said)
-    return mentioned.pop() if alone and len(mentioned) == 1 and not DENIAL.search(said) else None
+    alone = re.search(r"\(([A-Za-z])\)|(?:^|[,:;.\n]\s*|->\s*|=>\s*)\(?([A-Z])\)?[.!]?$", answer)
+    return mentioned.pop() if alone and len(mentioned) == 1 and not DENIAL.search(answer) else None
 
 
-def _stated(cue: str, said: str, letters: list[str]) -> set[int]:
+def _stated(cue: str, answer: str, letters: list[str]) -> set[int]:
     """Indices of the letters that stand behind a cue; -1 among them where one is taken back or joined with another."""
     found: set[int] = set()
-    for match in re.finditer(cue + FILLER + LETTER, said, re.I):
-        opened, letter, rest = match[1], match[2], said[match.end() :]
+    for match in re.finditer(cue + FILLER + LETTER, answer, re.I):
+        opened, letter, rest = match[1], match[2], answer[match.end() :]
         if letter.upper() not in letters or (not opened and _is_word(letter, rest)):
             continue
         if not opened and letter.islower() and re.match(r"\s*\w", rest) and not REASON.match(rest.lstrip()):
             continue
-        denied = DENIAL.search(said[max(0, match.start() - 12) : match.start(2)])
+        denied = DENIAL.search(answer[max(0, match.start() - 12) : match.start(2)])
         found.add(-1 if denied or _joined(rest) or _taken_back(rest) else letters.index(letter.upper()))
     return found
 
 
-def _label(said: str, letters: list[str], options: list[str]) -> set[int]:
+def _label(answer: str, letters: list[str], options: list[str]) -> set[int]:
     """The index of the letter that the answer begins with as a label, -1 if what follows contradicts it, or nothing."""
-    begun = re.match(r"(?:option |choice |answer )?[(\[]?\s*([A-Za-z])\s*(?:[)\].,:;!?\n]| ?- |$)", said, re.I)
-    begun = begun or re.match(r"([A-Z])\s+(?=\S)", said)
+    begun = re.match(r"(?:option |choice |answer )?[(\[]?\s*([A-Za-z])\s*(?:[)\].,:;!?\n]| ?- |$)", answer, re.I)
+    begun = begun or re.match(r"([A-Z])\s+(?=\S)", answer)
     if begun is None or begun[1].upper() not in letters:
         return set()
-    index, rest = letters.index(begun[1].upper()), said[begun.end() :].strip()
+    index, rest = letters.index(begun[1].upper()), answer[begun.end() :].strip()
     own = options[index] if index < len(options) else ""
     own = own if _words(own) and _words(rest).startswith(_words(own)) else ""
     bare = begun[0].rstrip(" ") == begun[1] and bool(rest) and not own
@@ -151,19 +151,19 @@ def _is_word(letter: str, rest: str) -> bool:
     return follows[1].lower() not in ("and", "or", "is", "because", "since", "nor", "but", "with", "as")
 
 
-def _mentions(said: str, letters: list[str]) -> list[int]:
+def _mentions(answer: str, letters: list[str]) -> list[int]:
     """Indices of all letters that may name an option, in order: capitals that stand alone, and letters in brackets."""
     found = []
-    for match in re.finditer(r"(?<![\w'-])([A-Z])(?![\w'-])|\(([A-Za-z])\)|(?<![\w'])([a-z])\)", said):
+    for match in re.finditer(r"(?<![\w'-])([A-Z])(?![\w'-])|\(([A-Za-z])\)|(?<![\w'])([a-z])\)", answer):
         letter = next(filter(None, match.groups()))
-        if letter.upper() in letters and not (match[1] and _is_word(letter, said[match.end() :])):
+        if letter.upper() in letters and not (match[1] and _is_word(letter, answer[match.end() :])):
             found.append(letters.index(letter.upper()))
     return found
 
 
-def _worded(said: str, options: Sequence[str]) -> int | None:
+def _worded(answer: str, options: Sequence[str]) -> int | None:
     """Index of the one option whose words are in the answer and not part of a longer option that is there too."""
-    padded = f" {_words(said)} "
+    padded = f" {_words(answer)} "
     wanted = [_words(option) for option in options]
     equal = [index for index, words in enumerate(wanted) if words and f" {words} " == padded]
     if equal:

@@ -62,10 +62,10 @@ class FrameReader(Protocol):
     pixels: int
     """Width times height of a frame."""
     backend: str
-    """Name of the decoding library: "decord", "pyav" or another."""
+    """Decoder of the frames: "decord", "pyav", or "array" for frames in memory."""
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n, height, width, 3) uint8 RGB frames at ascending `indices`; `VideoError` if one cannot be decoded."""
+        """Return frames at ascending `indices`, (n, height, width, 3) uint8 RGB; `VideoError` if one is undecodable."""
 
 
 def open_video(path: str | os.PathLike[str], backend: str = "decord") -> FilmReader:
@@ -106,7 +106,7 @@ class ArrayReader:
 
 
 class FilmReader:
-    """The frames of a video file; `backend` is what decodes them, `fallback` why it is not what was asked for."""
+    """A reader of a video file; `backend` names the decoder, `fallback` the reason if it is not the requested one."""
 
     def __init__(self, index: FilmIndex, backend: str) -> None:
         self._index = index

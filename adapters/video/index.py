@@ -31,7 +31,7 @@ from namm_transfer.adapters.video.container import (
 
 EXACT_CONTAINERS = ("mov", "matroska")
 EXACT_DECODERS = ("h264", "hevc", "vp9", "libvpx-vp9", "av1", "libdav1d", "libaom-av1")
-"""Codecs and formats in which each packet is one picture and carries its presentation time."""
+"""Decoders and container formats for which each packet is one picture and carries its presentation time."""
 PROBED = 4
 """Pictures that are decoded at opening, to see that their time stamps are those of the packets."""
 UNPROMISING = ("mpegts", "mpeg", "ogg")
@@ -40,9 +40,9 @@ CLOCK_RESET = (-1.0, 10.0)
 """Seconds between two pictures beyond which their clock was set anew, as where two recordings were joined; gaps count
 in formats without a stated length only."""
 SMALLEST_PLAIN = 64
-"""decord lays out the rows of smaller pictures wrongly."""
+"""Smallest width or height that decord decodes correctly, in pixels."""
 _MICROSECONDS = 10**6
-"""FFmpeg's AV_TIME_BASE"""
+"""FFmpeg's AV_TIME_BASE: units in a second."""
 
 
 @dataclass(frozen=True)

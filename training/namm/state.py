@@ -16,13 +16,13 @@ from namm_transfer.errors import NammTransferError
 from namm_transfer.files import write_atomic
 
 FIELDS = ("generation", "fitness", "validation", "kept", "sigma", "signal")
-"""Columns of the log, keys of `evolution.jsonl`. `signal` says how much of the members' differences is real; see
-`fitness.Scores.signal`."""
+"""Columns of the log, keys of `evolution.jsonl`. `signal` is the reliability of the members' differences;
+see `fitness.Scores.signal`."""
 
 
 @dataclass
 class State:
-    """What is needed to go on exactly as if nothing had happened."""
+    """The state from which an interrupted evolution continues exactly."""
 
     identity: dict[str, Any]
     """Configuration, seed and text fingerprint; a run with another identity is refused."""
@@ -52,7 +52,7 @@ class State:
 
     @classmethod
     def read(cls, path: Path) -> State:
-        """Read what `write` wrote.
+        """Read a state that `write` has written.
 
         Raises:
             NammTransferError: no such file, or something else.
@@ -70,7 +70,7 @@ class State:
         return state
 
     def jsonl(self) -> str:
-        """`evolution.jsonl`: one line a generation."""
+        """Return the content of `evolution.jsonl`, one line a generation."""
         lines = []
         for row in self.log:
             entry = dict(zip(FIELDS, (None if np.isnan(v) else float(v) for v in row), strict=True))
