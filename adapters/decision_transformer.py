@@ -34,10 +34,10 @@ _OLD_BUFFERS = re.compile(r"encoder\.h\.\d+\.attn\.(bias|masked_bias)")
 
 @dataclass
 class Encoded:
-    """A recorded trajectory as the encoder takes it."""
+    """A recorded trajectory as inputs of the encoder."""
 
     tokens: Tensor
-    """(rows, 3 steps - 1, width): R(0), s(0), a(0), R(1), s(1), ..., up to the last state"""
+    """Embeddings of R(0), s(0), a(0), R(1), s(1), ..., up to the last state: (rows, 3 steps - 1, width)."""
 
     @property
     def steps(self) -> int:
@@ -50,11 +50,11 @@ class Recorded:
     """Observed states, actions and returns-to-go of one or more episodes of the same length."""
 
     states: np.ndarray
-    """(rows, steps, state_size) float, as the environment gave them"""
+    """Unnormalised states, (rows, steps, state_size) float."""
     actions: np.ndarray
-    """(rows, steps, action_size) float; the last action is ignored."""
+    """Actions, (rows, steps, action_size) float; the last one is ignored."""
     returns_to_go: np.ndarray
-    """(rows, steps) float, unscaled"""
+    """Unscaled returns-to-go, (rows, steps) float."""
 
 
 class DecisionTransformerAdapter(ModalityAdapter):

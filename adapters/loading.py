@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from namm_transfer.errors import NammTransferError
 
 PATIENCE = 3.0
-"""Seconds that the hub has to answer before it counts as out of reach."""
+"""Seconds without a response after which the hub counts as unreachable."""
 BUFFERS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$")
 """Constants that older versions of transformers saved beside the weights; today's models compute them."""
 

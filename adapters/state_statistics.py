@@ -25,11 +25,11 @@ class Statistics:
     """Normalisation statistics and target return of a Decision Transformer: `statistics.json` in its folder."""
 
     state_mean: np.ndarray
-    """(state_size,) float32, subtracted from every state"""
+    """Mean that is subtracted from every state, (state_size,) float32."""
     state_std: np.ndarray
-    """(state_size,) float32, states are divided by it"""
+    """Standard deviation by which states are divided, (state_size,) float32."""
     return_scale: float = 1000.0
-    """Returns-to-go and rewards are divided by it."""
+    """Scale by which returns-to-go and rewards are divided."""
     target_return: float | None = None
     """Unscaled target return to condition on; None if the model's authors named none."""
     env: str | None = None

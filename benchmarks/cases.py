@@ -2,7 +2,7 @@
 
     python benchmarks/cases.py toy namm:keep=0.25 --tokens 4096
 
-Processor seconds stand beside the clock's: with one thread they hardly depend on what else the machine does.
+Processor seconds are reported beside wall-clock seconds: with one thread they hardly depend on other load.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def policy(side: str) -> EvictionPolicy:
 
 
 def language_model(case: str, attention: str, tokens: int) -> tuple[Any, Tensor]:
-    """Load the toy model and random tokens, or SmolLM2-135M and Python's documentation; tokens are (1, tokens) int64."""
+    """Load the toy model and random tokens, or SmolLM2-135M and Python's documentation; tokens (1, tokens) int64."""
     torch.manual_seed(0)
     if case == "lm":
         from namm_transfer.adapters.causal_lm import CausalLMAdapter

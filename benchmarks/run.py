@@ -7,7 +7,7 @@
     python benchmarks/run.py guard                        exits 1 if a ratio is far from what it should be
 
 A figure is the median over rounds of the ratio to the first side in the same round. With one thread, times are
-processor seconds, which a busy machine disturbs little; the clock's stand beside them in the JSON.
+processor seconds, which other load disturbs little; wall-clock times are in the JSON too.
 """
 
 import argparse

@@ -234,7 +234,7 @@ def evaluator(world: World) -> Callable[[list[Sample], EvictionPolicy], list[Out
 
 
 def evolved_intervals(options: Options) -> dict[str, int]:
-    """List the update interval that each NAMM was evolved with; --update-interval may be another in zero-shot use."""
+    """List the update interval that each NAMM was trained with; --update-interval may be another in zero-shot use."""
     return {spec.text: spec.make().update_interval for spec in options.policies() if spec.name == "namm"}
 
 

@@ -55,7 +55,7 @@ class Options(EvalOptions):
     model: str = "smollm2"
     """Causal language model: folder, hub id, .gguf file, or smollm2 (SmolLM2-135M-Instruct)."""
     tasks: str = "all"
-    """Task families, separated by commas: trained (those the shipped NAMM was evolved on), held-out, all, or names. And
+    """Task families, separated by commas: trained (those the shipped NAMM was trained on), held-out, all, or names. And
     tasks of benchmarks, longbench:trec or infinitebench:passkey; a name after one belongs to the same benchmark where
     that has it (longbench:trec,qasper). longbench:all is all of it, or with --data-root what has a file there."""
     split: Literal["train", "validation", "test"] = "test"

@@ -17,9 +17,9 @@ class Moments:
 
     count: float = 0.0
     mean: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
-    """(17,) float64"""
+    """Mean, (17,) float64."""
     var: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
-    """(17,) float64, population variance"""
+    """Population variance, (17,) float64."""
 
     def add(self, values: Tensor) -> None:
         """Add more vectors, (n, 17), to the statistics."""

@@ -31,11 +31,11 @@ class LayerView:
     head: int = 0
     """KV head of the layer that comes first in this view; above 0 only if the policy judges `by_head`."""
     keys: Tensor
-    """(batch, kv_heads, tokens, head_dim), in the model's dtype, after rotary embedding."""
+    """Cached keys after rotary embedding, (batch, kv_heads, tokens, head_dim), in the model's dtype."""
     values: Tensor
-    """(batch, kv_heads, tokens, value_dim), in the model's dtype."""
+    """Cached values, (batch, kv_heads, tokens, value_dim), in the model's dtype."""
     positions: Tensor
-    """(batch, kv_heads, tokens) int32: the original positions, ascending; -1 marks a padding slot."""
+    """Original positions, ascending, (batch, kv_heads, tokens) int32; -1 marks a padding slot."""
     state: dict[str, Tensor]
     """The policy's state of each token; every tensor is (batch, kv_heads, ..., tokens)."""
     seen: list[int]
@@ -45,12 +45,12 @@ class LayerView:
 
     @property
     def real(self) -> Tensor:
-        """(batch, kv_heads, tokens) bool: False at padding slots."""
+        """Mark the real tokens, (batch, kv_heads, tokens) bool: False at padding slots."""
         return self.positions >= 0
 
     @property
     def age(self) -> Tensor:
-        """(batch, kv_heads, tokens) int64: how many tokens came after each one, evicted ones included."""
+        """Number of tokens after each one, evicted ones included: (batch, kv_heads, tokens) int64."""
         return self.positions[..., -1:].long() - self.positions.long()
 
 

@@ -38,7 +38,7 @@ Loss = Callable[[int, int], tuple[Tensor, Sequence[float]]]
 
 
 def warm_up_cosine(steps: int, warm_up: int, floor: float) -> Callable[[int], float]:
-    """Compute the share of the peak learning rate at a step: linear warm-up, times a cosine from 1 to `floor`."""
+    """Return a schedule, the share of the peak learning rate at a step: linear warm-up times a cosine to `floor`."""
     return lambda step: min(1.0, (step + 1) / warm_up) * (floor + (1 - floor) / 2 * (1 + cos(pi * step / steps)))
 
 

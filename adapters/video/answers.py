@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 
 STATEMENT = r"\b(?:answer|(?:correct|right|best) (?:option|choice|letter|one))"
-"""Words that announce the answer itself; what they announce outweighs all else."""
+"""Words that announce the answer; a letter after them takes precedence over all others."""
 CUE = (
     r"\b(?:options?|choices?|choose|chose|select(?:ed|ion)?|pick|say|guess|think|believe|go(?:ing)? with|letter|"
     r"correct|right|best|be|it'?s|is|probably|likely|definitely|clearly|certainly|therefore|thus|hence|so)\b"
@@ -28,7 +28,7 @@ DENIAL = re.compile(
     r"unlikely)\b",
     re.I,
 )
-"""Words that take an answer back, or make it none or several."""
+"""Words that deny an answer, or make it none or several."""
 MARKS = {0x2018: "'", 0x2019: "'", 0x2013: "-", 0x2014: "-"} | dict.fromkeys((0x201C, 0x201D, 0x201E, 0xAB, 0xBB))
 """Quotation marks and dashes by their code points, and what stands for them."""
 MARKUP = re.compile(
@@ -65,13 +65,13 @@ def parse_choice(text: str, choices: Sequence[str], options: Sequence[str] = ())
 
 
 def _plain(text: str) -> str:
-    """The text in compatibility form (full-width and circled letters become plain ones), without markup."""
+    """Normalise a text to compatibility form (full-width and circled letters become plain) without markup."""
     bare = MARKUP.sub("", unicodedata.normalize("NFKC", text).translate(MARKS))
     return re.sub(r"[ \t]+", " ", re.sub(r"'([A-Za-z])'", r"\1", bare)).strip()
 
 
 def _words(text: str) -> str:
-    """The words of a text in lower case, single-spaced, without articles at its beginning and marks around them."""
+    """Normalise a text to lower-case words, single-spaced, without leading articles and surrounding punctuation."""
     bare = " ".join(re.findall(r"[^\W_]+(?:[.,:'/-][^\W_]+)*|[-+]?\d+%?", text.casefold()))
     return re.sub(r"^(?:the|an?) (?=.)", "", bare)
 
@@ -93,7 +93,7 @@ def _lettered(answer: str, letters: list[str], options: list[str]) -> int | None
 
 
 def _stated(cue: str, answer: str, letters: list[str]) -> set[int]:
-    """Indices of the letters that stand behind a cue; -1 among them where one is taken back or joined with another."""
+    """Find the letters that follow a cue: their indices, with -1 where one is denied or joined with another."""
     found: set[int] = set()
     for match in re.finditer(cue + FILLER + LETTER, answer, re.I):
         opened, letter, rest = match[1], match[2], answer[match.end() :]
@@ -107,7 +107,7 @@ def _stated(cue: str, answer: str, letters: list[str]) -> set[int]:
 
 
 def _label(answer: str, letters: list[str], options: list[str]) -> set[int]:
-    """The index of the letter that the answer begins with as a label, -1 if what follows contradicts it, or nothing."""
+    """Find the letter that begins the answer as a label: its index, -1 if the rest contradicts it, or nothing."""
     begun = re.match(r"(?:option |choice |answer )?[(\[]?\s*([A-Za-z])\s*(?:[)\].,:;!?\n]| ?- |$)", answer, re.I)
     begun = begun or re.match(r"([A-Z])\s+(?=\S)", answer)
     if begun is None or begun[1].upper() not in letters:
@@ -152,7 +152,7 @@ def _is_word(letter: str, rest: str) -> bool:
 
 
 def _mentions(answer: str, letters: list[str]) -> list[int]:
-    """Indices of all letters that may name an option, in order: capitals that stand alone, and letters in brackets."""
+    """Find all letters that may name an option, in order: isolated capitals, and letters in brackets."""
     found = []
     for match in re.finditer(r"(?<![\w'-])([A-Z])(?![\w'-])|\(([A-Za-z])\)|(?<![\w'])([a-z])\)", answer):
         letter = next(filter(None, match.groups()))
@@ -162,7 +162,7 @@ def _mentions(answer: str, letters: list[str]) -> list[int]:
 
 
 def _worded(answer: str, options: Sequence[str]) -> int | None:
-    """Index of the one option whose words are in the answer and not part of a longer option that is there too."""
+    """Find the one option whose words occur in the answer outside of longer options: its index, or None."""
     padded = f" {_words(answer)} "
     wanted = [_words(option) for option in options]
     equal = [index for index, words in enumerate(wanted) if words and f" {words} " == padded]

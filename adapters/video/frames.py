@@ -82,7 +82,7 @@ def open_video(path: str | os.PathLike[str], backend: str = "decord") -> FilmRea
 
 
 def in_batches(reader: FrameReader, indices: np.ndarray, size: int = 16) -> Iterator[np.ndarray]:
-    """The frames at `indices`, at most `size` and at most `BATCH_PIXELS` in memory at a time."""
+    """Yield the frames at `indices` in batches of at most `size` frames and `BATCH_PIXELS` pixels."""
     size = max(1, min(size, BATCH_PIXELS // reader.pixels))
     for start in range(0, len(indices), size):
         yield reader.frames(indices[start : start + size])
@@ -157,7 +157,7 @@ class _DecordReader:
             raise _Unfit("decord counts other frames")
 
     def frames(self, wanted: list[int]) -> np.ndarray:
-        """Frames at ascending numbers, one of them compared with PyAV's once a seek has taken place."""
+        """Read frames at ascending indices; one of them is compared with PyAV's after a seek."""
         try:
             found: np.ndarray = self._reader.get_batch(wanted).asnumpy()
             # decord goes on decoding in a thread of its own, without limit; a seek stops it and drops what it has.
@@ -184,10 +184,10 @@ class _PyAVReader:
         self._stream: Any = None
         self._run: Iterator[tuple[int, Any]] = iter(())
         self._at: int | None = None
-        """Number of the picture that `_run` gave last"""
+        """Number of the picture that `_run` yielded last."""
 
     def frames(self, wanted: Sequence[int]) -> np.ndarray:
-        """Frames at any numbers; ascending ones are fastest."""
+        """Read frames at any indices; ascending ones are fastest."""
         found = {number: self._picture(number) for number in sorted(set(wanted))}
         return np.stack([found[number] for number in wanted])
 
@@ -213,9 +213,9 @@ class _PyAVReader:
         raise index.error(error or f"frame {number} of {index.count} cannot be decoded")
 
     def _runs(self, number: int) -> Iterator[Iterator[tuple[int, Any]]]:
-        """Ways to decode the pictures up to `number`: from key frames further and further back, at last from the first.
+        """Yield decodings of the pictures up to `number`, from ever earlier key frames, at last from the first.
 
-        Each gives the pictures with their numbers; that they are what a player shows is to be verified.
+        Each yields numbered pictures, which the caller must verify.
         """
         stamps, keys = self._index.stamps, self._index.keys
         last = int(np.searchsorted(keys, stamps[number], side="right")) - 1
@@ -254,7 +254,7 @@ class _PyAVReader:
         return itertools.chain.from_iterable(packet.decode() for packet in packets)
 
     def _followed(self, first: int, frames: Iterator[Any]) -> Iterator[tuple[int, Any]]:
-        """Frames numbered from `first` on, as long as they have the time stamps that the index gives these numbers."""
+        """Number frames from `first` on, as long as their time stamps are those of the index."""
         index = self._index
         for number, frame in zip(range(first, index.count), frames, strict=False):
             if len(index.keys) and frame.pts != index.stamps[number]:
@@ -263,7 +263,7 @@ class _PyAVReader:
 
 
 def _upright(frame: Any, size: tuple[int, int]) -> np.ndarray:
-    """(height, width, 3) uint8 of a decoded frame in the size of its stream, turned as its display matrix says."""
+    """Convert a decoded frame to (height, width, 3) uint8 in its stream's size, oriented by its display matrix."""
     picture: np.ndarray = frame.reformat(width=size[1], height=size[0], format="rgb24").to_ndarray()
     is_transposed, reverse_rows, reverse_columns = orientation(frame)
     if is_transposed:

@@ -183,12 +183,12 @@ class _Header:
 
 @dataclass(frozen=True)
 class _Listed:
-    """The pictures of a stream as its packets or its decoder list them."""
+    """The pictures of a stream in the order of its packets or its decoder."""
 
     stamps: np.ndarray
     """(n,) int64; 0, 1, ... where the time stamps do not identify pictures"""
     shown: Sequence[int | None]
-    """(n,) the time stamps as they are"""
+    """Original time stamps, (n,); values may be missing."""
     keys: np.ndarray
     duration: int
     """Duration of the last picture, in units of the stream; 0 where the file does not state it."""

@@ -19,7 +19,7 @@ Video: TypeAlias = str | Path | np.ndarray
 
 @dataclass(frozen=True)
 class VideoSample:
-    """A question about a video, with the continuations among which the answer is looked for."""
+    """A question about a video, with the continuations that are its possible answers."""
 
     video: Video | tuple[Video, ...]
     """One video, several that the model reads in order, or () for none."""

@@ -36,7 +36,7 @@ def _namm(
     protect: str | None = None,
     update_interval: int | None = None,
 ) -> EvictionPolicy:
-    """Load a NAMM from a folder, a hub id or the name of a shipped one; what is given overrides its configuration."""
+    """Load a NAMM from a folder, a hub id or the name of a shipped one; options override its configuration."""
     given = {key: value for key, value in locals().items() if value is not None and key != "path"}
     return NAMM.from_pretrained(path, **given)
 
@@ -63,7 +63,7 @@ def option_names(name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """A policy as the command line names it, parsed once: nothing further on reads the text."""
+    """A policy specification of the command line in parsed form, so that no later code parses the text."""
 
     text: str
     """The specification as given, for example ``h2o:keep=0.5``; the name of the policy in reports."""

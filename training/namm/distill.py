@@ -40,11 +40,11 @@ class Observation:
     seen: int
     """Real tokens processed."""
     spectrum: Tensor
-    """(kv_heads, 17, tokens) float16"""
+    """Spectra, (kv_heads, 17, tokens) float16."""
     positions: Tensor
-    """(kv_heads, tokens) int32, -1 for padding slots"""
+    """Original positions, (kv_heads, tokens) int32; -1 for padding slots."""
     always: Tensor
-    """(kv_heads, tokens) bool: the sinks and recent tokens, which every head keeps"""
+    """Mark sinks and recent tokens, which every head keeps: (kv_heads, tokens) bool."""
 
 
 class RuleRecorder(NAMM):

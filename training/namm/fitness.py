@@ -39,13 +39,13 @@ class Scores:
     """Scores of the members and of the full cache on prompts."""
 
     families: tuple[str, ...]
-    """(prompts,) task family of each"""
+    """Task family of each prompt, (prompts,)."""
     logprob: np.ndarray
-    """(prompts, members) mean over answers of the mean log-probability of their tokens"""
+    """Mean over answers of the mean log-probability of their tokens, (prompts, members)."""
     kept: np.ndarray
-    """(prompts, members) tokens kept over tokens seen when the first answer begins"""
+    """Tokens kept over tokens seen when the first answer begins, (prompts, members)."""
     full_logprob: np.ndarray
-    """(prompts,) log-probability under the full cache"""
+    """Log-probability under the full cache, (prompts,)."""
 
     def fitness(self, penalty: float) -> np.ndarray:
         """Log-probability minus the full cache's, mean over prompts, then over families, minus the penalty times the

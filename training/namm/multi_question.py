@@ -22,7 +22,7 @@ class MultiQuestionPrompt:
     """A text and one or more questions about it, each after the answer to the one before, in tokens."""
 
     tokens: Tensor
-    """(length,) int64"""
+    """Tokens of text, questions and answers, (length,) int64."""
     text: int
     """Tokens before the first answer."""
     answers: tuple[slice, ...]

@@ -27,17 +27,17 @@ class State:
     identity: dict[str, Any]
     """Configuration, seed and text fingerprint; a run with another identity is refused."""
     statistics: np.ndarray
-    """(35,) float64: count, 17 means, 17 variances"""
+    """Normalisation statistics, (35,) float64: count, 17 means, 17 variances."""
     start: np.ndarray
     """(4172,) float64: where the search began, in whitened parameters"""
     matrix: np.ndarray
-    """(25, 25) float32: makes flat vectors of whitened parameters; see `whitening.unwhiten`"""
+    """Whitening matrix, (25, 25) float32; see `whitening.unwhiten`."""
     learning: np.ndarray
     """(steps, 3) float32: log of the learned start, columns `learning.METRICS`; no rows without one"""
     history: np.ndarray
     """(generations, members) float64: the fitness of every member ever, from which the search is replayed"""
     mean: np.ndarray
-    """(4172,) float64: the flat vector of the search's mean, to check the replay by"""
+    """Flat vector of the search's mean, (4172,) float64, which a replay must reproduce."""
     log: np.ndarray
     """(generations + 1, 6) float64, columns `FIELDS`; row 0 is the start; NaN where there was no validation"""
     best: np.ndarray

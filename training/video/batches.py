@@ -75,9 +75,9 @@ class Bank:
 
     def __init__(self, model: LlavaNextVideoForConditionalGeneration, takes: int) -> None:
         self.shots: dict[tuple[str, str, str], Tensor] = {}
-        """(takes, TAKE, 4, vision width) float32"""
+        """Features of each shot's takes, (takes, TAKE, 4, vision width) float32."""
         self.glitches: dict[str, Tensor] = {}
-        """(takes * TAKE, 4, vision width) float32"""
+        """Features of each disturbance, (takes * TAKE, 4, vision width) float32."""
         for number, key in enumerate(itertools.product(scenes.PLACES, scenes.SHAPES, scenes.COLORS)):
             rng = np.random.default_rng([3, number])
             features = [self._features(model, _take(key, rng), rng) for _ in range(takes)]
@@ -136,17 +136,17 @@ class Batch:
     """A step's films with all their questions packed behind them."""
 
     features: Tensor
-    """(films * frames, 4, vision width)"""
+    """Frame features, (films * frames, 4, vision width)."""
     ids: Tensor
-    """(films, length) token ids, `<video>` where frame tokens go"""
+    """Token ids, (films, length), with `<video>` in the places of frames."""
     question: Tensor
-    """(films, length): 0 for the video part, 1.. for each question, -1 for padding"""
+    """Number of the question, (films, length): 0 for the video part, then 1, 2, ...; -1 for padding."""
     positions: Tensor
-    """(films, length)"""
+    """Position ids, (films, length)."""
     targets: Tensor
-    """(films, length): the token to predict, -100 elsewhere"""
+    """Tokens to predict, (films, length); -100 elsewhere."""
     kinds: Tensor
-    """(films, length): index of the question type where a word is predicted, -1 elsewhere"""
+    """Index of the question type of each predicted word, (films, length); -1 elsewhere."""
 
     def mask(self) -> Tensor:
         """Causal attention mask, (films, 1, length, length) bool: each question sees the video and itself only."""

@@ -22,11 +22,11 @@ class Trajectory:
     seed: int
     """Seed with which the environment was reset; -1 where the data does not state it."""
     observations: np.ndarray
-    """(steps + 1, observation_size) float64"""
+    """Observations, (steps + 1, observation_size) float64."""
     actions: np.ndarray
-    """(steps, action_size) float32"""
+    """Actions, (steps, action_size) float32."""
     rewards: np.ndarray
-    """(steps,) float64"""
+    """Rewards, (steps,) float64."""
     terminated: bool
     """True if the episode ended in a terminal state (a fall), not by the time limit."""
 

@@ -53,9 +53,9 @@ class Task:
     target_return: float | None = None
     """The higher of the two target returns the Decision Transformer's authors condition on, if they name any."""
     low: tuple[float, ...] = ()
-    """(action_size,) smallest actions; empty means -1."""
+    """Smallest actions, (action_size,); empty means -1."""
     high: tuple[float, ...] = ()
-    """(action_size,) largest actions; empty means 1."""
+    """Largest actions, (action_size,); empty means 1."""
     max_steps: int = 1000
     """Steps after which the environment ends an episode."""
     spec: Any = None

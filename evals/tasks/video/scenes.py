@@ -49,7 +49,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Film:
-    """A whole video before it is drawn."""
+    """The scene graph of a whole video."""
 
     split: str
     seed: int
@@ -87,7 +87,7 @@ class Question:
 
 
 def make_film(split: str, seed: int, seconds: int = 64) -> Film:
-    """The film of a split ("train", "validation", "test") and a seed; `seconds` (at least 16) is its length."""
+    """Make the film of a split ("train", "validation", "test") and a seed; `seconds` (at least 16) is its length."""
     if split not in SPLITS:
         raise NammTransferError(f"split {split!r} does not exist; choose one of {', '.join(SPLITS)}")
     if seconds < 16:

@@ -22,7 +22,7 @@ class SubtitleFile:
     name: str
     """Path in `root`, as given in the annotations."""
     begins: float
-    """The film's first second in the file's time: films are cut from longer ones whose subtitles are whole"""
+    """The film's first second in the file's time: films may be clips of longer ones with complete subtitles."""
     seconds: float
     """Length of the film; where a line without an end goes to"""
 
