@@ -5,13 +5,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RUNS   ?= runs
 
-FORCE:
-.PHONY: help transfer reports test lint docs benchmark clean
+.PHONY: help transfer reports test test-floor lint docs benchmark clean
 
 help:
 	@echo "make transfer   install, evaluate the frozen NAMM on video and control with the shipped models, print the report"
 	@echo "make reports    the committed reports in docs/ again: five comparisons, four hours of one core; goes on where it was"
 	@echo "make test       install, run all tests"
+	@echo "make test-floor run the library's tests with the oldest transformers that is supported"
 	@echo "make lint       ruff, mypy and the contract of imports"
 	@echo "make docs       the documentation as a site of plain files: site/index.html"
 	@echo "make benchmark  speed and memory against plain transformers, two hours of one core"
@@ -44,9 +44,17 @@ reports: $(VENV)/.stamp
 test: $(VENV)/.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# The library's own tests with the oldest transformers that pyproject.toml allows, in place of the newest.
+FLOOR := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+test-floor: $(VENV)/.stamp
+	test -d build/floor-$(FLOOR) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/floor-$(FLOOR) 'transformers==$(FLOOR).*'
+	PYTHONPATH=build/floor-$(FLOOR) $(BIN)/python -c 'import transformers; print("transformers", transformers.__version__)'
+	PYTHONPATH=build/floor-$(FLOOR) $(BIN)/python -m pytest -n 2 --dist loadfile tests/cache tests/policies tests/test_namm.py tests/adapters/test_causal_lm.py
+
+FORCE:
 # The package as a wheel lays it out, for the tools that read it without installing it.
 build/lint: $(VENV)/.stamp FORCE
-	rm -rf build
+	rm -rf build/lint build/lib build/bdist.*
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target build/lint .
 
 lint: build/lint

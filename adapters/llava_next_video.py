@@ -66,6 +66,11 @@ class LlavaNextVideoAdapter(VideoLanguageAdapter):
         vision: Any = self.model.config.vision_config
         return (vision.image_size // vision.patch_size // self.model.config.spatial_pool_stride) ** 2
 
+    @property
+    def trained_positions(self) -> int:
+        """Positions that the text model was trained for, whatever they were extended to since."""
+        return int(self._trained[0])
+
     def extend_positions(self, length: int) -> None:
         """Make room for a prompt of `length` tokens, whatever came before: beyond the positions the text model was
         trained for they are compressed, by YaRN (arXiv 2309.00071) where the checkpoint's `rope_type` says so and else

@@ -24,10 +24,10 @@ from namm_transfer.adapters.base import LanguageAdapter, default_device
 from namm_transfer.adapters.loading import hub_options, in_short, load_model
 from namm_transfer.adapters.video import prompts
 from namm_transfer.adapters.video.answers import parse_choice
-from namm_transfer.adapters.video.frames import SAMPLING, ArrayReader, FrameReader, in_batches, open_video
+from namm_transfer.adapters.video.frames import SAMPLING, ArrayReader, FilmReader, FrameReader, in_batches, open_video
 from namm_transfer.adapters.video.layout import lay_out, timed
 from namm_transfer.adapters.video.sample import EncodedVideo, Video, VideoAnswer, VideoSample
-from namm_transfer.adapters.video.sampling import model_indices
+from namm_transfer.adapters.video.sampling import length_warning, model_indices
 
 FRAMES_AT_ONCE = 16
 """Frames decoded together; bounds memory, changes no result."""
@@ -74,16 +74,12 @@ class VideoLanguageAdapter(LanguageAdapter):
     @classmethod
     def check(cls, model: Any, processor: Any, source: str) -> None:
         """Raise `NammTransferError` unless these are a model and a processor that can be served."""
-        if getattr(processor, "video_processor", None) is None or not getattr(processor, "chat_template", None):
-            raise NammTransferError(
-                f"{source!r} has a {type(processor).__name__}; expected a processor with a video_processor and a chat "
-                "template"
-            )
+        if not getattr(processor, "video_processor", None) or not getattr(processor, "chat_template", None):
+            name = type(processor).__name__
+            raise NammTransferError(f"{source!r}: expected a video_processor and a chat template in its {name}")
         core = model.base_model
         if hasattr(core, "rope_deltas") and not hasattr(core, "get_rope_index"):
-            raise NammTransferError(
-                f"{source!r}: a {model.config.model_type!r} numbers its positions in a way that is not served"
-            )
+            raise NammTransferError(f"{source!r}: the positions of a {model.config.model_type!r} are not served")
 
     @property
     def words(self) -> Any:
@@ -94,6 +90,11 @@ class VideoLanguageAdapter(LanguageAdapter):
     def tokens_per_frame(self) -> int | None:
         """Tokens of every frame; None where they depend on the video."""
         return None
+
+    @property
+    def trained_positions(self) -> int:
+        """Positions that the text model was trained for."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
 
     def example(self) -> VideoSample:
         """A question about 64 frames of a bright square that crosses a dark ground."""
@@ -108,11 +109,10 @@ class VideoLanguageAdapter(LanguageAdapter):
         Raises:
             NammTransferError: more than the text model was trained for.
         """
-        limit = self.model.config.get_text_config().max_position_embeddings
-        if length > limit:
+        if length > self.trained_positions:
             raise NammTransferError(
-                f"prompt and answer take {length} positions; the text model has {limit}: sample fewer frames, or set "
-                "fewer pixels a frame"
+                f"prompt and answer take {length} positions; the text model has {self.trained_positions}: sample fewer "
+                "frames, or set fewer pixels a frame"
             )
 
     @torch.inference_mode()
@@ -185,7 +185,7 @@ class VideoLanguageAdapter(LanguageAdapter):
             )
         inputs: dict[str, Any] = {}
         for name, value in encoded.inputs.items():
-            if value.shape[:2] == (1, encoded.length) and (value.ndim == 2 or name == "inputs_embeds"):
+            if encoded.runs_along(name):
                 inputs[name] = value[:, start:end]
             elif start < encoded.prefix:
                 inputs[name] = value
@@ -281,6 +281,21 @@ class VideoLanguageAdapter(LanguageAdapter):
 
     def _reader(self, video: Video) -> FrameReader:
         return ArrayReader(video) if isinstance(video, np.ndarray) else open_video(video, self.backend)
+
+    def reading(self, sample: VideoSample) -> dict[str, str]:
+        """Facts about the reading of the sample's files, for its record.
+
+        Returns:
+            `decoder`: what read them; `fallback`: why it is not what was asked for; `length`: that a film lasts longer
+            or shorter than annotated. Each is there only if there is something to say.
+        """
+        films = [reader for reader in self._readers(sample) if isinstance(reader, FilmReader)]
+        facts = {
+            "decoder": [film.backend for film in films],
+            "fallback": [film.fallback for film in films if film.fallback],
+            "length": list(filter(None, (length_warning(film, sample.duration) for film in films))),
+        }
+        return {name: "; ".join(dict.fromkeys(said)) for name, said in facts.items() if said}
 
     def _chosen(self, reader: FrameReader, sample: VideoSample) -> np.ndarray:
         """Numbers of the frames that are shown, ascending: (n,) int64."""

@@ -27,7 +27,8 @@ import torch
 from namm_transfer import NAMM, EvictionPolicy, NammTransferError
 from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter
 from namm_transfer.adapters.loading import read_model_type
-from namm_transfer.adapters.video.sample import VideoSample
+from namm_transfer.adapters.video.prefix import VideoPrefix
+from namm_transfer.adapters.video.sample import EncodedVideo, VideoSample
 from namm_transfer.adapters.video_language import VideoLanguageAdapter
 from namm_transfer.evals.harness import EvalOptions, Outcome, Sample, parse, run, start
 from namm_transfer.evals.harness.cli import script
@@ -46,6 +47,9 @@ ANSWER_TOKENS = 8
 """Positions kept free behind a prompt for the answer."""
 WRITTEN_TOKENS = 32
 """Most tokens of an answer that is generated as a letter: room for a sentence around it. Words get what they need."""
+LEAST_ROOM, ROOM = 128, 512
+"""Positions behind a video that is read before its questions are known: if so few are left of those that the model was
+trained for, positions are extended to so many behind the video."""
 BLACK = np.zeros((1, 64, 64, 3), dtype=np.uint8)
 
 
@@ -76,6 +80,9 @@ class Options(EvalOptions):
     """Show black frames instead of the videos: what the questions give away on their own."""
     answer: Literal["loglik", "generate"] = "loglik"
     """Take the most probable option, or read the option from generated words."""
+    query_agnostic: bool = False
+    """Read the video before the question: the policy evicts without knowing what will be asked, all questions about a
+    video are answered from copies of one cache, and nothing is evicted once a question is read."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The dtype of the weights; "auto" takes what they were saved in."""
     device_map: str | None = None
@@ -198,6 +205,7 @@ def evaluator(
     options: Options, adapter: VideoLanguageAdapter, shown: Set[str]
 ) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
     """Answers one question under a policy; of samples with an id in `shown`, draws what NAMM kept most and least of."""
+    prefix = VideoPrefix(adapter)
 
     def evaluate(samples: list[Sample], policy: EvictionPolicy) -> list[Outcome]:
         (sample,) = samples
@@ -206,11 +214,10 @@ def evaluator(
             raise NammTransferError(question.flaw)
         asked = as_sample(options, question)
         encoded = adapter.encode(asked)
-        # Each prompt gets the positions it needs alone, so that no other sample has a say in its answer.
         limit = WRITTEN_TOKENS if question.by_letter else max(len(tokens) for _, tokens in encoded.choices)
         room = limit if options.answer == "generate" else ANSWER_TOKENS
-        adapter.extend_positions(encoded.positions_needed + room)
-        cache = adapter.memory(policy)
+        make_room(adapter, encoded, room, options.query_agnostic)
+        cache = prefix.read(encoded, policy) if options.query_agnostic else adapter.memory(policy)
         logits = adapter.prefill(encoded, cache)
         memory, kept = cache.report(), adapter.kept(cache, encoded)
         if isinstance(policy, NAMM) and sample.id in shown:
@@ -238,6 +245,7 @@ def evaluator(
                     "logprobs": [round(value, 5) for value in answer.logprobs],
                     "duration": question.duration,
                     "bytes": memory.bytes,
+                    **adapter.reading(asked),
                     **({"extra": dict(question.extra)} if question.extra else {}),
                 },
                 arrays=kept,
@@ -245,6 +253,24 @@ def evaluator(
         ]
 
     return evaluate
+
+
+def make_room(adapter: VideoLanguageAdapter, encoded: EncodedVideo, room: int, query_agnostic: bool) -> None:
+    """Give a prompt the positions that it needs alone, so that no other sample has a say in its answer.
+
+    Those of a video that is read before its questions are known depend on the video alone.
+    """
+    needed = encoded.positions_needed + room
+    if query_agnostic:
+        film, trained = needed - room - encoded.length + encoded.prefix, adapter.trained_positions
+        ready = trained if film + LEAST_ROOM <= trained else film + ROOM
+        if needed > ready:
+            raise NammTransferError(
+                f"question and answer take {needed - film} positions; --query-agnostic has {ready - film} behind the "
+                "video: sample fewer frames"
+            )
+        needed = ready
+    adapter.extend_positions(needed)
 
 
 def absent(options: Options, asked: Sequence[VideoQuestion]) -> str:

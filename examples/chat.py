@@ -14,18 +14,19 @@ from namm_transfer.cache.keyword import CACHE
 
 adapter = CausalLMAdapter.load(sys.argv[1] if len(sys.argv) > 1 else "smollm2")
 model, tokenizer = adapter.model, adapter.tokenizer
-calm = "The wind was calm, the sea was flat, and no ship came in. "
-document = f"The harbour log. {calm * 15}The Albatross brought salt from Cadiz. {calm * 35}"
-if len(sys.argv) > 2:
-    document = Path(sys.argv[2]).read_text(encoding="utf-8")
-
+week = (
+    "Monday. The wind turned north and two boats stayed in. Tuesday. Fog until noon; the lamp was lit by day. "
+    "Wednesday. The baker's daughter was married. Thursday. Rain, and a wall fell down. Friday. The price of flour "
+    "rose again. "
+)
+log = f"The harbour log. {week * 4}The Albatross brought salt from Cadiz. {week * 10}"
+document = Path(sys.argv[2]).read_text(encoding="utf-8") if len(sys.argv) > 2 else log
 cache = MemoryCache(model.config, policy=NAMM.from_pretrained("namm-text", update_interval=128))
 chat = []
-for question in ("What did the Albatross bring?", "How was the wind?"):
+for question in ("What did the Albatross bring?", "Where did it come from?"):
     chat.append({"role": "user", "content": question if chat else f"{document}\n\n{question}"})
-    if tokenizer.chat_template is None:
-        text = "\n".join(turn["content"] for turn in chat) + "\n"
-    else:
+    text = "\n".join(turn["content"] for turn in chat)
+    if tokenizer.chat_template is not None:
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     tokens = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids.to(model.device)
     with torch.inference_mode():  # what the cache has seen is not read again

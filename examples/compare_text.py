@@ -13,7 +13,7 @@ from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.cache.keyword import CACHE
 
 adapter = CausalLMAdapter.load(sys.argv[2] if len(sys.argv) > 2 else "smollm2")
-tokens = adapter.tokenizer(Path(sys.argv[1]).read_text(encoding="utf-8"), return_tensors="pt").input_ids[:, :2048]
+tokens = adapter.tokenizer(Path(sys.argv[1]).read_text(encoding="utf-8"), return_tensors="pt").input_ids[:, :1024]
 first, second = tokens.tensor_split(2, dim=1)
 
 print(f"{'policy':<24}{'held':>6}{'nats a token':>14}")

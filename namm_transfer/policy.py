@@ -17,7 +17,7 @@ from namm_transfer.selection import CacheSize, Protection
 
 @dataclass(kw_only=True)
 class LayerView:
-    """The view of one layer's cache, or of some of its KV heads, that a policy gets at an update.
+    """The view of one layer's cache that a policy gets at an update; if it judges `by_head`, each head is a sequence.
 
     Only sequences that reached an update are in it, and only tokens that are still cached: evicted tokens and the
     padding of the batch do not exist. Where sequences or heads hold different numbers of tokens, the older end of the
@@ -28,8 +28,8 @@ class LayerView:
     """Number of the layer, from 0."""
     layers: int = 1
     """Number of layers in the cache."""
-    head: int = 0
-    """KV head of the layer that comes first in this view; above 0 only if the policy judges `by_head`."""
+    heads: Tensor
+    """Indices of the KV heads in the layer, (batch, kv_heads) int64."""
     keys: Tensor
     """Cached keys after rotary embedding, (batch, kv_heads, tokens, head_dim), in the model's dtype."""
     values: Tensor
@@ -89,7 +89,9 @@ class EvictionPolicy(ABC):
 
     @property
     def by_head(self) -> bool:
-        """True: every KV head is shown and stored by itself, so that a head which keeps less takes less memory.
+        """True: every KV head is judged by itself and takes the memory of the tokens that it keeps. `select` is then
+        shown (batch, 1, tokens), where each head of each sequence is a sequence; `observe` may be shown a head's tokens
+        in several parts, as if they were several heads, and must treat each token by itself.
         False: the heads of a layer are shown together, and the layer takes what its fullest head needs."""
         return False
 

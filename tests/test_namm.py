@@ -16,6 +16,7 @@ def view(spectrum, positions=None, layer=0, seen=None):
     positions = torch.arange(tokens, dtype=torch.int32).expand(batch, heads, -1) if positions is None else positions
     return LayerView(
         layer=layer,
+        heads=torch.arange(heads).expand(batch, heads),
         keys=torch.zeros(batch, heads, tokens, 4),
         values=torch.zeros(batch, heads, tokens, 4),
         positions=positions,

@@ -4,13 +4,14 @@ Layers do not depend on each other's eviction, so a whole prompt goes through on
 next layer sees it: the same result as feeding chunks to the whole model.
 """
 
+from collections.abc import Callable
 from math import inf
 
 import torch
 from torch import Tensor
 
 from namm_transfer.cache.head_group import HeadGroup
-from namm_transfer.cache.kernels import explicit, fused
+from namm_transfer.cache.kernels import explicit, fused, paged
 from namm_transfer.cache.layer import MemoryLayer
 from namm_transfer.cache.masks import Tokens
 
@@ -93,16 +94,58 @@ def _take(tensor: Tensor, start: list[int], lengths: list[int]) -> Tensor:
 
 def _attend(layer: MemoryLayer, query: Tensor, lengths: list[int], scaling: float, window: int | None) -> Tensor:
     """Attention of the newest block over everything stored, shown to the policy if it wants to see it."""
+    if layer.paged:
+        return _attend_to_pages(layer, query, lengths, scaling, window)
     queries = query.unflatten(1, (layer.kv_heads, -1))
     parts = []
     for group in layer.groups:
-        own = queries[:, group.heads].flatten(1, 2)
+        own = group.own(queries).flatten(1, 2)
         if layer.policy.needs_attention:
             parts.append(_watched(layer, group, own, lengths, scaling, window))
         else:
-            allowed = _allowed(layer, group, own.shape[2], 0, own.shape[2], window)
-            parts.append(fused(own, group.keys, group.values, allowed, scaling))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            visible = _visible(layer, group, group.stored, range(query.shape[2]), window)
+            parts.append(fused(own, group.keys, group.values, visible, scaling))
+    if len(parts) == 1:
+        return parts[0]
+    place = torch.cat([group.heads for group in layer.groups]).argsort()
+    by_head = [part.unflatten(1, (len(group.heads), -1)) for part, group in zip(parts, layer.groups, strict=True)]
+    return torch.cat(by_head, 1).index_select(1, place).flatten(1, 2)
+
+
+def _attend_to_pages(
+    layer: MemoryLayer, query: Tensor, lengths: list[int], scaling: float, window: int | None
+) -> Tensor:
+    """The same over pages and newer tokens; a few queries at a time."""
+    widen = _widened(query)
+    found = []
+    for group in layer.groups:
+        visible = _visible(layer, group, group.stored, range(query.shape[2]), window)
+        found.append((widen(group.keys), widen(group.values), visible))
+    settled, recent = found
+    with torch.autocast(query.device.type, enabled=False):
+        output, *weights = paged(
+            widen(query), settled, layer.groups[0].heads, recent, scaling, layer.policy.attention_dtype
+        )
+    if layer.policy.needs_attention:
+        for group, some in zip(layer.groups, weights, strict=True):
+            _show(layer, group, some, layer.seen, lengths)
+    return output.to(query.dtype)
+
+
+def _widened(query: Tensor) -> Callable[[Tensor], Tensor]:
+    """Attention in float32 where a CPU would compute half precision: it is 5 times faster there."""
+    narrow = query.device.type == "cpu" and query.dtype.itemsize == 2
+    return Tensor.float if narrow else lambda tensor: tensor
+
+
+def _show(layer: MemoryLayer, group: HeadGroup, weights: Tensor, seen: list[int], lengths: list[int]) -> None:
+    """Show the policy attention weights of a block, of which a sequence's queries beyond its length are no queries."""
+    with torch.no_grad():
+        if min(lengths) < weights.shape[2]:
+            ends = torch.tensor(lengths, device=weights.device)[:, None]
+            real = torch.arange(weights.shape[2], device=weights.device) < ends
+            weights = weights.masked_fill(~real[:, None, :, None], 0)
+        group.observe(layer.policy, weights, seen, lengths)
 
 
 def _watched(
@@ -110,29 +153,23 @@ def _watched(
 ) -> Tensor:
     """Attention output of a group's query heads, (batch, query_heads, new, value_dim), shown to the policy."""
     new = query.shape[2]
-    stored = group.keys, group.values
-    if query.device.type == "cpu" and query.dtype.itemsize == 2:  # CPUs without half precision: widening is 5 x faster
-        query, stored = query.float(), (group.keys.float(), group.values.float())
+    widen = _widened(query)
+    query, stored = widen(query), (widen(group.keys), widen(group.values))
     step = _block_length(group, query)
     outputs, base = [], group.stored - new
     for start in range(0, new, step):
         stop = min(start + step, new)
-        allowed = _allowed(layer, group, new, start, stop, window)
         end = base + stop
+        visible = _visible(layer, group, end, range(start, stop), window)
         keys, values = (tensor[:, :, :end] for tensor in stored)
         with torch.autocast(query.device.type, enabled=False):  # which would round the products before the softmax
             output, weights = explicit(
-                query[:, :, start:stop], keys, values, allowed, scaling, layer.policy.attention_dtype
+                query[:, :, start:stop], keys, values, visible, scaling, layer.policy.attention_dtype
             )
         outputs.append(output)
         here = [min(max(length - start, 0), stop - start) for length in lengths]
-        with torch.no_grad():
-            if min(lengths) < new:
-                ends = torch.tensor(here, device=weights.device)[:, None]
-                real = torch.arange(stop - start, device=weights.device) < ends
-                weights = weights.masked_fill(~real[:, None, :, None], 0)
-            seen = [s + min(start, length) for s, length in zip(layer.seen, lengths, strict=True)]
-            group.observe(layer.policy, weights, seen, here)
+        seen = [s + min(start, length) for s, length in zip(layer.seen, lengths, strict=True)]
+        _show(layer, group, weights, seen, here)
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
     return output.to(group.values.dtype)
 
@@ -144,24 +181,18 @@ def _block_length(group: HeadGroup, query: Tensor) -> int:
     return max(16, queries - queries % 16)
 
 
-def _allowed(
-    layer: MemoryLayer, group: HeadGroup, new: int, start: int, stop: int, window: int | None
-) -> Tensor | None:
-    """Which stored tokens the queries ``start`` to ``stop`` of the newest ``new`` may see.
+def _visible(layer: MemoryLayer, group: HeadGroup, tokens: int, queries: range, window: int | None) -> Tensor | None:
+    """Which of a group's first stored tokens, causality aside, these queries of the newest block may see.
 
     Returns:
-        (batch, heads of the group, queries, tokens) bool, broadcastable; None where causality is all there is to it,
-        which `fused` and `explicit` see to.
+        (batch, rows of the group, queries or 1, tokens) bool; None: all of them.
     """
     if not group.padding_slots and window is None:
         return None
-    end = group.stored - new + stop
-    keys = group.positions[:, :, None, :end]
-    columns = torch.arange(end, device=keys.device)
-    queries = group.stored - new + torch.arange(start, stop, device=keys.device)
-    allowed = (keys >= 0) & (columns <= queries[:, None])
+    keys = group.positions[:, :, None, :tokens]
+    visible = keys >= 0
     if window is not None:
         seen = torch.tensor(layer.seen, dtype=torch.int32, device=keys.device)[:, None]
-        position = seen + torch.arange(start, stop, dtype=torch.int32, device=keys.device)
-        allowed &= position[:, None, :, None] - keys < window
-    return allowed
+        position = seen + torch.arange(queries.start, queries.stop, dtype=torch.int32, device=keys.device)
+        visible = visible & (position[:, None, :, None] - keys < window)
+    return visible

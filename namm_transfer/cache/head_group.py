@@ -1,8 +1,8 @@
-"""KV heads of one layer that are stored together: the kept tokens only, with positions and the policy's state of each.
+"""Rows of tokens that are stored together: positions and the policy's state beside keys and values, kept tokens only.
 
-The storage is dense, (batch, kv_heads, tokens, head_dim). Where sequences or heads hold different numbers of tokens,
-the older end is filled with padding slots, which positions mark as -1 and attention masks. A policy that judges each
-head by itself gets a group for each, so that a head which keeps few tokens takes little memory.
+The storage is dense, (batch, rows, tokens, head_dim). A row is a KV head or, in `pages`, a part of one. Where sequences
+or heads hold different numbers of tokens, the older end is filled with padding slots, which positions mark as -1 and
+attention masks.
 """
 
 import torch
@@ -15,28 +15,29 @@ _STATE = "state."
 
 
 class HeadGroup:
-    """Some KV heads of a layer.
+    """Some KV heads of a layer, or their pages.
 
     Args:
-        heads: which heads of the layer they are.
+        heads: (rows,) int64, the KV head of each row; ascending if these are all of the layer's heads.
         storage: tensors ``keys``, ``values``, ``positions`` and the policy's state, named ``state.*``.
         padding_slots: whether any position is -1.
     """
 
-    def __init__(self, heads: slice, storage: TokenStorage, padding_slots: bool = False) -> None:
+    def __init__(self, heads: Tensor, storage: TokenStorage, padding_slots: bool = False) -> None:
         self.heads = heads
         self.storage = storage
         self.padding_slots = padding_slots
 
     @classmethod
-    def empty(cls, heads: slice, keys: Tensor, values: Tensor, policy: EvictionPolicy) -> "HeadGroup":
+    def empty(cls, heads: Tensor, keys: Tensor, values: Tensor, policy: EvictionPolicy) -> "HeadGroup":
         """A group without tokens.
 
         Args:
-            keys, values: (batch, kv_heads of the layer, any, width), whose dtypes, device and widths are taken.
+            heads: (rows,) int64.
+            keys, values: (batch, any, any, width), whose batch size, dtypes, device and widths are taken.
             policy: whose state will be kept beside each token.
         """
-        batch, count = keys[:, heads].shape[:2]
+        batch, count = len(keys), len(heads)
         tensors = {
             "keys": keys.new_empty(batch, count, 0, keys.shape[-1]),
             "values": values.new_empty(batch, count, 0, values.shape[-1]),
@@ -75,6 +76,21 @@ class HeadGroup:
         """Tokens stored, padding slots included."""
         return self.storage.length
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of a stored token of one row, or of a padding slot."""
+        views = (self.storage.view(name) for name in self.storage.names)
+        return sum(view.nbytes for view in views) // max(1, self.positions.numel())
+
+    def to(self, device: torch.device) -> None:
+        """Move the group to another device."""
+        self.heads = self.heads.to(device)
+        self.storage.to(device)
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """These heads' part of (batch, kv_heads of the layer, ...)."""
+        return tensor if len(self.heads) == tensor.shape[1] else tensor.index_select(1, self.heads)
+
     def append(self, keys: Tensor, values: Tensor, positions: Tensor, padding_slots: bool) -> None:
         """Store the layer's next block, of which these heads take theirs.
 
@@ -84,7 +100,7 @@ class HeadGroup:
             padding_slots: whether there is any -1.
         """
         self.padding_slots |= padding_slots
-        own = {"keys": keys[:, self.heads], "values": values[:, self.heads]}
+        own = {"keys": self.own(keys), "values": self.own(values)}
         self.storage.append(positions.shape[-1], own | {"positions": positions[:, None]})
 
     def observe(
@@ -100,20 +116,24 @@ class HeadGroup:
         for name in views.keys() - state.keys():
             self.storage.drop(_STATE + name)
 
-    def view(self, layer: int, layers: int, rows: list[int], seen: list[int], update: int) -> LayerView:
+    def view(self, layer: int, layers: int, rows: list[int], seen: list[int], update: int, by_head: bool) -> LayerView:
         """What the policy is to judge: these rows of the batch, which have seen so many tokens."""
-        everything = len(rows) == len(self.positions)
-        pick = (lambda t: t) if everything else (lambda t: t[rows])
+        batch, heads = len(rows), len(self.heads)
+
+        def shown(tensor: Tensor) -> Tensor:
+            some = tensor if batch == len(tensor) else tensor[rows]
+            return some.flatten(0, 1).unsqueeze(1) if by_head else some
+
         return LayerView(
             layer=layer,
             layers=layers,
-            keys=pick(self.keys),
-            values=pick(self.values),
-            positions=pick(self.positions),
-            state={name: pick(tensor) for name, tensor in self.state.items()},
-            seen=seen,
+            heads=shown(self.heads.expand(len(self.positions), heads)),
+            keys=shown(self.keys),
+            values=shown(self.values),
+            positions=shown(self.positions),
+            state={name: shown(tensor) for name, tensor in self.state.items()},
+            seen=[s for s in seen for _ in range(heads)] if by_head else seen,
             update=update,
-            head=self.heads.start,
         )
 
     def keep(self, chosen: Tensor) -> None:

@@ -10,15 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from transformers.cache_utils import CacheLayerMixin
 
 from namm_transfer.cache.guard import GuardedTensor, guarded
 from namm_transfer.cache.head_group import HeadGroup
 from namm_transfer.cache.masks import ColumnCount
+from namm_transfer.cache.pages import Arrangement, Layout, like_lengths
 from namm_transfer.cache.report import Sequence
 from namm_transfer.errors import NammTransferError, UnservedAttribute
 from namm_transfer.policy import EvictionPolicy
+
+PAGED_QUERIES = 16
+"""Calls of so many tokens attend to pages; longer ones are faster over dense groups."""
+_SPARE = 80
+"""Tokens of a layer in pages for one token of room beside them."""
 
 
 class ModuleReference(weakref.ref[nn.Module]):
@@ -43,7 +48,10 @@ class Handover:
 
 
 class MemoryLayer(CacheLayerMixin):
-    """One layer's kept keys and values, their positions, and the policy's state of each token, in groups of heads."""
+    """One layer's kept keys and values, their positions, and the policy's state of each token.
+
+    All heads lie in one group, unless the policy judges them one by one: see `namm_transfer.cache.pages`.
+    """
 
     is_sliding = False
 
@@ -56,6 +64,10 @@ class MemoryLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forget everything, the batch size included."""
         self.groups: list[HeadGroup] = []
+        self.paged = False
+        """Whether the first group is pages of what was there at the last update, and the second one is newer."""
+        self.uneven = False
+        """Whether heads may hold different numbers of tokens."""
         self.is_initialized = False
         self.columns = 0
         self.padding: Tensor | None = None
@@ -63,21 +75,22 @@ class MemoryLayer(CacheLayerMixin):
         self.handover: Handover | None = None
         self.reader: ModuleReference | None = None
         """The attention module that reads this layer."""
+        self.is_frozen = False
+        """See `MemoryCache.freeze`."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take batch size, heads, widths, dtype and device from the first keys and values."""
-        heads = key_states.shape[1]
-        together = 1 if self.policy.by_head else heads
-        slices = [slice(first, first + together) for first in range(0, heads, together)]
-        self.restore(
-            [HeadGroup.empty(some, key_states, value_states, self.policy) for some in slices],
-            [Sequence() for _ in range(len(key_states))],
-        )
+        with torch.inference_mode(False):
+            heads = torch.arange(key_states.shape[1], device=key_states.device)
+        group = HeadGroup.empty(heads, key_states, value_states, self.policy)
+        self.restore([group], [Sequence() for _ in range(len(key_states))], paged=False)
+        self.uneven = False
 
-    def restore(self, groups: list[HeadGroup], sequences: list[Sequence]) -> None:
+    def restore(self, groups: list[HeadGroup], sequences: list[Sequence], *, paged: bool) -> None:
         """Take stored heads and the counts of their sequences."""
-        self.groups, self.sequences = groups, sequences
+        self.groups, self.sequences, self.paged, self.uneven = groups, sequences, paged, self.policy.by_head
         self.width, self.dtype, self.device = groups[0].keys.shape[-1], groups[0].keys.dtype, groups[0].keys.device
+        self.kv_heads = int(max(group.heads.max() for group in groups)) + 1
         self.is_initialized = True
 
     # -- one forward call: update() opens it, the memory attention closes it -----------------------------------------
@@ -99,7 +112,7 @@ class MemoryLayer(CacheLayerMixin):
         if key_states.device != self.device:  # a loaded cache meets its model
             self.device = key_states.device
             for group in self.groups:
-                group.storage.to(self.device)
+                group.to(self.device)
         self.handover = Handover(self, key_states, value_states)
         refusal = (
             f"layer {self.index} of a MemoryCache gave out keys and values that no memory attention read, but other "
@@ -112,16 +125,12 @@ class MemoryLayer(CacheLayerMixin):
         """End the call, whose attention is done: count its columns."""
         self.columns += new
         self.padding = padding
+        self.pack()
         for group in self.groups:
             group.storage.fit()
         self.handover = None
 
     # -- storage -----------------------------------------------------------------------------------------------------
-
-    @property
-    def kv_heads(self) -> int:
-        """Number of KV heads."""
-        return self.groups[-1].heads.stop
 
     @property
     def seen(self) -> list[int]:
@@ -131,8 +140,8 @@ class MemoryLayer(CacheLayerMixin):
     @property
     def positions(self) -> Tensor:
         """Original positions, (batch, kv_heads, tokens) int32 ascending; -1 where a head of a sequence holds fewer."""
-        most = max(group.stored for group in self.groups)
-        return torch.cat([pad(group.positions, (most - group.stored, 0), value=-1) for group in self.groups], 1)
+        found = Arrangement(self.groups, None, self.kv_heads)
+        return found.positions(Layout.dense(list(range(self.kv_heads)), max(found.longest), self.device))
 
     @property
     def bytes(self) -> int:
@@ -146,6 +155,34 @@ class MemoryLayer(CacheLayerMixin):
         )
         for group in self.groups:
             group.storage.record(recording)
+        if self.paged and (recording or tensors[0].shape[2] > PAGED_QUERIES):
+            self._lay_out(Arrangement(self.groups, None, self.kv_heads))
+
+    def _lay_out(self, found: Arrangement) -> None:
+        """Bring the tokens into dense groups of heads of like length."""
+        self.groups = [found.laid_out(layout) for layout in like_lengths(found.longest, self.device)]
+        self.paged, self.uneven = False, len(set(found.longest)) > 1
+
+    def pack(self) -> None:
+        """Bring heads of different lengths into pages, unless autograd records."""
+        if not self.uneven or self.paged or self.groups[0].storage.recording:
+            return
+        found = Arrangement(self.groups, None, self.kv_heads)
+        self.uneven = len(set(found.longest)) > 1
+        if self.uneven:
+            layout = Layout.paged(found.longest, self.groups[0].token_bytes, self.device)
+            pages = found.laid_out(layout)
+            with torch.inference_mode(False):
+                heads = torch.arange(self.kv_heads, device=self.device)
+            recent = HeadGroup.empty(heads, pages.keys, pages.values, self.policy)
+            recent.storage.spare = sum(found.longest) // (_SPARE * self.kv_heads)
+            self.groups, self.paged = [pages, recent], True
+            pages.storage.trim()
+
+    @property
+    def growing(self) -> list[HeadGroup]:
+        """The groups that new tokens go to."""
+        return self.groups[1:] if self.paged else self.groups
 
     def append(self, keys: Tensor, values: Tensor, lengths: list[int]) -> None:
         """Store the next block; of sequence b the first ``lengths[b]`` tokens are real, the rest are padding slots."""
@@ -156,7 +193,7 @@ class MemoryLayer(CacheLayerMixin):
         if padding_slots:
             ends = torch.tensor(lengths, device=self.device)[:, None]
             positions = positions.masked_fill(offsets >= ends, -1)
-        for group in self.groups:
+        for group in self.growing:
             group.append(keys, values, positions, padding_slots)
 
     def advance(self, lengths: list[int]) -> None:
@@ -166,11 +203,13 @@ class MemoryLayer(CacheLayerMixin):
             sequence.held += length
             sequence.peak = max(sequence.peak, sequence.held)
         if min(lengths) < max(lengths):
-            for group in self.groups:
+            for group in self.growing:
                 group.keep(group.positions >= 0)
 
     def evict(self) -> None:
         """Let the policy act on the sequences that have seen a multiple of its update interval."""
+        if self.is_frozen:
+            return
         interval = self.policy.update_interval
         due = [
             b
@@ -179,21 +218,28 @@ class MemoryLayer(CacheLayerMixin):
         ]
         if not due:
             return
-        counts = torch.cat([self._evict(group, due)[due] for group in self.groups], 1)
+        if self.paged:
+            self._lay_out(Arrangement(self.groups, None, self.kv_heads))
+        chosen = [self._chosen(group, due) for group in self.groups]
+        counts = torch.cat([some.sum(-1)[due] for some in chosen], 1)
         for b, held in zip(due, counts.float().mean(-1).tolist(), strict=True):
             self.sequences[b].held = held
             self.sequences[b].history.append(held)
+        if self.policy.by_head:
+            self._lay_out(Arrangement(self.groups, chosen, self.kv_heads))
+        else:
+            self.groups[0].keep(chosen[0])
 
-    def _evict(self, group: HeadGroup, due: list[int]) -> Tensor:
-        """Let the policy act on a group; how many tokens are left, (batch, heads of the group)."""
+    def _chosen(self, group: HeadGroup, due: list[int]) -> Tensor:
+        """The tokens of a group that stay, (batch, heads of the group, stored) bool, after the policy has acted."""
         chosen = group.positions >= 0
         for update in sorted({len(self.sequences[b].history) for b in due}):
             rows = [b for b in due if len(self.sequences[b].history) == update]
             seen = [self.sequences[b].seen for b in rows]
+            view = group.view(self.index, self.layers, rows, seen, update, self.policy.by_head)
             with torch.no_grad():
-                chosen[rows] &= self.policy.decide(group.view(self.index, self.layers, rows, seen, update))
-        group.keep(chosen)
-        return chosen.sum(-1)
+                chosen[rows] &= self.policy.decide(view).reshape(len(rows), *chosen.shape[1:])
+        return chosen
 
     # -- what transformers asks of a cache layer ---------------------------------------------------------------------
 

@@ -96,6 +96,14 @@ class MemoryCache(Cache):
         """Called by transformers (5.24) where tokens will be taken back; refused if the policy evicts."""
         refuse_to_crop(self.policy)
 
+    def freeze(self) -> None:
+        """Evict nothing from now on: what is held stays, and so does everything that is read later.
+
+        Questions about a text or a video that was compressed before they were known are answered from frozen copies.
+        """
+        for layer in self.layers:
+            layer.is_frozen = True
+
     # -- what is in it -----------------------------------------------------------------------------------------------
 
     def positions(self, layer: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Caches on disk: one safetensors file with what is stored, and a header that says under which model and policy.
 
 The header is JSON text in the file's metadata, under the key ``memory_cache``. Tensors are named
-``layer.GROUP.NAME``, where GROUP counts the layer's groups of KV heads, and ``padding``, (batch, columns) bool.
+``layer.GROUP.NAME``, where GROUP counts the layer's groups of KV heads or pages (`namm_transfer.cache.pages`), and
+``padding``, (batch, columns) bool.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from namm_transfer.cache.head_group import HeadGroup
 from namm_transfer.cache.report import Sequence
-from namm_transfer.cache.storage import TokenStorage
+from namm_transfer.cache.storage import TokenStorage, token_axis
 from namm_transfer.errors import NammTransferError
 from namm_transfer.files import write_atomic
 from namm_transfer.policy import EvictionPolicy
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from namm_transfer.cache.layer import MemoryLayer
 
-_FORMAT = 1
+_FORMAT = 2
 _HEADER = "memory_cache"
 _SHAPE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "vocab_size")
 _MODEL = ("model_type", *_SHAPE, "sliding_window", "rope_parameters")
@@ -72,6 +73,10 @@ def write(
         raise NammTransferError(f"{path}: the cache is empty; expected one that has gone through a model")
     if any(layer.handover is not None or layer.columns != layers[0].columns for layer in layers):
         raise NammTransferError(f"{path}: an error ended the cache's last call in mid-forward; it cannot be saved")
+    if any(layer.is_frozen for layer in layers):
+        raise NammTransferError(
+            f"{path}: a frozen cache cannot be saved; save the one that was copied, and freeze() after"
+        )
     tensors, described = {}, []
     for layer in layers:
         for number, group in enumerate(layer.groups):
@@ -79,7 +84,9 @@ def write(
                 tensors[f"{layer.index}.{number}.{name}"] = group.storage.view(name).detach().cpu().contiguous()
         described.append(
             {
-                "heads": [group.heads.stop - group.heads.start for group in layer.groups],
+                "paged": layer.paged,
+                "heads": [group.heads.tolist() for group in layer.groups],
+                "spare": [group.storage.spare for group in layer.groups],
                 "padding_slots": [group.padding_slots for group in layer.groups],
                 "sequences": [asdict(sequence) for sequence in layer.sequences],
             }
@@ -134,20 +141,31 @@ def _fill(layers: list[MemoryLayer], header: dict[str, Any], tensors: dict[str, 
     padding, columns = tensors.pop("padding", None), int(header["columns"])
     for layer, entry in zip(layers, header["layers"], strict=True):
         sequences = [Sequence(**sequence) for sequence in entry["sequences"]]
-        groups, first = [], 0
-        for number, (heads, padding_slots) in enumerate(zip(entry["heads"], entry["padding_slots"], strict=True)):
+        groups = []
+        described = zip(entry["heads"], entry["spare"], entry["padding_slots"], strict=True)
+        for number, (heads, spare, padding_slots) in enumerate(described):
             prefix = f"{layer.index}.{number}."
             own = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
-            batch, kv_heads, stored, _ = own["keys"].shape
-            if (batch, kv_heads) != (len(sequences), heads) or own["positions"].dtype != torch.int32:
+            batch, rows, stored, _ = own["keys"].shape
+            if (batch, rows) != (len(sequences), len(heads)) or own["positions"].dtype != torch.int32:
                 raise ValueError(f"keys of layer {layer.index} are {tuple(own['keys'].shape)}")
             for name, tensor in own.items():
-                tokens = tensor.shape[-2 if name in ("keys", "values") else -1]
-                if (*tensor.shape[:2], tokens) != (batch, kv_heads, stored):
+                tokens = tensor.shape[token_axis(name)]
+                if (*tensor.shape[:2], tokens) != (batch, rows, stored):
                     raise ValueError(f"{prefix}{name} is {tuple(tensor.shape)}")
-            groups.append(HeadGroup(slice(first, first + heads), TokenStorage(own, stored), bool(padding_slots)))
-            first += heads
-        layer.restore(groups, sequences)
+            storage = TokenStorage(own, stored)
+            storage.spare = None if spare is None else int(spare)
+            index = torch.tensor(heads, dtype=torch.int64, device=own["keys"].device)
+            groups.append(HeadGroup(index, storage, bool(padding_slots)))
+        _check_heads(layer.index, entry["heads"], paged=bool(entry["paged"]))
+        layer.restore(groups, sequences, paged=bool(entry["paged"]))
         layer.columns, layer.padding = columns, None if padding is None else padding.clone()
     if tensors:
         raise ValueError(f"unknown tensors {', '.join(sorted(tensors))}")
+
+
+def _check_heads(layer: int, heads: list[list[int]], *, paged: bool) -> None:
+    """Refuse groups that are not every head once or, in pages, some of each and then every head once."""
+    once = heads[1] if paged and len(heads) == 2 else [head for group in heads for head in group]
+    if sorted(once) != list(range(len(once))) or not set().union(*heads) <= set(once) or paged != (once is heads[-1]):
+        raise ValueError(f"groups of heads of layer {layer} are {heads}")

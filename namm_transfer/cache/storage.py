@@ -20,7 +20,7 @@ _WORTH_TRIMMING = 16 << 20
 """Bytes of a layer's tokens above which handing freed pages back costs less than holding them."""
 
 
-def _axis(name: str) -> int:
+def token_axis(name: str) -> int:
     """Keys and values have their width last, everything else the token."""
     return -2 if name in ("keys", "values") else -1
 
@@ -50,6 +50,8 @@ class TokenStorage:
     def __init__(self, tensors: dict[str, Tensor], length: int) -> None:
         self.length = length
         self.room = length
+        self.spare: int | None = None
+        """Tokens of room to grow, where that is not to follow from the length."""
         self._growing = False
         self._recording = False
         self._tensors = tensors
@@ -63,6 +65,15 @@ class TokenStorage:
     def requires_grad(self) -> bool:
         """Whether a stored tensor has a gradient history."""
         return any(tensor.requires_grad for tensor in self._tensors.values())
+
+    @property
+    def recording(self) -> bool:
+        """Whether autograd records the call that is going on."""
+        return self._recording
+
+    @property
+    def _allowance(self) -> int:
+        return self.length // _SPARE if self.spare is None else self.spare
 
     def record(self, recording: bool) -> None:
         """Say whether autograd records the call that begins: if so, nothing is written in place from here on."""
@@ -84,13 +95,13 @@ class TokenStorage:
 
     def view(self, name: str, tokens: int | None = None) -> Tensor:
         """A tensor's stored tokens, or its first ``tokens``, as a view that can be read and written."""
-        return self._tensors[name].narrow(_axis(name), 0, self.length if tokens is None else tokens)
+        return self._tensors[name].narrow(token_axis(name), 0, self.length if tokens is None else tokens)
 
     def put(self, name: str, values: Tensor) -> None:
         """Overwrite a tensor's first tokens; a new name is zero beyond them."""
         if name not in self._tensors:
             self._tensors[name] = self._allocate(name, values).zero_()
-        self.view(name, values.shape[_axis(name)]).copy_(values)
+        self.view(name, values.shape[token_axis(name)]).copy_(values)
 
     def drop(self, name: str) -> None:
         """Delete a tensor."""
@@ -100,7 +111,7 @@ class TokenStorage:
         """Store ``new`` tokens behind the others; what is not in ``tensors`` gets zeros."""
         if self._recording:
             for name in self._tensors:
-                old, axis = self.view(name), _axis(name)
+                old, axis = self.view(name), token_axis(name)
                 shape = [*old.shape]
                 shape[axis] = new
                 more = tensors[name].to(old.dtype).expand(shape) if name in tensors else old.new_zeros(shape)
@@ -108,10 +119,11 @@ class TokenStorage:
             self.length = self.room = self.length + new
             return
         if self.length + new > self.room:
-            self._resize(self.length + new + self.length // (_SPARE_WHILE_GROWING if self._growing else _SPARE))
+            spare = self.length // _SPARE_WHILE_GROWING if self._growing else self._allowance
+            self._resize(self.length + new + spare)
             self._growing = True
         for name, tensor in self._tensors.items():
-            place = tensor.narrow(_axis(name), self.length, new)
+            place = tensor.narrow(token_axis(name), self.length, new)
             if name in tensors:
                 place.copy_(tensors[name])
             else:
@@ -124,7 +136,7 @@ class TokenStorage:
         first = torch.arange(batch * heads, device=index.device).view(batch, heads, 1) * self.room
         flat = (index + first).flatten()
         for name, tensor in self._tensors.items():
-            if _axis(name) == -2:
+            if token_axis(name) == -2:
                 chosen = tensor.view(-1, tensor.shape[-1])[flat].view(batch, heads, kept, tensor.shape[-1])
             else:
                 middle = tensor.shape[2:-1]
@@ -157,10 +169,14 @@ class TokenStorage:
     def fit(self) -> None:
         """End a call: give back the room that decoding does not need."""
         self._growing = False
-        if self.room > self.length + self.length // _SPARE:
+        if self.room > self.length + self._allowance:
             self._resize(self.length)
-            if self.bytes > _WORTH_TRIMMING:
-                _trim()
+            self.trim()
+
+    def trim(self) -> None:
+        """Hand back memory that larger tensors than these have left, if it is worth the time."""
+        if self.bytes > _WORTH_TRIMMING:
+            _trim()
 
     def _resize(self, room: int) -> None:
         self.room = room
@@ -171,6 +187,6 @@ class TokenStorage:
 
     def _allocate(self, name: str, like: Tensor) -> Tensor:
         shape = list(like.shape)
-        shape[_axis(name)] = self.room
+        shape[token_axis(name)] = self.room
         with torch.inference_mode(False):  # as in all that makes tensors here: a cache may be used on outside of it
             return torch.empty(shape, dtype=like.dtype, device=like.device)

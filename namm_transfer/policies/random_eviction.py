@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from namm_transfer.policies.scored import ScoredPolicy
@@ -21,9 +20,8 @@ class RandomEviction(ScoredPolicy):
 
     def scores(self, view: LayerView) -> Tensor:
         """Score tokens by integers spread uniformly over [0, 2^24), the same wherever and whenever computed."""
-        heads = torch.arange(view.positions.shape[1], device=view.positions.device)[None, :, None] + view.head
         x = view.positions.long() + 1
-        for part in (heads, view.layer, self.seed):
+        for part in (view.heads[..., None], view.layer, self.seed):
             x = _mix(x + (part + 1) * 0x9E3779B1)
         return x >> 16 & 0xFFFFFF
 

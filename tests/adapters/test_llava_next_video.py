@@ -262,6 +262,14 @@ def test_half_precision_goes_through(folder, frames):
     assert cache.report().row(0).kept_share < 1
 
 
+def test_several_videos_and_pixels_are_refused(adapter, frames):
+    for videos in ((), (frames, frames)):
+        with pytest.raises(NammTransferError, match=f"{len(videos)} videos in one prompt"):
+            adapter.encode(VideoSample(videos, PROMPT, frames=4))
+    with pytest.raises(NammTransferError, match="100 pixels a frame"):
+        adapter.encode(VideoSample(frames, PROMPT, frames=4, pixels=100))
+
+
 def test_what_is_no_llava_is_refused(tmp_path):
     with pytest.raises(NammTransferError, match="holds no LLaVA-NeXT-Video"):
         LlavaNextVideoAdapter.load(tmp_path, device="cpu")

@@ -1,6 +1,5 @@
 """The adapter of any video-language model against plain transformers, on random models of five classes."""
 
-import copy
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_video_models import KINDS, save_tiny
-from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
+from places import ROOT
+from tiny_video_models import KINDS, TEXT, save_tiny, tokenizer
+from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache, Qwen3_5Config
 from transformers.video_utils import VideoMetadata
 
 from namm_transfer import NammTransferError, check_adapter, policies
 from namm_transfer.adapters.video.frames import ArrayReader
+from namm_transfer.adapters.video.prefix import VideoPrefix
 from namm_transfer.adapters.video.sample import VideoSample
 from namm_transfer.adapters.video.subtitles import Subtitle
 from namm_transfer.adapters.video_language import VideoLanguageAdapter
@@ -156,18 +157,39 @@ def test_several_questions_from_copies_of_one_cache_in_any_order(adapter, frames
         first, other = (some.inputs["input_ids"][:, :shared] for some in (encoded[0], earlier))
         assert torch.equal(first, other)
     for policy in (FULL, policies.make("h2o:keep=0.5", update_interval=16)):
+        prefix = VideoPrefix(adapter)
         film = adapter.memory(policy)
         adapter.prefill(encoded[0], film, encoded[0].prefix)
 
-        def ask(question, film=film):
-            cache = copy.deepcopy(film)
-            return adapter.choose(question, cache, adapter.prefill(question, cache)).logprobs
+        def ask(question, prefix=prefix, policy=policy, film=film):
+            cache = prefix.read(question, policy)
+            logits = adapter.prefill(question, cache)
+            for layer in range(2):  # what is kept of the video is what was kept before the question; the rest is there
+                held = torch.arange(question.prefix, question.length).expand(1, 2, -1)
+                assert torch.equal(cache.positions(layer), torch.cat([film.positions(layer), held], -1))
+            return adapter.choose(question, cache, logits).logprobs
 
         forward, backward = [ask(some) for some in encoded], [ask(some) for some in encoded[::-1]][::-1]
         assert forward == backward
         if policy is FULL:
             alone = [adapter.answer(some, adapter.memory(FULL)).logprobs for some in encoded]
             assert np.allclose(forward, alone, atol=1e-4)
+
+
+@torch.no_grad()
+def test_one_reading_of_a_video_serves_the_questions_about_it_alone(adapter, frames, monkeypatch):
+    read, prefix, other = [], VideoPrefix(adapter), policies.make("h2o:keep=0.5", update_interval=16)
+    prefill = adapter.prefill
+    monkeypatch.setattr(adapter, "prefill", lambda *given: (read.append(given), prefill(*given))[1])
+    changed = frames.copy()
+    changed[4] = 0
+    asked = [VideoSample(frames, "What?", frames=9), VideoSample(frames, "Where?", frames=9),
+             VideoSample(changed, "Where?", frames=9)]  # fmt: skip
+    for number, (sample, policy) in enumerate(zip([*asked, asked[2]], [FULL, FULL, FULL, other], strict=True)):
+        cache = prefix.read(adapter.encode(sample), policy)
+        assert len(read) == (1, 1, 2, 3)[number]
+    with pytest.raises(NammTransferError, match="frozen"):
+        cache.save("never-written.safetensors")
 
 
 @torch.no_grad()
@@ -327,5 +349,26 @@ def test_models_without_videos_are_refused(tmp_path, frames):
 
     folder = save_tiny_llava(tmp_path, "shipped")
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(NammTransferError, match="expected a processor with a video_processor and a chat template"):
+    with pytest.raises(NammTransferError, match="expected a video_processor and a chat template"):
         VideoLanguageAdapter.load(folder, device="cpu")
+
+
+def test_hybrid_models_are_refused_before_the_first_question(tmp_path):
+    """Layers of linear attention beside full attention, as Qwen3.5 has them."""
+    words = tokenizer("qwen3_vl")
+    text = {**TEXT, "vocab_size": len(words), "head_dim": 16, "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8}  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 48}
+    folder = save_tiny(tmp_path, "qwen3_vl")
+    AutoModelForImageTextToText.from_config(Qwen3_5Config(text_config=text, vision_config=vision)).save_pretrained(
+        folder
+    )
+    with pytest.raises(NammTransferError, match="linear_attention are not served"):
+        VideoLanguageAdapter.load(folder, device="cpu")
+
+
+def test_the_documents_name_every_class_that_is_tested():
+    rows = (ROOT / "docs/video.md").read_text().split("\n")
+    classes = [row.split("`")[1] for row in rows if row.startswith("| `") and "| yes |" in row]
+    assert classes == ["llava_next_video", *KINDS]

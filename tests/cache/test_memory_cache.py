@@ -97,7 +97,7 @@ def test_heads_judged_and_stored_apart_are_heads_judged_together(peaked, random_
         results.append((logits[mask.bool()], cache))
     (one, a), (other, b) = results
     torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
-    assert [len(layer.groups) for layer in a.layers] == [2, 2] != [len(layer.groups) for layer in b.layers]
+    assert [layer.paged for layer in a.layers] == [True, True] != [layer.paged for layer in b.layers]
     for layer in range(2):
         assert torch.equal(a.positions(layer), b.positions(layer))
     assert a.report().history == b.report().history

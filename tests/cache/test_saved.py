@@ -143,7 +143,7 @@ def test_files_that_are_no_saved_cache_are_refused(model, make, file, tmp_path):
         (tensors, {}),
         (tensors, {"memory_cache": "{"}),
         (tensors, {"memory_cache": "[" * 100_000}),
-        (tensors, {"memory_cache": json.dumps(header | {"format": 2})}),
+        (tensors, {"memory_cache": json.dumps(header | {"format": 1})}),
         (tensors, {"memory_cache": json.dumps(header | {"layers": header["layers"][:1]})}),
         (tensors, {"memory_cache": json.dumps(header | {"layers": [None, None]})}),
         ({name: tensor for name, tensor in tensors.items() if name != some}, metadata),

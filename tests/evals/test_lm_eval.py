@@ -12,6 +12,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install nam
 import yaml
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
+from places import ROOT
 from tiny_text import save_tiny_llama
 from transformers import PreTrainedTokenizerFast
 
@@ -202,6 +203,24 @@ def test_the_command_line_writes_scores_and_memories(logged):
     assert written[2]["tasks"]["tiny_choice"]["requests"] == 24
     assert written[1]["documents"]["tiny_choice"]["3"]["kept_share"] == 1
     assert written[2]["documents"]["tiny_choice"]["3"]["kept_share"] < 0.5
+
+
+def test_the_example_needs_no_download_and_runs(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.chdir(ROOT)
+    tasks = ["passkey_choice", "passkey_answer", "passkey_text"]
+    results = simple_evaluate(
+        "namm",
+        model_args=f"pretrained={place / 'model'},policy=recent:keep=0.25,update_interval=256",
+        tasks=tasks,
+        task_manager=TaskManager(include_path="examples/lm-eval", include_defaults=False),
+        device="cpu",
+        batch_size=4,
+        bootstrap_iters=0,
+        limit=1,
+    )
+    assert all(0.25 <= memory(results)["tasks"][task]["kept_share"] < 0.45 for task in tasks)
+    assert all(memory(results)["tasks"][task]["updates"] >= 5 for task in tasks)
 
 
 def test_a_report_is_made_of_what_lm_eval_wrote(logged, tmp_path, capsys):

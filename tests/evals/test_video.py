@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from places import ROOT
 from tiny_llava import save_tiny_llava
+from tiny_video_models import save_tiny
 
 from namm_transfer import NammTransferError
 from namm_transfer.evals.tasks.video.generate import generate
@@ -207,6 +208,57 @@ def test_several_lengths_take_turns_and_change_nothing_for_each_other(films, tmp
     assert rows["64 frames", "full"] == rows["160 frames", "full"] == 5
 
 
+def test_questions_from_one_cache_of_the_video_in_any_order(films, tmp_path):
+    """The video is read before the question: full as ever, and an evicting policy answers the same in any order."""
+    flags = ("--films", 1, "--data-root", films, "--policy", "full,h2o:keep=0.5", "--update-interval", 8)
+    usual, early = (outcomes(evaluate(tmp_path / name, *flags, *more))
+                    for name, more in (("usual", ()), ("early", ("--query-agnostic",))))  # fmt: skip
+    for key, (score, answer, kept, _, logprobs) in usual.items():
+        if key[0] == "full":
+            assert early[key][:3] == (score, answer, kept)
+            assert early[key][4] == pytest.approx(logprobs, abs=1e-4)
+    assert any(early[key][4] != found[4] for key, found in usual.items() if key[0] != "full"), "the question has a say"
+    assert {found[3] for key, found in early.items() if key[0] != "full"} == {257 // 8}
+    film = next(films.glob("**/*.mp4"))
+    asked = [
+        {"id": text, "video": film.name, "question": text, "candidates": ["red", "blue"], "answer": "red"}
+        for text in ("What color was the star?", "What color was the circle?", "What color was the square?")
+    ]
+    found = []
+    for number, order in enumerate((asked, asked[::-1])):
+        file = tmp_path / "asked.json"
+        file.write_text(json.dumps(order))
+        flags = ("--benchmark", file, "--data-root", film.parent, "--policy", "h2o:keep=0.5", "--query-agnostic")
+        found.append(outcomes(evaluate(tmp_path / f"own{number}", *flags)))
+    assert found[0] == found[1]
+    assert len(found[0]) == 3
+
+
+def test_another_video_language_model_and_a_run_of_an_older_release(films, tmp_path):
+    """A random Qwen3-VL; and records that were made before an option existed are gone on from."""
+    model = save_tiny(tmp_path / "model", "qwen3_vl")
+    flags = ("--model", model, "--films", 1, "--data-root", films, "--limit", 2, "--policy", "full,h2o:keep=0.5")
+    report = evaluate(tmp_path / "run", *flags, "--frames", 16)
+    assert [record.error for record in report.records] == [None] * 4
+    assert all(record.details["frames"] == 16 for record in report.records)
+    assert all(record.kept_share < 1 for record in report.records if record.policy != "full")
+    (ledger,) = (tmp_path / "run").glob("records-*.jsonl")
+    first, *records = ledger.read_text().splitlines(keepends=True)
+    run = json.loads(first)
+    for name in ("fps", "pixels", "query_agnostic"):
+        del run["options"][name]
+    ledger.write_text("".join([json.dumps(run, separators=(",", ":")) + "\n", *records]))
+    assert outcomes(evaluate(tmp_path / "run", *flags, "--frames", 16, "--resume")) == outcomes(report)
+    with pytest.raises(NammTransferError, match=r"another configuration .*fps"):
+        evaluate(tmp_path / "run", *flags, "--frames", 16, "--resume", "--fps", 0.25)
+    more = evaluate(tmp_path / "more", *flags, "--frames", 16, "--fps", 0.25, "--pixels", 64, "--answer", "generate")
+    assert {record.details["frames"] for record in more.records} == {4}
+    with pytest.raises(NammTransferError, match="--fps 0"):
+        evaluate(tmp_path / "none", *flags, "--fps", 0)
+    with pytest.raises(NammTransferError, match="-1 pixels a frame"):
+        evaluate(tmp_path / "none", *flags, "--pixels", -1)
+
+
 def test_six_policies_decode_a_film_once(films, tmp_path, monkeypatch):
     opened = []
     module = sys.modules[video.VideoLanguageAdapter.__module__]
@@ -302,3 +354,5 @@ def test_own_fields_are_in_the_record(films, tmp_path):
     flags = ("--benchmark", tmp_path / "mine.json", "--data-root", films, "--policy", "full", "--frames", 8)
     (record,) = evaluate(tmp_path / "run", *flags).records
     assert (record.id, record.details["extra"]) == ("q", {"level": 3})
+    assert record.details["decoder"] == "decord"
+    assert "fallback" not in record.details

@@ -39,6 +39,7 @@ def view(tokens=20, heads=2, batch=1, state=None, keys=None, values=None, layer=
     keys = torch.zeros(batch, heads, tokens, 4) if keys is None else keys
     return LayerView(
         layer=layer,
+        heads=torch.arange(positions.shape[1]).expand(positions.shape[:2]),
         keys=keys,
         values=keys if values is None else values,
         positions=positions,

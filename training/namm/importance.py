@@ -39,9 +39,8 @@ class RetrievalHeads(EvictionPolicy):
 
     def select(self, view: LayerView) -> Tensor:
         """Keep all real tokens of a retrieval head, and sinks and recent tokens of the others."""
-        heads = slice(view.head, view.head + view.positions.shape[1])
-        retrieval = self.retrieval[view.layer, heads].to(view.positions.device)
-        return view.real & (self.streaming.select(view) | retrieval[:, None])
+        retrieval = self.retrieval[view.layer].to(view.heads.device)[view.heads]
+        return view.real & (self.streaming.select(view) | retrieval[..., None])
 
 
 def measure_importance(

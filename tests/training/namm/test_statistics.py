@@ -26,6 +26,7 @@ def test_recorded_estimator_is_reproduced():
         positions = columns.clamp_min(-1)[:, None].expand(-1, heads, -1).int()
         view = LayerView(
             layer=0,
+            heads=torch.arange(positions.shape[1]).expand(positions.shape[:2]),
             keys=None,
             values=None,
             positions=positions,

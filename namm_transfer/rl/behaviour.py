@@ -1,0 +1,5 @@
+"""Moved to `namm_transfer.training.rl.behaviour`."""
+
+from namm_transfer._moved import moved
+
+moved(__name__, "namm_transfer.training.rl.behaviour")
