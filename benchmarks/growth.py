@@ -1,4 +1,4 @@
-"""Growth of cost with prompt length: exponents, the break-even length, and a figure."""
+"""Growth of cost with prompt length: the break-even length, and a figure."""
 
 import io
 import json
@@ -32,12 +32,6 @@ def break_even(ratios: Points) -> float | None:
     (left, high), (right, low) = ratios[above[-1]], ratios[above[-1] + 1]
     part = (high - 1) / (high - low)
     return math.exp(math.log(left) + part * (math.log(right) - math.log(left)))
-
-
-def slope(values: Points) -> float:
-    """Compute the exponent of growth between the two longest prompts: 1 is linear, 2 quadratic."""
-    (left, low), (right, high) = values[-2:]
-    return math.log(high / low) / math.log(right / left)
 
 
 def draw(folder: Path) -> str:

@@ -83,11 +83,6 @@ def model_indices(processor: Any, film: Film, fps: float, frames: int) -> np.nda
     return found if len(found) <= frames else found[uniform_indices(len(found), frames)]
 
 
-def indices_at(film: Film, times: np.ndarray) -> np.ndarray:
-    """Find the frames on screen at `times` (seconds): the last that began by then, or the first: (n,) int64."""
-    return np.maximum(np.searchsorted(film.times, np.asarray(times, np.float64), side="right") - 1, 0)
-
-
 def _uniform(film: Film, frames: int, duration: float | None = None) -> np.ndarray:
     return uniform_indices(film.count, frames)
 

@@ -17,7 +17,7 @@ from namm_transfer.evals import rl
 from namm_transfer.evals.report import ledger
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, random_policy, rollout
-from namm_transfer.evals.tasks.rl.tasks import normalised_score
+from namm_transfer.evals.tasks.rl.tasks import task
 
 SCRIPT = Path(rl.__file__)
 POLICIES = "full,streaming:sinks=2,window=10,h2o:keep=0.5"
@@ -83,7 +83,7 @@ def test_every_policy_plays_the_same_episodes(model, tmp_path):
         assert [record.details["env_seed"] for record in found] == [0, 10_000, 1, 10_001]
         for record in found:
             assert record.error is None
-            assert record.score == pytest.approx(normalised_score("hopper", record.details["return"]))
+            assert record.score == pytest.approx(task("hopper").score(record.details["return"]))
             assert record.seen == 3 * record.details["length"] - 1
             assert record.updates == (0 if policy == "full" else record.seen // 16)
     assert {record.category for record in records["full"]} == {"seed 0", "seed 1"}

@@ -105,11 +105,6 @@ def task(name: str) -> Task:
     return found
 
 
-def normalised_score(name: str, episode_return: float) -> float:
-    """Compute the score of a return in task `name`; see `Task.score`."""
-    return task(name).score(episode_return)
-
-
 @contextmanager
 def quiet_mujoco() -> Iterator[None]:
     """Stop MuJoCo from writing ./MUJOCO_LOG.TXT and logging to the console while an environment is made.
