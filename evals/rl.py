@@ -191,7 +191,7 @@ def load(options: Options, device: Any) -> World:
     }
     chosen = next(((place, value) for place, value in offers.items() if value is not None), None)
     if chosen is None:
-        raise NammTransferError(f"nothing names a return to ask {source!r} for; expected --target-return or --dataset")
+        raise NammTransferError(f"no target return is known for {source!r}; expected --target-return or --dataset")
     return World(options, adapter, source, data, float(chosen[1]), chosen[0])
 
 

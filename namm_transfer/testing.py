@@ -95,8 +95,8 @@ def check_adapter(adapter: Any, sample: Any = None) -> None:
         _expect(np.isfinite(array.astype(float)).all(), f"{name}.kept()[{key!r}] holds NaN or infinity")
 
 
-def _expect(held: bool, broken: str) -> None:
-    if not held:
+def _expect(met: bool, broken: str) -> None:
+    if not met:
         raise NammTransferError(broken)
 
 
@@ -192,7 +192,7 @@ def _check_repeatable(policy: EvictionPolicy, model: PreTrainedModel, tokens: Te
     _run(model, policy, tokens[1:])
     again, logits = _run(model, policy, tokens[:1])
     same = _kept(first, 0) == _kept(again, 0) and torch.equal(expected, logits)
-    _expect(same, f"{type(policy).__name__} decides differently when the same sequence comes again")
+    _expect(same, f"{type(policy).__name__} decides differently when it processes the same sequence again")
 
 
 def _check_padding(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor) -> None:
@@ -213,7 +213,7 @@ def _check_calls(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor)
     cuts = [length // 3, 1, 1, 7]
     pieces, logits = _run(model, policy, tokens, chunks=[*cuts, length - sum(cuts)])
     same = _kept(at_once, 0) == _kept(pieces, 0) and torch.allclose(expected, logits, atol=1e-4)
-    _expect(same, f"{type(policy).__name__}: another cut into calls keeps other tokens")
+    _expect(same, f"{type(policy).__name__}: splitting the prompt into other calls changes the kept tokens")
 
 
 def _check_ties(policy: EvictionPolicy, tokens: Tensor) -> None:
@@ -250,7 +250,7 @@ def _check_rows(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor) 
     permuted, others = _run(model, policy, tokens[order], chunks=cuts)
     for row in range(len(order)):
         same = _kept(plain, row) == _kept(moved, row) and torch.allclose(logits, shuffled, atol=1e-4)
-        _expect(same, f"{name}: state does not follow when the rows of the cache are moved")
+        _expect(same, f"{name}: the policy's state is not moved together with the rows of the cache")
         there = int(order.argsort()[row])
         same = _kept(plain, row) == _kept(permuted, there) and torch.allclose(logits[row], others[there], atol=1e-4)
         _expect(same, f"{name}: a row's result depends on its place in the batch")
@@ -269,7 +269,7 @@ def _check_saved(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor)
     original, expected = _run(model, policy, tokens, chunks=cuts)
     loaded, logits = _run(model, policy, tokens, chunks=cuts, between=save_and_load)
     same = _kept(original, 0) == _kept(loaded, 0) and torch.allclose(expected, logits, atol=1e-4)
-    _expect(same, f"{type(policy).__name__}: a cache that was saved and loaded goes on differently")
+    _expect(same, f"{type(policy).__name__}: a saved and loaded cache continues differently")
 
 
 def _check_dense(policy: EvictionPolicy, tokens: Tensor) -> None:

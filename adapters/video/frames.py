@@ -101,7 +101,7 @@ class ArrayReader:
         self.pixels = frames.shape[1] * frames.shape[2]
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """See `FrameReader.frames`."""
+        """Return frames at ascending `indices`, as `FrameReader.frames` describes."""
         return self._frames[indices]
 
 
@@ -123,7 +123,7 @@ class FilmReader:
                 self.fallback = str(reason)
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """See `FrameReader.frames`."""
+        """Return frames at ascending `indices`, as `FrameReader.frames` describes."""
         wanted = [int(number) for number in indices]
         if any(not 0 <= number < self.count for number in wanted):
             raise self._index.error(f"frames {wanted} are asked for, but it has {self.count}")
@@ -154,7 +154,7 @@ class _DecordReader:
             raise _Unfit(f"decord cannot read it: {index.error(error)}") from error
         stamps = index.times - index.times[0]
         if len(times) != index.count or not np.allclose(times - times[0], stamps, rtol=1e-6, atol=1e-3):
-            raise _Unfit("decord counts other frames")
+            raise _Unfit("decord finds another number of frames")
 
     def frames(self, wanted: list[int]) -> np.ndarray:
         """Read frames at ascending indices; one of them is compared with PyAV's after a seek."""
@@ -169,7 +169,7 @@ class _DecordReader:
             (expected,) = self._check.frames([number])
             shown = found[wanted.index(number)]
             if shown.shape != expected.shape or np.abs(shown.astype(np.int16) - expected).mean() > ROUNDING:
-                raise _Unfit("decord shows another picture")
+                raise _Unfit("decord returns another picture than PyAV")
             self._is_checked = True
         return found
 

@@ -342,7 +342,7 @@ def test_an_environment_without_references_reports_returns(tmp_path):
     make_model(folder, 3, 1)
     (folder / "statistics.json").write_text(Statistics(np.zeros(3), np.ones(3), env="Pendulum-v1").to_json())
     given = ["--env", "Pendulum-v1", "--model", str(folder), "--policy", "full,h2o:keep=0.5", "--episodes", "2"]
-    with pytest.raises(NammTransferError, match="nothing names a return to ask"):
+    with pytest.raises(NammTransferError, match="no target return is known for"):
         rl.main([*given, "--out", str(tmp_path / "out")])
     report = rl.main([*given, "--batch-envs", "2", "--target-return", "-200", "--out", str(tmp_path / "out")])
     assert all(record.score == pytest.approx(record.details["return"]) for record in report.records)

@@ -31,7 +31,7 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """See `gymnasium.Env.step`."""
+        """Step the environment (see `gymnasium.Env.step`) and record the transition."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._observations.append(np.array(observation))
         self._actions.append(np.array(action, dtype=np.float32))

@@ -79,7 +79,7 @@ class SoftActorCritic:
         os.replace(folder / "replay.tmp.npz", folder / "replay.npz")
 
     def load(self, folder: Path) -> bool:
-        """See `Learner`."""
+        """Continue from a saved training, as `Learner` describes."""
         if not (folder / "replay.npz").is_file():
             return False
         self.model.set_parameters(torch.load(folder / "parameters.pt", weights_only=True))
@@ -140,7 +140,7 @@ class ProximalPolicyOptimisation:
         _save_tensors(folder / "parameters.pt", state)
 
     def load(self, folder: Path) -> bool:
-        """See `Learner`."""
+        """Continue from a saved training, as `Learner` describes."""
         if not (folder / "parameters.pt").is_file():
             return False
         state = torch.load(folder / "parameters.pt", weights_only=True)

@@ -248,7 +248,7 @@ def _trajectory(episode: Any, dataset_id: str, env: str, limit: int | None) -> T
     except (ValueError, TypeError, KeyError) as problem:
         raise NammTransferError(f"{label} holds no arrays of numbers: {problem}") from problem
     if ends.shape != rewards.shape or ends[:-1].any():
-        raise NammTransferError(f"{label} goes on after it has ended, expected a terminal at its last step only")
+        raise NammTransferError(f"{label} continues after a terminal; expected a terminal at its last step only")
     trajectory = Trajectory(-1, observations, actions, rewards, terminated=bool(ends[-1:].any()))
     check_trajectory(trajectory, env, label, limit)
     return trajectory

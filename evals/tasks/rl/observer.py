@@ -18,7 +18,7 @@ class Observed:
     """One finished episode, as the harness records it."""
 
     score: float
-    """See `tasks.Task.score`."""
+    """Score of the episode's return, see `tasks.Task.score`."""
     memory: RowReport
     """The cache at the end of the episode, its kept share averaged over the steps."""
     details: dict[str, Any]

@@ -88,7 +88,7 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, name: st
     if not path.is_relative_to(safe_join(folder, name)):
         if member.isdir() and path == folder.resolve():
             return  # "./"
-        raise NammTransferError(f"archive member {member.name!r} lies outside the folder {name!r} it should be in")
+        raise NammTransferError(f"archive member {member.name!r} is outside the expected folder {name!r}")
     if member.isdir():
         path.mkdir(parents=True, exist_ok=True)
     elif not path.is_file() or path.stat().st_size != member.size:
