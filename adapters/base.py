@@ -1,4 +1,4 @@
-"""What an adapter is: the one place where a modality meets the memory."""
+"""The interface of adapters, which connect models of one modality (text, video, control) to the memory."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from namm_transfer.cache.keyword import CACHE
 
 
 def default_device() -> torch.device:
-    """The first accelerator, or the CPU."""
+    """Return the first accelerator, or the CPU if there is none."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def finite(output: Tensor, what: str = "logits") -> Tensor:
-    """A model's output as it is; `NammTransferError` if it holds NaN or infinity, from which no answer can be read."""
+    """Return a model's output unchanged; raise `NammTransferError` if it contains NaN or infinity."""
     if not torch.isfinite(output).all():
         broken = int((~torch.isfinite(output)).sum())
         raise NammTransferError(
@@ -33,14 +33,14 @@ def finite(output: Tensor, what: str = "logits") -> Tensor:
 
 
 class ModalityAdapter(ABC):
-    """A model of some modality, its processor, and how a sample goes in and an answer comes out.
+    """A model of one modality with its processor: encodes samples, runs the model with a cache, reads the answer.
 
-    The memory sees nothing but attention, so an adapter's work is to bring a sample to the model as tokens and to say
+    The memory sees nothing but attention, so an adapter brings a sample to the model as tokens and reports
     which of them were kept in the units of the modality: tokens, frames, time steps.
     """
 
     model: PreTrainedModel
-    """In evaluation mode, with attention implementation "memory" in the part that has the cache."""
+    """The model in evaluation mode, with attention implementation "memory" in the part that has the cache."""
 
     @classmethod
     @abstractmethod
@@ -66,7 +66,7 @@ class ModalityAdapter(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go."""
+        """Device that inputs are moved to."""
         return self.model.device
 
     @property
@@ -75,16 +75,16 @@ class ModalityAdapter(ABC):
         return self.model.dtype
 
     def memory(self, policy: EvictionPolicy) -> MemoryCache:
-        """An empty cache under ``policy`` for one sample, or one batch of samples, of this model."""
+        """Make an empty cache under ``policy`` for one sample, or one batch of samples, of this model."""
         return MemoryCache(self.model.config, policy=policy)
 
     @abstractmethod
     def example(self) -> Any:
-        """A small made-up sample that `encode` takes, long enough for a few updates; `check_adapter` uses it."""
+        """Make a small synthetic sample for `encode`, long enough for a few updates; `check_adapter` uses it."""
 
     @abstractmethod
     def encode(self, sample: Any) -> Any:
-        """A sample as the model takes it; the part of the work no policy changes, so that it can be kept and shared."""
+        """Convert a sample to the model's inputs; these do not depend on the policy, so policies can share them."""
 
     @abstractmethod
     def answer(self, encoded: Any, cache: MemoryCache) -> Any:
@@ -96,11 +96,11 @@ class ModalityAdapter(ABC):
 
     @abstractmethod
     def kept(self, cache: MemoryCache, encoded: Any) -> dict[str, np.ndarray]:
-        """What was kept, in the units of the modality; every array states its axes in the adapter's docstring."""
+        """Return kept shares in the units of the modality; the adapter's docstring states the axes of each array."""
 
 
 class LanguageAdapter(ModalityAdapter):
-    """An adapter whose model answers in words: greedy decoding, and the log-probabilities of given words."""
+    """An adapter of a model that generates text: greedy decoding, and log-probabilities of given continuations."""
 
     @property
     @abstractmethod
@@ -112,7 +112,7 @@ class LanguageAdapter(ModalityAdapter):
         """Run one sequence through the model.
 
         Args:
-            cache: what was read before; it grows by the tokens of this call.
+            cache: earlier tokens; it grows by the tokens of this call.
             last: compute the logits of the last token alone.
             shift: what the position of `input_ids` exceeds the number of tokens before them by, for models that count
                 something else (M-RoPE); by default the model numbers them.
@@ -130,10 +130,10 @@ class LanguageAdapter(ModalityAdapter):
 
     @torch.inference_mode()
     def log_probabilities(self, cache: Cache, logits: Tensor, tokens: Tensor, shift: int | None = None) -> Tensor:
-        """Log-probabilities (natural) of every token at each place of a continuation, (n, vocabulary) float32.
+        """Compute natural log-probabilities of the vocabulary at each place of a continuation, (n, vocabulary) float32.
 
         Args:
-            cache: what was read before; it grows by all but the last of `tokens`.
+            cache: earlier tokens; it grows by all but the last of `tokens`.
             logits: (vocabulary,) float32, after what was read.
             tokens: (n,) int64, the continuation.
             shift: see `logits`.
@@ -145,10 +145,10 @@ class LanguageAdapter(ModalityAdapter):
 
     @torch.inference_mode()
     def decode_greedily(self, cache: Cache, logits: Tensor, limit: int, shift: int | None = None) -> str:
-        """The most probable words, token by token, until a token that ends texts or `limit` tokens.
+        """Generate greedily until an end-of-text token or `limit` tokens.
 
         Args:
-            cache: what was read before; it grows by all tokens but the last.
+            cache: earlier tokens; it grows by all generated tokens but the last.
             logits: (vocabulary,) float32, after what was read.
             shift: see `logits`.
         """

@@ -23,15 +23,15 @@ _SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question: `text` goes to the model, `answer` is what it should say next."""
+    """One question: `text` is the model's input, `answer` the expected continuation."""
 
     id: str
-    """Unique among the prompts of a run"""
+    """Identifier, unique among the prompts of a run."""
     family: str
-    """The task it belongs to"""
+    """Name of the task that the prompt belongs to."""
     text: str
     answer: str
-    """Begins with the white space that separates it from the prompt."""
+    """Expected continuation, including the white space that separates it from the prompt."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,23 @@ class EncodedPrompt:
     """A prompt and its answer as tokens."""
 
     tokens: Tensor
-    """(length,) int64, what the model reads"""
+    """(length,) int64, tokens of the prompt."""
     answer: Tensor
-    """(answer length,) int64, what it should say"""
+    """(answer length,) int64, tokens of the expected answer."""
 
 
 @dataclass(frozen=True)
 class TextAnswer:
-    """How a prompt was answered."""
+    """Likelihood of the expected answer to a prompt."""
 
     logprob: float
     """Mean log-probability (natural) of the answer's tokens, each given the right ones before it."""
     exact: bool
-    """Every token of the answer is the most probable one, which is what greedy generation would have said."""
+    """True if every token of the answer is the most probable one, so that greedy decoding generates the answer."""
 
 
 def locate(source: str) -> tuple[str, dict[str, Any]]:
-    """Where a model lies and what `from_pretrained` has to be told: (folder or hub id, keywords).
+    """Locate a model and return the arguments of `from_pretrained`: (folder or hub id, keywords).
 
     Args:
         source: a folder, a hub id, a `.gguf` file, or `"smollm2"`.
@@ -81,7 +81,7 @@ def locate(source: str) -> tuple[str, dict[str, Any]]:
 
 
 def _with_theta(folder: str, theta: float, keywords: dict[str, Any]) -> Any:
-    """The configuration of a model with another base of its rotary position embedding."""
+    """Load a model's configuration and change the base of its rotary position embedding."""
     config = AutoConfig.from_pretrained(folder, **keywords)
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
     if "rope_theta" not in rope or not theta > 0:
@@ -97,7 +97,7 @@ class CausalLMAdapter(LanguageAdapter):
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.source = source
-        """Where the model really came from: hub id, folder or `.gguf` file."""
+        """The resolved source of the model: hub id, folder or `.gguf` file."""
 
     @property
     def words(self) -> Any:
@@ -114,7 +114,7 @@ class CausalLMAdapter(LanguageAdapter):
         device_map: str | dict[str, Any] | None = None,
         rope_theta: float | None = None,
     ) -> Self:
-        """A model and its tokenizer from a folder, a hub id, a `.gguf` file (de-quantised) or `"smollm2"`.
+        """Load a model and its tokenizer from a folder, a hub id, a `.gguf` file (de-quantised) or `"smollm2"`.
 
         Args:
             dtype: dtype of the weights; by default bfloat16, on a CPU float32: many CPUs have no bfloat16 arithmetic
@@ -149,17 +149,17 @@ class CausalLMAdapter(LanguageAdapter):
         return cls(model, tokenizer, str(Path(folder, keywords["gguf_file"])) if "gguf_file" in keywords else folder)
 
     def count(self, text: str) -> int:
-        """Tokens of a text, without special ones."""
+        """Tokenise a text without special tokens."""
         return len(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def example(self) -> Prompt:
-        """A number to be found in a short text."""
+        """Make a synthetic prompt that asks for a number hidden in a short text."""
         hay = " ".join(f"Line {number} of this text says nothing of interest." for number in range(1, 25))
         text = f"The pass key is 71432. Remember it. {hay}\n\nWhat is the pass key? The pass key is"
         return Prompt("example", "example", text, " 71432")
 
     def encode(self, sample: Prompt) -> EncodedPrompt:
-        """Tokens of the prompt (with the tokenizer's own beginning, if it has one) and of the answer."""
+        """Tokenise the prompt (with the tokenizer's begin-of-text token, if it has one) and the answer."""
         tokens, answer = (
             self.tokenizer(text, add_special_tokens=first, return_tensors="pt").input_ids[0].long().to(self.device)
             for text, first in ((sample.text, True), (sample.answer, False))
@@ -171,7 +171,7 @@ class CausalLMAdapter(LanguageAdapter):
         return self.logits(cache, input_ids=encoded.tokens[None, cache.get_seq_length() :], last=True)[-1]
 
     def judge(self, encoded: EncodedPrompt, cache: MemoryCache, logits: Tensor) -> TextAnswer:
-        """How likely the right answer is to a cache that has read the prompt.
+        """Compute the likelihood of the right answer given a cache that has read the prompt.
 
         Args:
             logits: (vocabulary,) float32, what `read` returned.
@@ -181,13 +181,13 @@ class CausalLMAdapter(LanguageAdapter):
         return TextAnswer(logprob, bool((scores.argmax(-1) == encoded.answer).all()))
 
     def answer(self, encoded: EncodedPrompt, cache: MemoryCache) -> TextAnswer:
-        """Read the prompt and say how likely the right answer is."""
+        """Read the prompt and compute the likelihood of the right answer."""
         return self.judge(encoded, cache, self.read(encoded, cache))
 
     def generate(
         self, encoded: EncodedPrompt, cache: MemoryCache, max_new_tokens: int = 32, logits: Tensor | None = None
     ) -> str:
-        """The text the model goes on with, greedily, until a token that ends texts or `max_new_tokens` of them.
+        """Generate greedily until an end-of-text token or `max_new_tokens` tokens, and return the text.
 
         Args:
             logits: (vocabulary,) float32, what `read` returned; by default the prompt is read first.
@@ -196,11 +196,11 @@ class CausalLMAdapter(LanguageAdapter):
         return self.decode_greedily(cache, logits, max_new_tokens)
 
     def pieces(self, encoded: EncodedPrompt) -> np.ndarray:
-        """The text of each token of the prompt, (length,) strings."""
+        """Return the text of each token of the prompt, (length,) strings."""
         return np.array([self.tokenizer.decode([token]) for token in encoded.tokens.tolist()])
 
     def kept(self, cache: MemoryCache, encoded: EncodedPrompt) -> dict[str, np.ndarray]:
-        """Share of layers and KV heads that still hold each token seen: `tokens`, (seen,) float32."""
+        """Return `tokens`, (seen,) float32: for each token seen, the share of layers' KV heads that still hold it."""
         seen = cache.report().seen[0]
         layers = range(len(cache.layers))
         counts = [torch.bincount(p[p >= 0], minlength=seen) for p in (cache.positions(i)[0].cpu() for i in layers)]

@@ -27,34 +27,34 @@ from namm_transfer.adapters.state_statistics import Statistics
 from namm_transfer.cache.keyword import CACHE
 
 KINDS = ("return", "state", "action")
-"""What position p of the memory is: `KINDS[p % 3]` of time step `p // 3`."""
+"""Kinds of token in the order of a time step: position p of the cache is `KINDS[p % 3]` of time step `p // 3`."""
 _OLD_BUFFERS = re.compile(r"encoder\.h\.\d+\.attn\.(bias|masked_bias)")
 """Causal masks that older versions of transformers saved with the weights."""
 
 
 @dataclass
 class Encoded:
-    """A recorded trajectory as the encoder takes it."""
+    """A recorded trajectory as inputs of the encoder."""
 
     tokens: Tensor
-    """(rows, 3 steps - 1, width): R(0), s(0), a(0), R(1), s(1), ..., up to the last state"""
+    """Embeddings of R(0), s(0), a(0), R(1), s(1), ..., up to the last state: (rows, 3 steps - 1, width)."""
 
     @property
     def steps(self) -> int:
-        """Time steps in it."""
+        """Number of time steps in the recording."""
         return (self.tokens.shape[1] + 1) // 3
 
 
 @dataclass
 class Recorded:
-    """What a Decision Transformer sees of one or more episodes of the same length."""
+    """Observed states, actions and returns-to-go of one or more episodes of the same length."""
 
     states: np.ndarray
-    """(rows, steps, state_size) float, as the environment gave them"""
+    """Unnormalised states, (rows, steps, state_size) float."""
     actions: np.ndarray
-    """(rows, steps, action_size) float; the last one is not looked at"""
+    """Actions, (rows, steps, action_size) float; the last one is ignored."""
     returns_to_go: np.ndarray
-    """(rows, steps) float, unscaled"""
+    """Unscaled returns-to-go, (rows, steps) float."""
 
 
 class DecisionTransformerAdapter(ModalityAdapter):
@@ -118,7 +118,7 @@ class DecisionTransformerAdapter(ModalityAdapter):
 
     @torch.inference_mode()
     def encode(self, sample: Recorded, first: int = 0) -> Encoded:
-        """The tokens of a recording that starts at time step `first`, up to its last state.
+        """Encode a recording that starts at time step `first` as tokens, up to its last state.
 
         Raises `NammTransferError` for shapes or time steps the model cannot take.
         """
@@ -141,11 +141,11 @@ class DecisionTransformerAdapter(ModalityAdapter):
 
     @torch.inference_mode()
     def answer(self, encoded: Encoded, cache: Cache | None) -> Tensor:
-        """The model's actions (rows, steps, action_size) at every recorded state, in one call of the encoder."""
+        """Compute the model's actions (rows, steps, action_size) at every recorded state in one call of the encoder."""
         return self.actions(encoded.tokens, cache)[:, 1::3]
 
     def example(self) -> Recorded:
-        """200 made-up time steps of one episode."""
+        """Make a synthetic recording of one episode with 200 time steps."""
         config, generator = self.model.config, np.random.default_rng(0)
         noise = generator.normal(size=(1, 200, config.state_dim))
         states = self.statistics.state_mean + self.statistics.state_std * noise
@@ -153,7 +153,7 @@ class DecisionTransformerAdapter(ModalityAdapter):
         return Recorded(states, actions, self.statistics.return_scale * np.linspace(2, 0, 200)[None])
 
     def kept(self, cache: MemoryCache, encoded: Encoded, row: int = 0) -> dict[str, np.ndarray]:
-        """`kept`: (layers, steps, 3), see `kept_tokens`."""
+        """Return `kept`, (layers, steps, 3); see `kept_tokens`."""
         return {"kept": kept_tokens(cache, encoded.steps, row)}
 
     def play(
@@ -170,7 +170,7 @@ class DecisionTransformerAdapter(ModalityAdapter):
         return torch.from_numpy(np.asarray(array, dtype=np.float32)).to(self.device, self.dtype)
 
     def actions(self, tokens: Tensor, cache: Cache | None) -> Tensor:
-        """Encoder and action head: tokens (rows, n, width) -> (rows, n, action_size) float32."""
+        """Run encoder and action head: tokens (rows, n, width) -> (rows, n, action_size) float32."""
         positions = torch.zeros(tokens.shape[:2], dtype=torch.long, device=self.device)
         mask = None if cache is not None else torch.ones_like(positions)  # without either, zeros would mean packed rows
         output = self.model.encoder(
@@ -184,7 +184,7 @@ class DecisionTransformerAdapter(ModalityAdapter):
 
 
 def _state_size(source: str) -> int:
-    """`state_dim` of a model's config.json; raises `NammTransferError` if it is no Decision Transformer's."""
+    """Read `state_dim` from a model's config.json; raises `NammTransferError` if it is no Decision Transformer's."""
     try:
         facts, _ = DecisionTransformerConfig.get_config_dict(source)
         kind, size = facts.get("model_type"), int(facts.get("state_dim", DecisionTransformerConfig().state_dim))
@@ -226,12 +226,12 @@ class Stepper:
 
     @property
     def looked_at(self) -> int:
-        """Time steps that the last action was read from, its own included."""
+        """Number of time steps in the context of the last action, its own included."""
         return min(self.steps, self.window or self.steps)
 
     @torch.inference_mode()
     def act(self, states: np.ndarray, rewards: np.ndarray) -> np.ndarray:
-        """Actions (rows, action_size) float32 for states (rows, state_size) and the last step's rewards (rows,).
+        """Compute actions (rows, action_size) float32 from states (rows, state_size) and the last rewards (rows,).
 
         `cache` is then the memory the actions were read from: the episode's, or this window's own.
         """
@@ -255,9 +255,9 @@ class Stepper:
 
 
 def kept_tokens(cache: MemoryCache, steps: int, row: int) -> np.ndarray:
-    """(layers, steps, 3) float32: the share of heads whose memory holds the return, state and action of each time step.
+    """Share of heads that hold the return, state and action of each time step: (layers, steps, 3) float32.
 
-    0 for the action of the last step, which the model has not been shown.
+    The value is 0 for the action of the last step, which the model has not seen.
     """
     held = np.zeros((len(cache.layers), 3 * steps), dtype=np.float32)
     for layer, shares in enumerate(held):

@@ -1,4 +1,4 @@
-"""Loading of models by every adapter: one error for whatever is wrong, before the first question is asked."""
+"""Model loading for all adapters: any failure becomes one `NammTransferError` before the first question."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from transformers import AutoConfig
 from namm_transfer.errors import NammTransferError
 
 PATIENCE = 3.0
-"""Seconds that the hub has to answer before it counts as out of reach."""
+"""Seconds without a response after which the hub counts as unreachable."""
 BUFFERS = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$")
 """Constants that older versions of transformers saved beside the weights; today's models compute them."""
 
 
 def load_model(model_class: Any, source: str, kind: str, **options: Any) -> Any:
-    """A model from a folder or the hub, with exactly the tensors that its configuration asks for.
+    """Load a model from a folder or the hub, with exactly the tensors that its configuration defines.
 
     Args:
         model_class: a model class of transformers, or one of its Auto classes.
@@ -54,7 +54,7 @@ def load_model(model_class: Any, source: str, kind: str, **options: Any) -> Any:
 
 
 def read_model_type(source: str, kind: str) -> str:
-    """The type of the model in a folder or on the hub, as its configuration names it: "llava_next_video".
+    """Read the model type from the configuration in a folder or on the hub, for example "llava_next_video".
 
     Raises:
         NammTransferError: nothing to load there.
@@ -67,7 +67,7 @@ def read_model_type(source: str, kind: str) -> str:
 
 
 def hub_options(source: str, kind: str = "model") -> dict[str, Any]:
-    """Keywords for `from_pretrained`: what is in the hub's cache is loaded from there if the hub cannot be reached.
+    """Return keywords for `from_pretrained` that fall back to the hub's local cache if the hub cannot be reached.
 
     Raises:
         NammTransferError: `source` is no folder, and the hub cannot have it or cannot be reached.
@@ -91,7 +91,7 @@ def hub_options(source: str, kind: str = "model") -> dict[str, Any]:
 
 
 def hub_answers() -> bool:
-    """Whether the hub answers anything at all within `PATIENCE` seconds."""
+    """Return True if the hub sends any response within `PATIENCE` seconds."""
     if constants.HF_HUB_OFFLINE:
         return False
     answered = threading.Event()
@@ -107,6 +107,6 @@ def hub_answers() -> bool:
 
 
 def in_short(error: Exception) -> str:
-    """Type and first line of an exception, at most 200 characters."""
+    """Return the type and first line of an exception, at most 200 characters."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"

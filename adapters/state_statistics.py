@@ -1,6 +1,6 @@
-"""What a Decision Transformer needs besides its weights: state statistics, return scale, target return.
+"""Data that a Decision Transformer needs besides its weights: state statistics, return scale, target return.
 
-Read from `statistics.json`, or from the model card of the models that were published without one.
+They are read from `statistics.json`, or from the model card of the models that were published without one.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ STATISTICS_FILE, CARD_FILE = "statistics.json", "README.md"
 
 @dataclass
 class Statistics:
-    """What a Decision Transformer needs besides its weights; `statistics.json` in the model's folder."""
+    """Normalisation statistics and target return of a Decision Transformer: `statistics.json` in its folder."""
 
     state_mean: np.ndarray
-    """(state_size,) float32, subtracted from every state"""
+    """Mean that is subtracted from every state, (state_size,) float32."""
     state_std: np.ndarray
-    """(state_size,) float32, states are divided by it"""
+    """Standard deviation by which states are divided, (state_size,) float32."""
     return_scale: float = 1000.0
-    """Returns-to-go and rewards are divided by it."""
+    """Scale by which returns-to-go and rewards are divided."""
     target_return: float | None = None
-    """The return to ask for, unscaled; None if the model's makers named none."""
+    """Unscaled target return to condition on; None if the model's authors named none."""
     env: str | None = None
     """Name of the environment the model was trained for, if known."""
     found_in: str = field(default="given", compare=False)
-    """Where they were read: `statistics.json`, `README.md`, or the name of a data set; not saved."""
+    """Source of the statistics: `statistics.json`, `README.md`, or the name of a data set; not saved."""
 
     def __post_init__(self) -> None:
         self.state_mean = np.asarray(self.state_mean, dtype=np.float32)
@@ -57,14 +57,14 @@ class Statistics:
             raise NammTransferError(f"environment {self.env!r}: expected a name")
 
     def to_json(self) -> str:
-        """The content of `statistics.json`."""
+        """Return the content of `statistics.json`."""
         facts = {name: value for name, value in vars(self).items() if name != "found_in"}
         vectors = {"state_mean": self.state_mean.tolist(), "state_std": self.state_std.tolist()}
         return json.dumps({**facts, **vectors}, indent=2) + "\n"
 
     @classmethod
     def find(cls, source: str, state_size: int | None = None) -> Statistics | None:
-        """Read those of a model folder or a hub id: its `statistics.json` or, as published models do, its model card.
+        """Read the statistics of a model folder or hub id from its `statistics.json` or, failing that, its model card.
 
         Args:
             source: folder or hub id.
@@ -92,7 +92,7 @@ class Statistics:
 
     @classmethod
     def read(cls, source: str, state_size: int | None = None) -> Statistics:
-        """`find`, but raises `NammTransferError` if there are none."""
+        """Read the statistics as `find` does; raise `NammTransferError` if there are none."""
         found = cls.find(source, state_size)
         if found is None:
             raise NammTransferError(
@@ -103,7 +103,7 @@ class Statistics:
 
 
 def file_of(source: str, name: str) -> Path | None:
-    """A file of a model folder or a hub repository; None if there is none.
+    """Locate a file of a model folder or a hub repository; None if it does not exist.
 
     Raises `NammTransferError` if `source` is neither a folder nor a well-formed hub id, or the hub refuses.
     """
@@ -117,7 +117,7 @@ def file_of(source: str, name: str) -> Path | None:
 
 
 def _vector(name: str, card: str, size: int | None) -> np.ndarray | None:
-    """The numbers of `NAME = [1.0, -2.0e-1, ...]` in a model card, as the published models give theirs."""
+    """Read the numbers of `NAME = [1.0, -2.0e-1, ...]` from a model card, the form of the published models."""
     found = re.search(rf"\b{name}\s*=\s*\[([-+.,eE\d\s]+)\]", card)
     if found is None:
         return None

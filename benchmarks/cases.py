@@ -2,7 +2,7 @@
 
     python benchmarks/cases.py toy namm:keep=0.25 --tokens 4096
 
-Processor seconds stand beside the clock's: with one thread they hardly depend on what else the machine does.
+Processor seconds are reported beside wall-clock seconds: with one thread they hardly depend on other load.
 """
 
 import argparse
@@ -29,12 +29,12 @@ Measured = dict[str, float]
 
 
 class TimedNAMM(NAMM):
-    """Says what the scoring network alone has cost."""
+    """A NAMM that measures the time of its scoring network."""
 
     spent = 0.0
 
     def scores(self, view: LayerView) -> Tensor:
-        """As a NAMM's."""
+        """Score as a NAMM does, and add the time it takes."""
         before = time.process_time()
         found = super().scores(view)
         TimedNAMM.spent += time.process_time() - before
@@ -42,13 +42,13 @@ class TimedNAMM(NAMM):
 
 
 class TogetherNAMM(NAMM):
-    """Stores the heads of a layer together whatever they keep."""
+    """A NAMM whose cache stores the heads of a layer together, whatever they keep."""
 
     by_head = False
 
 
 def stopwatch() -> Callable[[str], Measured]:
-    """A function that says how long it has been since it was last asked."""
+    """Return a function that returns the time since its last call."""
     last = [time.perf_counter(), time.process_time()]
 
     def lap(name: str) -> Measured:
@@ -61,7 +61,7 @@ def stopwatch() -> Callable[[str], Measured]:
 
 
 def policy(side: str) -> EvictionPolicy:
-    """A policy by its notation; ``namm`` here is one whose scores are all 0: the work is that of any other.
+    """Make a policy from its notation; ``namm`` here scores every token 0, at the cost of any other NAMM.
 
     ``shipped`` is namm-text, and ``shipped-together`` the same with the heads of a layer stored together.
     """
@@ -72,7 +72,7 @@ def policy(side: str) -> EvictionPolicy:
 
 
 def language_model(case: str, attention: str, tokens: int) -> tuple[Any, Tensor]:
-    """The toy model and random tokens, or SmolLM2-135M in bfloat16 and Python's documentation; (1, tokens) int64."""
+    """Load the toy model and random tokens, or SmolLM2-135M and Python's documentation; tokens (1, tokens) int64."""
     torch.manual_seed(0)
     if case == "lm":
         from namm_transfer.adapters.causal_lm import CausalLMAdapter
@@ -93,7 +93,7 @@ def language_model(case: str, attention: str, tokens: int) -> tuple[Any, Tensor]
 
 
 def prefill(case: str, side: str, tokens: int) -> Measured:
-    """Prompt and decoding. Sides: no-cache, sdpa, dense, or a policy."""
+    """Measure prefill and decoding. Sides: no-cache, sdpa, dense, or a policy."""
     plain = {"no-cache": "sdpa", "sdpa": "sdpa", "sdpa-again": "sdpa", "dense": "eager"}
     model, ids = language_model(case, plain.get(side, "memory"), tokens)
     model(ids[:, :64], use_cache=False, logits_to_keep=1)
@@ -126,7 +126,7 @@ def prefill(case: str, side: str, tokens: int) -> Measured:
 
 
 def score_densely(namm: NAMM, attentions: tuple[Tensor, ...]) -> None:
-    """The published formulation with nothing evicted: whole rows, torch.stft, an N x N mask."""
+    """Measure the published formulation without evictions: whole attention rows, torch.stft, an N x N mask."""
     window = torch.hann_window(WINDOW)
     for weights in attentions:
         batch, heads, tokens, _ = weights.shape
@@ -147,7 +147,7 @@ def score_densely(namm: NAMM, attentions: tuple[Tensor, ...]) -> None:
 
 
 def decision_transformer(side: str, steps: int) -> Measured:
-    """Acting from a memory; the side is the number of environments in one batch."""
+    """Measure a Decision Transformer acting from its cache; the side is the number of environments in a batch."""
     from decision_transformer import loaded
 
     adapter, _ = loaded(None, steps)
@@ -162,7 +162,7 @@ def decision_transformer(side: str, steps: int) -> Measured:
 
 
 def evolution(side: str, tokens: int) -> Measured:
-    """Eight members answer five questions about a text.
+    """Measure eight members of a population that answer five questions about a text.
 
     ``one-by-one``: each member reads the text anew for each question. ``prompts``: the members share the beginning of
     it, for each question. ``shared``: and answer all of its questions in one reading, as multi-question prompts do.
@@ -170,7 +170,7 @@ def evolution(side: str, tokens: int) -> Measured:
     from accelerate import Accelerator
 
     from namm_transfer.adapters.causal_lm import CausalLMAdapter
-    from namm_transfer.evals.tasks.text.families import make_quiz
+    from namm_transfer.evals.tasks.text.families import make_multi_question_prompt
     from namm_transfer.moments import Moments
     from namm_transfer.training.namm.config import EvolutionConfig
     from namm_transfer.training.namm.fitness import evaluate
@@ -178,7 +178,7 @@ def evolution(side: str, tokens: int) -> Measured:
 
     config = EvolutionConfig(members=8, attention_dtype="float32")
     adapter = CausalLMAdapter.load(config.model, dtype=torch.float32, device="cpu")
-    made = (make_quiz("train", 0, number, tokens=tokens, count=adapter.count) for number in range(100))
+    made = (make_multi_question_prompt("train", 0, number, tokens=tokens, count=adapter.count) for number in range(100))
     parts = next(parts for parts in made if len(parts) == 5)
     together = [MultiQuestionPrompt.encode(adapter, parts)]
     singly = [MultiQuestionPrompt.encode(adapter, [part]) for part in apart(parts)]
@@ -197,13 +197,13 @@ def evolution(side: str, tokens: int) -> Measured:
 
 
 def apart(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Every question of a multi-question prompt right after the text, with its answer."""
+    """Split a multi-question prompt into prompts with one question each."""
     text, _, first = parts[0][0].rpartition("\n\n")
     return [(f"{text}\n\n{question.lstrip()}", answer) for question, answer in [(first, parts[0][1]), *parts[1:]]]
 
 
 def video(side: str, frames: int) -> Measured:
-    """The shipped video model reads a generated film: reading and encoding the frames, then the prompt's prefill."""
+    """Measure the shipped video model on a generated film: reading and encoding the frames, then the prefill."""
     from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter
     from namm_transfer.adapters.video.sample import VideoSample
     from namm_transfer.evals.tasks.video.generated import load_generated
@@ -222,10 +222,10 @@ def video(side: str, frames: int) -> Measured:
 
 
 def reading(side: str, frames: int) -> Measured:
-    """Open a film of 3 minutes and read frames uniformly by one of the backends, in batches as the adapter takes them.
+    """Measure opening a film of 3 minutes and reading uniform frames with a backend, in the adapter's batches.
 
     The side "unchecked" is decord's own `get_batch` on the same numbers after a look at the header, without an index
-    or a look at what came.
+    or verification.
     """
     from namm_transfer.adapters.video.frames import in_batches, open_video, uniform_indices
     from namm_transfer.evals.tasks.video.generated import load_generated
@@ -251,7 +251,7 @@ def reading(side: str, frames: int) -> Measured:
 
 
 def peak() -> float:
-    """High-water mark of this process: of its device memory, or of its resident set on a CPU, in bytes."""
+    """Return the peak memory of this process in bytes: device memory, or the resident set on a CPU."""
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated())
     with open("/proc/self/status") as status:
@@ -259,7 +259,7 @@ def peak() -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure one side and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     programs: dict[str, Callable[[str, int], Measured]] = {
         "toy": partial(prefill, "toy"),

@@ -1,4 +1,4 @@
-"""What a memory saves a Decision Transformer: an episode from the memory against recomputing it at every step.
+"""Cost of a Decision Transformer's episode with the key/value cache, against recomputation at every step.
 
     python benchmarks/decision_transformer.py
     python benchmarks/decision_transformer.py --steps 200 --model assets/decision-transformer/hopper-medium
@@ -25,7 +25,7 @@ INTERVAL = 128
 
 
 def loaded(source: str | None, steps: int) -> tuple[DecisionTransformerAdapter, DecisionTransformerModel]:
-    """The same weights twice: with the memory, and as transformers runs them."""
+    """Load the same weights twice: with the memory, and as transformers runs them."""
     if source is not None:
         adapter = DecisionTransformerAdapter.load(source, device="cpu", dtype=torch.float32)
         return adapter, DecisionTransformerModel.from_pretrained(source, attn_implementation="sdpa").eval()
@@ -38,7 +38,7 @@ def loaded(source: str | None, steps: int) -> tuple[DecisionTransformerAdapter, 
 
 
 def recomputing(adapter: DecisionTransformerAdapter, model: DecisionTransformerModel) -> Callable[..., np.ndarray]:
-    """Hugging Face's way with whole-episode context: every step computes everything again."""
+    """Act as Hugging Face's example does with whole-episode context: every step recomputes everything."""
     statistics = adapter.statistics
     seen: dict[str, list[Any]] = {"states": [], "actions": [], "returns_to_go": []}
 
@@ -57,7 +57,7 @@ def recomputing(adapter: DecisionTransformerAdapter, model: DecisionTransformerM
 
 
 def main() -> None:
-    """Run and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000, help="time steps of the episode, three tokens each")
     parser.add_argument("--model", help="folder or hub id; random weights of the original's size by default")

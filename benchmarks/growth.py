@@ -1,4 +1,4 @@
-"""How cost grows with the prompt: slopes, the break-even length, and the picture of both."""
+"""Growth of cost with prompt length: the break-even length, and a figure."""
 
 import io
 import json
@@ -13,7 +13,7 @@ Points = list[tuple[int, float]]
 
 
 def points(folder: Path, names: tuple[str, ...], side: str, key: str) -> Points:
-    """(tokens, value) of one side by its prompt length, out of the results of several cases."""
+    """Collect (tokens, value) of one side by prompt length from the results of several cases."""
     found: dict[int, float] = {}
     for name in names:
         file = folder / f"{name}.json"
@@ -23,7 +23,7 @@ def points(folder: Path, names: tuple[str, ...], side: str, key: str) -> Points:
 
 
 def break_even(ratios: Points) -> float | None:
-    """The length from which the ratio stays below 1, interpolated between measured lengths; None if it never does."""
+    """Interpolate the length from which the ratio stays below 1; None if it never does."""
     above = [i for i, (_, ratio) in enumerate(ratios) if ratio > 1]
     if not above:
         return float(ratios[0][0]) if ratios else None
@@ -34,14 +34,8 @@ def break_even(ratios: Points) -> float | None:
     return math.exp(math.log(left) + part * (math.log(right) - math.log(left)))
 
 
-def slope(values: Points) -> float:
-    """Exponent of the growth between the two longest prompts: 1 is linear, 2 quadratic."""
-    (left, low), (right, high) = values[-2:]
-    return math.log(high / low) / math.log(right / left)
-
-
 def draw(folder: Path) -> str:
-    """An SVG of prefill and decoding against plain SDPA by prompt length, for each model measured at several."""
+    """Draw an SVG of prefill and decoding relative to plain SDPA by prompt length, for models with several lengths."""
     matplotlib.rcParams["svg.hashsalt"] = "growth"
     models = {
         "toy, 1 thread": (("growth", "memory", "long"), "cpu_s"),

@@ -1,4 +1,4 @@
-"""Speed and memory, side by side: every measurement in a fresh process, the sides of a case in turn.
+"""Comparison of speed and memory: every measurement runs in a fresh process, the sides of a case in turn.
 
     python benchmarks/run.py                              all cases, written to benchmarks/results/
     python benchmarks/run.py toy memory --rounds 15
@@ -7,7 +7,7 @@
     python benchmarks/run.py guard                        exits 1 if a ratio is far from what it should be
 
 A figure is the median over rounds of the ratio to the first side in the same round. With one thread, times are
-processor seconds, which a busy machine disturbs little; the clock's stand beside them in the JSON.
+processor seconds, which other load disturbs little; wall-clock times are in the JSON too.
 """
 
 import argparse
@@ -31,15 +31,15 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Case:
-    """A row of work for `cases.py`; the first side is what the others are compared with."""
+    """A task for `cases.py` with the sides to compare; the first side is the baseline."""
 
     program: str
     sides: tuple[str, ...]
     tokens: tuple[int, ...]
-    """Or frames, or steps; several for a curve."""
+    """Prompt lengths in tokens (or frames, or steps); several give a curve."""
     threads: int = 1
     rounds: int = 5
-    """Alternations; figures are medians over them."""
+    """Number of alternations; figures are medians over them."""
 
 
 CASES = {
@@ -61,7 +61,7 @@ CASES = {
     "guard": Case("toy", ("sdpa", "full", "namm", "namm:keep=0.25"), (2048,), rounds=3),
 }
 UNASKED = ("kvpress", "guard")
-"""Cases that run only if they are named."""
+"""Cases that run only if they are named on the command line."""
 GUARD = {
     "full": {"prefill_cpu_s_ratio": 1.5, "decode_cpu_s_ratio": 1.3},
     "namm": {"prefill_cpu_s_ratio": 3.0},
@@ -72,7 +72,7 @@ Table = dict[str, dict[str, float]]
 
 
 def measure(case: Case, side: str, tokens: int, kvpress: str | None) -> dict[str, float]:
-    """One measurement in a fresh process."""
+    """Run one measurement in a fresh process."""
     program = [sys.executable, str(HERE / "cases.py"), case.program, side]
     if side == "kvpress":
         program = [str(kvpress), str(HERE / "kvpress_side.py")]
@@ -85,7 +85,7 @@ def measure(case: Case, side: str, tokens: int, kvpress: str | None) -> dict[str
 
 
 def compare(case: Case, tokens: int, rounds: int, bar: tqdm, kvpress: str | None) -> Table:
-    """Every side in turn, ``rounds`` times."""
+    """Measure every side in turn, ``rounds`` times."""
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in case.sides}
     for _ in range(rounds):
         for side in case.sides:
@@ -95,7 +95,7 @@ def compare(case: Case, tokens: int, rounds: int, bar: tqdm, kvpress: str | None
 
 
 def summary(runs: dict[str, list[dict[str, float]]]) -> Table:
-    """Medians of every quantity of every side, and of its ratio to the first side's in the same round."""
+    """Compute medians of every quantity of every side, and of its ratio to the first side's in the same round."""
     base = next(iter(runs.values()))
     table = {}
     for side, found in runs.items():
@@ -111,7 +111,7 @@ def summary(runs: dict[str, list[dict[str, float]]]) -> Table:
 
 
 def exceeded(table: Table) -> list[str]:
-    """What is beyond `GUARD`."""
+    """List the ratios that exceed `GUARD`."""
     return [
         f"{side}: {key} {table[side][key]:.2f}, at most {most}"
         for side, limits in GUARD.items()
@@ -121,14 +121,14 @@ def exceeded(table: Table) -> list[str]:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """Return the processor's name if the system provides it."""
     info = Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
 
 def show(name: str, tokens: int, table: Table) -> None:
-    """One line a side."""
+    """Format the results, one line for each side."""
     clock = "" if CASES[name].threads > 1 else "cpu_"
     print(f"\n{name}: {tokens} tokens, frames or steps, {CASES[name].threads} thread(s)")
     for side, row in table.items():
@@ -145,12 +145,14 @@ def show(name: str, tokens: int, table: Table) -> None:
 
 
 def main() -> None:
-    """Run, print, write."""
+    """Run the cases, print the results and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked = [c for c in CASES if c not in UNASKED]
     parser.add_argument("cases", nargs="*", default=asked, help=", ".join([*CASES, "plot"]))
-    parser.add_argument("--rounds", type=int, help="alternations, if not the case's own number of them")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of one JSON file a case")
+    parser.add_argument("--rounds", type=int, help="number of alternations, instead of the case's own")
+    parser.add_argument(
+        "--out", type=Path, default=HERE / "results", help="output folder, which gets one JSON file for each case"
+    )
     parser.add_argument("--kvpress-python", help="interpreter of an environment with kvpress")
     options = parser.parse_args()
     if unknown := set(options.cases) - {*CASES, "plot"}:

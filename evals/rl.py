@@ -1,4 +1,4 @@
-"""Does an agent act as well when its key/value cache is smaller? A Decision Transformer in MuJoCo under each policy.
+"""Evaluate a Decision Transformer in MuJoCo under each eviction policy: does a smaller cache cost return?
 
     python evals/rl.py --env hopper
     python evals/rl.py --config evals/configs/report-rl.toml
@@ -35,7 +35,7 @@ from namm_transfer.evals.tasks.rl.tasks import D4RL_NAME, TASKS, task
 from namm_transfer.files import asset, safe_name
 
 TIERS = ("medium", "medium-replay")
-"""Data sets of the shipped models."""
+"""Data set tiers that the shipped models were trained on."""
 
 
 @dataclass
@@ -52,8 +52,8 @@ class Options(EvalOptions):
     comma. With --model, a Minari id: its state statistics for a model that has none, and its mean return for the
     report."""
     context: Literal["episode", "window"] = "episode"
-    """What the model attends to: everything since the episode began (three tokens a step), or the last --window steps,
-    computed anew for every action as in Hugging Face's example."""
+    """Context that the model attends to: everything since the episode began (three tokens a step), or the last --window
+    steps, computed anew for every action as in Hugging Face's example."""
     window: int = 20
     """Steps of --context window."""
     episodes: int = 20
@@ -76,7 +76,7 @@ class Options(EvalOptions):
 
 
 def episodes(options: Options) -> list[Sample]:
-    """One sample an episode. Its payload is the environment seed, which decides the initial state."""
+    """Make one sample for each episode; its payload is the environment seed, which decides the initial state."""
     total = options.episodes if options.limit is None else options.limit
     if min(total, options.seeds, options.batch_envs, options.window) < 1 or options.seeds > total:
         raise NammTransferError(
@@ -95,7 +95,7 @@ def episodes(options: Options) -> list[Sample]:
 
 
 def targets(options: Options) -> list[float | None]:
-    """The target returns of --target-return; [None] if it is not given."""
+    """Parse the target returns of --target-return; [None] if it is not given."""
     if options.target_return is None:
         return [None]
     try:
@@ -110,7 +110,7 @@ def targets(options: Options) -> list[float | None]:
 
 
 def worlds(options: Options) -> list[Options]:
-    """The options of each environment, data set and target return named in `options`, an evaluation each."""
+    """Split `options` into those of single evaluations: one environment, data set and target return each."""
     own = options.dataset if options.model is not None and "/" in (options.dataset or "") else None
     env = options.env or (own if own is not None else "hopper")
     if options.model is not None:
@@ -123,7 +123,7 @@ def worlds(options: Options) -> list[Options]:
 
 
 def _shipped(options: Options, name: str) -> list[Options]:
-    """The options of each shipped model for one --env; a D4RL name says the data set too."""
+    """Make the options of each shipped model for one --env; a D4RL name implies the data set."""
     d4rl, env = D4RL_NAME.fullmatch(name), task(name).name
     tiers = (options.dataset or (d4rl[2] if d4rl else TIERS[0])).split(",")
     for tier in tiers:
@@ -137,24 +137,24 @@ def _shipped(options: Options, name: str) -> list[Options]:
 
 @dataclass
 class World:
-    """One environment with one model."""
+    """One environment with one model and target return."""
 
     options: Options
-    """Those of this environment, data set and target return alone."""
+    """Options of this environment, data set and target return alone."""
     adapter: DecisionTransformerAdapter
-    """The model."""
+    """The Decision Transformer."""
     source: str
-    """Where it came from."""
+    """Folder or hub id of the model."""
     data: datasets.Dataset | None
-    """What it was trained on, if that was named and lies here."""
+    """Data set the model was trained on, if it was named and is available."""
     target: float
-    """The return to ask for."""
+    """Target return to condition on."""
     target_from: str
-    """Where the target return came from."""
+    """Source of the target return, for the report."""
 
 
 def load(options: Options, device: Any) -> World:
-    """The model and its data, which have to fit the environment.
+    """Load the model and its data, and check that they fit the environment.
 
     Raises:
         NammTransferError: they do not fit, or the model has fewer time steps than an episode may last.
@@ -191,7 +191,7 @@ def load(options: Options, device: Any) -> World:
     }
     chosen = next(((place, value) for place, value in offers.items() if value is not None), None)
     if chosen is None:
-        raise NammTransferError(f"nothing names a return to ask {source!r} for; expected --target-return or --dataset")
+        raise NammTransferError(f"no target return is known for {source!r}; expected --target-return or --dataset")
     return World(options, adapter, source, data, float(chosen[1]), chosen[0])
 
 
@@ -218,7 +218,7 @@ def check_environment(adapter: DecisionTransformerAdapter, source: str, env: str
 
 
 def evaluator(world: World) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
-    """Plays up to `batch_envs` episodes under a policy, always in a batch of that many rows."""
+    """Make the function that plays up to `batch_envs` episodes under a policy, always in a batch of that many rows."""
     options, adapter = world.options, world.adapter
     environments = Environments(options.env, options.batch_envs)
     asked = [world.target] * options.batch_envs
@@ -234,12 +234,12 @@ def evaluator(world: World) -> Callable[[list[Sample], EvictionPolicy], list[Out
 
 
 def evolved_intervals(options: Options) -> dict[str, int]:
-    """The interval each NAMM was evolved with: zero-shot, --update-interval may be another."""
+    """List the update interval that each NAMM was trained with; --update-interval may be another in zero-shot use."""
     return {spec.text: spec.make().update_interval for spec in options.policies() if spec.name == "namm"}
 
 
 def describe(world: World) -> dict[str, Any]:
-    """What the report says of an evaluation."""
+    """Describe an evaluation for the report."""
     options, adapter, found = world.options, world.adapter, task(world.options.env)
     world_name = f"Gymnasium {found.gym_id}"
     references = "D4RL's references (measured on v2)" if found.name in TASKS else "the references in the data set"
@@ -261,7 +261,7 @@ def describe(world: World) -> dict[str, Any]:
 
 
 def play(world: World, samples: list[Sample], several: bool = False) -> Report:
-    """One environment, data set and target return (one of `several`) under every policy."""
+    """Evaluate one environment, data set and target return (one of `several`) under every policy."""
     options = world.options
     task_name = f"rl/{options.env}" + (f"-{options.dataset}" if options.model is None else "")
     return run(
@@ -289,7 +289,7 @@ def render(world: World, sample: Sample) -> None:
 
 
 def warn(options: Options, report: Report) -> None:
-    """Say where a policy had no chance to act.
+    """Warn of episodes that ended before a policy's first update.
 
     Raises:
         NammTransferError: episodes failed. The others are in the report.
@@ -312,7 +312,7 @@ def warn(options: Options, report: Report) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> Report:
-    """Parse, play, report."""
+    """Parse the command line, play the episodes and write the report."""
     options = parse(Options, arguments)
     accelerator = start(options)
     if options.render is not None:

@@ -1,4 +1,4 @@
-"""Does a memory that forgets still find the answer? Questions about long texts, policy against policy.
+"""Evaluate a language model on questions about long texts under each eviction policy.
 
     python evals/text.py --limit 40
     accelerate launch evals/text.py --tasks trained --policy full,namm,h2o:match=namm,random:match=namm
@@ -7,8 +7,8 @@
 
 The prompts of the families are made from text that comes with Python, deterministically from --seed, and are the same
 for every policy, so that differences are paired. The score is graded: the geometric mean of the probabilities the model
-gives to the tokens of the right answer, in %. Whether greedy generation would have said exactly that is in each record
-as `exact`.
+gives to the tokens of the right answer, in %. Each record's `exact` says whether greedy decoding
+gives exactly that answer.
 
 LongBench and InfiniteBench have prompts, answer lengths and metrics of their own, and rows of their own in the report:
 the model goes on with the prompt, greedily, and its answer gets the task's metric x 100. The last command is the
@@ -43,7 +43,7 @@ GROUPS = {"trained": TRAINED, "held-out": HELD_OUT, "all": tuple(FAMILIES)}
 SAMPLES = 20
 """Prompts of a family unless --samples says otherwise."""
 WORLD = "namm_transfer.evolution.tasks"
-"""What records call the families, whatever module they live in: a run's identity outlives its code's places."""
+"""Name of the families in records; it is part of a run's identity and does not change with the module's place."""
 MAX_TOKENS = 32768
 """Most tokens of a benchmark's prompt and answer together, as in the NAMM paper."""
 
@@ -55,18 +55,18 @@ class Options(EvalOptions):
     model: str = "smollm2"
     """Causal language model: folder, hub id, .gguf file, or smollm2 (SmolLM2-135M-Instruct)."""
     tasks: str = "all"
-    """Task families, separated by commas: trained (those the shipped NAMM was evolved on), held-out, all, or names. And
+    """Task families, separated by commas: trained (those the shipped NAMM was trained on), held-out, all, or names. And
     tasks of benchmarks, longbench:trec or infinitebench:passkey; a name after one belongs to the same benchmark where
     that has it (longbench:trec,qasper). longbench:all is all of it, or with --data-root what has a file there."""
     split: Literal["train", "validation", "test"] = "test"
-    """Which documents the families' texts are made of."""
+    """Split of the documents from which the families' texts are made."""
     samples: int | None = None
     """Prompts of each family, 20 by default, and of each benchmark task, by default all of its file, else the first.
     --limit cuts the whole list of the families, and that of each benchmark, in which families or tasks take turns."""
     tokens: int = 1000
     """Length of the families' prompts in tokens."""
     score: Literal["probability", "exact", "logprob"] = "probability"
-    """How the families are scored. probability: geometric mean probability of the answer's tokens, in %. exact: 100 if
+    """Score of the families. probability: geometric mean probability of the answer's tokens, in %. exact: 100 if
     greedy generation gives exactly the answer. logprob: mean log-probability of its tokens."""
     data_root: Path | None = None
     """Folder of the benchmarks' files: TASK.jsonl, in it or in its data/, or LongBench's data.zip. By default they come
@@ -86,7 +86,7 @@ class Options(EvalOptions):
 
 
 def asked(options: Options) -> tuple[list[str], list[Task]]:
-    """The families and the benchmark tasks asked for, each in order and without repeats."""
+    """Parse the requested families and benchmark tasks, each in order and without repeats."""
     for flag in ("samples", "tokens", "max_tokens"):
         if (count := getattr(options, flag)) is not None and count < 1:
             raise NammTransferError(f"--{flag.replace('_', '-')} {count}: expected a positive number")
@@ -112,7 +112,7 @@ def asked(options: Options) -> tuple[list[str], list[Task]]:
 
 
 def all_tasks(benchmark: TextBenchmark, root: Path | None) -> list[Task]:
-    """All tasks of a benchmark, or with a folder those that have a file there."""
+    """List all tasks of a benchmark, or with a folder those that have a file there."""
     found = [task for task in benchmark.tasks if root is None or local(task, root)]
     if not found:
         raise NammTransferError(f"{benchmark.name}:all: --data-root {str(root)!r} holds no TASK.jsonl of it")
@@ -120,7 +120,7 @@ def all_tasks(benchmark: TextBenchmark, root: Path | None) -> list[Task]:
 
 
 def family_samples(options: Options, families: Sequence[str], adapter: CausalLMAdapter) -> list[Sample]:
-    """One sample a made-up prompt."""
+    """Make one sample for each synthetic prompt."""
     prompts = [
         make_prompt(family, options.split, options.seed, number, tokens=options.tokens, count=adapter.count)
         for number in range(options.samples or SAMPLES)
@@ -130,7 +130,7 @@ def family_samples(options: Options, families: Sequence[str], adapter: CausalLMA
 
 
 def benchmark_samples(options: Options, sources: dict[Task, Source]) -> list[Sample]:
-    """One sample a question; tasks take turns, and questions about one text form a cluster."""
+    """Make one sample for each question; tasks take turns, and questions about one text form a cluster."""
     count = min((n for n in (options.samples, options.limit) if n is not None), default=None)
     turns = itertools.zip_longest(*(load(task, source, count) for task, source in sources.items()))
     return [
@@ -141,14 +141,14 @@ def benchmark_samples(options: Options, sources: dict[Task, Source]) -> list[Sam
 
 
 def scored(answer: TextAnswer, kind: str) -> float:
-    """The score of an answer; higher is better."""
+    """Compute the score of an answer; higher is better."""
     if kind == "exact":
         return 100.0 * answer.exact
     return 100.0 * math.exp(answer.logprob) if kind == "probability" else answer.logprob
 
 
 def likelihoods(options: Options, adapter: CausalLMAdapter) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
-    """What judges one sample of a family under a policy."""
+    """Make the function that scores one sample of a family under a policy by the likelihood of its answer."""
 
     def evaluate(samples: list[Sample], policy: EvictionPolicy) -> list[Outcome]:
         (sample,) = samples
@@ -178,7 +178,7 @@ def likelihoods(options: Options, adapter: CausalLMAdapter) -> Callable[[list[Sa
 def answers(
     context: int, adapter: CausalLMAdapter, shown: Set[str]
 ) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
-    """What answers one question of a benchmark under a policy; of samples with an id in `shown`, says what was kept."""
+    """Make the function that answers a benchmark's question under a policy; ids in `shown` get kept shares too."""
 
     def evaluate(samples: list[Sample], policy: EvictionPolicy) -> list[Outcome]:
         (sample,) = samples
@@ -210,7 +210,7 @@ def answers(
 
 
 def family_run(options: Options, families: Sequence[str], adapter: CausalLMAdapter) -> dict[str, Any]:
-    """What `run` has to be told to evaluate the families."""
+    """Return the arguments of `run` for the families."""
     units = {
         "probability": "geometric mean probability of the answer's tokens, %",
         "exact": "exact answers, %",
@@ -233,7 +233,7 @@ def benchmark_run(
     samples: list[Sample],
     adapter: CausalLMAdapter,
 ) -> dict[str, Any]:
-    """What `run` has to be told to evaluate these tasks of a benchmark."""
+    """Return the arguments of `run` for these tasks of a benchmark."""
     positions = getattr(adapter.model.config.get_text_config(), "max_position_embeddings", None) or MAX_TOKENS
     context = options.max_tokens or min(MAX_TOKENS, positions)
     for task in sources:
@@ -260,13 +260,13 @@ def benchmark_run(
 
 
 def main(arguments: Sequence[str] | None = None) -> Report:
-    """Parse, ask, report."""
+    """Parse the command line, ask the questions and write the report."""
     options = parse(Options, arguments)
     families, tasks = asked(options)  # a typing error should not wait for the model
     for task in tasks:
         task.check()
     accelerator = start(options)
-    with accelerator.main_process_first():  # which downloads the files that the others then find
+    with accelerator.main_process_first():  # it downloads the files, which the other processes then find
         sources = {task: find(task, options.data_root) for task in tasks}
     known = benchmarks(task.benchmark for task in tasks)
     parts = {name: {task: sources[task] for task in tasks if task.benchmark == name} for name in known}
@@ -287,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
             "dtype": str(adapter.dtype).removeprefix("torch."),
             "cache_size": "tokens held over tokens seen when the first answer token is produced",
         }
-        own = replace(options, tasks=",".join(members)) if questions else options  # to be gone on with without the rest
+        own = replace(options, tasks=",".join(members)) if questions else options  # resumable by itself
         report = run(own, **plan)
     return report
 

@@ -2,8 +2,8 @@
 
 
 class NammTransferError(Exception):
-    """Something a user can put right: the message names the offending value and what was expected."""
+    """An error that a user can correct: the message names the offending value and what was expected."""
 
 
 class UnservedAttribute(NammTransferError, AttributeError):
-    """An attribute that is refused; ``hasattr`` says no."""
+    """Raised for an attribute that is refused on purpose; ``hasattr`` returns False for it."""

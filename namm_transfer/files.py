@@ -18,10 +18,10 @@ MADE_BY = {
     "--out assets/decision-transformer/ENV-medium",
     "behaviour": "python -m namm_transfer.training.rl.behaviour --env ENV --out assets/behaviour/ENV-medium",
 }
-"""The command that makes each of this project's assets or groups of assets, for messages."""
+"""Commands that make the assets or groups of assets of this project, for error messages."""
 
 LONGEST_NAME = 255
-"""Bytes in the name of a file or folder; file systems take no more."""
+"""Largest length in bytes of a file's or folder's name on common file systems."""
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> Path:
@@ -91,7 +91,7 @@ def safe_join(root: str | os.PathLike[str], relative: str | os.PathLike[str]) ->
 
 
 def safe_name(text: str) -> str:
-    """Make a text the name of a file or folder: runs of anything but letters, digits, dot and underscore become a dash.
+    """Turn a text into a file name: runs of anything but letters, digits, dot and underscore become a dash.
 
     >>> safe_name("rl/hopper medium")
     'rl-hopper-medium'

@@ -17,18 +17,18 @@ class Moments:
 
     count: float = 0.0
     mean: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
-    """(17,) float64"""
+    """Mean, (17,) float64."""
     var: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
-    """(17,) float64, population variance"""
+    """Population variance, (17,) float64."""
 
     def add(self, values: Tensor) -> None:
-        """Take more vectors, (n, 17)."""
+        """Add more vectors, (n, 17), to the statistics."""
         if len(values):
             values = values.double().cpu()
             self.merge(Moments(float(len(values)), values.mean(0), values.var(0, correction=0)))
 
     def merge(self, other: Moments) -> None:
-        """Pairwise formula of Chan, Golub and LeVeque (1979)."""
+        """Merge two sets of statistics by the pairwise formula of Chan, Golub and LeVeque (1979)."""
         count = self.count + other.count
         if self.count == 0:
             self.count, self.mean, self.var = other.count, other.mean.clone(), other.var.clone()
@@ -40,12 +40,12 @@ class Moments:
         self.count = count
 
     def to_row(self) -> Tensor:
-        """All in one vector, (35,) float64: count, means, variances."""
+        """Return the statistics as one vector, (35,) float64: count, 17 means, 17 variances."""
         return torch.cat([torch.tensor([self.count], dtype=torch.float64), self.mean, self.var])
 
     @classmethod
     def from_rows(cls, rows: Tensor) -> Moments:
-        """Merged from rows of `to_row`, (n, 35), in their order."""
+        """Merge statistics from rows of `to_row`, (n, 35), in their order."""
         total = cls()
         for row in rows:
             total.merge(cls(float(row[0]), row[1 : 1 + BINS].clone(), row[1 + BINS :].clone()))

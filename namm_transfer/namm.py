@@ -129,13 +129,13 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
 
     @property
     def by_head(self) -> bool:
-        """Whether KV heads are independent of each other: each keeps what passes."""
+        """True if KV heads are independent: each keeps exactly the tokens that pass the threshold."""
         return self.selection == "head" and not self.size.asked
 
     # -- the method -------------------------------------------------------------------------------------------------
 
     def state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
-        """The state of new tokens: ``spectrum`` S, (batch, heads, 17, tokens) float32, and ``tail``, the last 16
+        """Return the state of new tokens: ``spectrum`` S, (batch, heads, 17, tokens) float32, and ``tail``, the last 16
         attention weights of each token, (batch, heads, 16, tokens), in the dtype they were rounded to."""
         rounded = getattr(torch, self.attention_dtype)
         return {
@@ -191,7 +191,7 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
 
     @torch.no_grad()
     def scores(self, view: LayerView) -> Tensor:
-        """Score all cached tokens of a layer: (batch, heads, tokens) float32, of no meaning at padding slots."""
+        """Score all cached tokens of a layer: (batch, heads, tokens) float32, meaningless at padding slots."""
         with torch.autocast(view.positions.device.type, enabled=False):
             return self.to(view.positions.device).score(self.features(view.state["spectrum"], view.positions))
 
@@ -272,9 +272,9 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
 
         Args:
             pretrained_model_name_or_path: the folder, id or name.
-            revision: of a hub id; this and the next three as in huggingface_hub.
-            cache_dir: where it is stored.
-            token: for a private one.
+            revision: branch, tag or commit of a hub repository; this and the next three are as in huggingface_hub.
+            cache_dir: folder in which downloads are stored.
+            token: access token for a private repository.
             local_files_only: whether to download nothing.
             options: override the stored configuration. ``keep``, ``budget`` and ``match`` replace each other, and a
                 ``selection`` or ``threshold`` given without one of them replaces a stored one.

@@ -37,7 +37,7 @@ INPUTS = ("attn", "attention_mask", "position_ids")
 
 @dataclass
 class Carry:
-    """What one update hands to the next, for each kept token."""
+    """State that one update hands to the next, for each kept token."""
 
     spectrum: Tensor
     """The spectrogram S, (batch, heads, 17, kept) float32."""
@@ -57,7 +57,7 @@ def published_update(
         attn: (batch, query_heads, new, tokens) float32, attention weights after the softmax.
         mask: (batch, seen), 1 at real tokens.
         position_ids: (batch, new), positions of the new tokens.
-        carry: what the update before handed over.
+        carry: state from the previous update.
         moments: if given, this update's S is added to these statistics, and S is normalised with the result.
 
     Returns:
@@ -151,7 +151,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
 
 def _error(name: str, computed: Tensor | None, recorded: np.ndarray) -> float:
-    """The largest difference; infinity for another shape, another exact value, a NaN, or an array not computed here."""
+    """Return the largest difference; infinity for a missing array, another shape, another exact value or a NaN."""
     expected = torch.from_numpy(np.asarray(recorded))
     if computed is None or computed.reshape(-1).shape != expected.reshape(-1).shape:
         return inf

@@ -22,7 +22,7 @@ def discover(group: str) -> dict[str, EntryPoint]:
 
 
 def names(group: str, built_in: Mapping[str, Any]) -> list[str]:
-    """All names that `find` knows: the built-in ones, then those of other packages."""
+    """List all names that `find` knows: the built-in ones, then those of other packages."""
     return [*built_in, *sorted(discover(group).keys() - built_in.keys())]
 
 

@@ -1,4 +1,4 @@
-"""What an eviction policy is: the interface between the cache and whatever decides which tokens stay.
+"""The interface of eviction policies, through which the cache asks which tokens stay.
 
 A policy object holds no state of a sequence. That lives in the cache, in named tensors whose last axis is the token, so
 that the cache can append, gather and reorder it without knowing what it means.
@@ -17,7 +17,7 @@ from namm_transfer.selection import CacheSize, Protection
 
 @dataclass(kw_only=True)
 class LayerView:
-    """What a policy sees of one layer at an update; if it judges `by_head`, each head as a sequence of its own.
+    """The view of one layer's cache that a policy gets at an update; if it judges `by_head`, each head is a sequence.
 
     Only sequences that reached an update are in it, and only tokens that are still cached: evicted tokens and the
     padding of the batch do not exist. Where sequences or heads hold different numbers of tokens, the older end of the
@@ -29,13 +29,13 @@ class LayerView:
     layers: int = 1
     """Number of layers in the cache."""
     heads: Tensor
-    """(batch, kv_heads) int64: which KV heads of the layer these are."""
+    """Indices of the KV heads in the layer, (batch, kv_heads) int64."""
     keys: Tensor
-    """(batch, kv_heads, tokens, head_dim), in the model's dtype, after rotary embedding."""
+    """Cached keys after rotary embedding, (batch, kv_heads, tokens, head_dim), in the model's dtype."""
     values: Tensor
-    """(batch, kv_heads, tokens, value_dim), in the model's dtype."""
+    """Cached values, (batch, kv_heads, tokens, value_dim), in the model's dtype."""
     positions: Tensor
-    """(batch, kv_heads, tokens) int32: the original positions, ascending; -1 marks a padding slot."""
+    """Original positions, ascending, (batch, kv_heads, tokens) int32; -1 marks a padding slot."""
     state: dict[str, Tensor]
     """The policy's state of each token; every tensor is (batch, kv_heads, ..., tokens)."""
     seen: list[int]
@@ -45,12 +45,12 @@ class LayerView:
 
     @property
     def real(self) -> Tensor:
-        """(batch, kv_heads, tokens) bool: False at padding slots."""
+        """Mark the real tokens, (batch, kv_heads, tokens) bool: False at padding slots."""
         return self.positions >= 0
 
     @property
     def age(self) -> Tensor:
-        """(batch, kv_heads, tokens) int64: how many tokens came after each one, evicted ones included."""
+        """Number of tokens after each one, evicted ones included: (batch, kv_heads, tokens) int64."""
         return self.positions[..., -1:].long() - self.positions.long()
 
 
@@ -73,9 +73,9 @@ class EvictionPolicy(ABC):
     update_interval: int = 512
     """Number of real tokens between two updates."""
     size: CacheSize = CacheSize()
-    """How many tokens a head keeps; no size is asked for by default."""
+    """Number of tokens that a head keeps; by default no size is requested."""
     match: str | None = None
-    """Name of the policy whose cache size this one shall have and has not been told yet; see `with_schedule`."""
+    """Name of the policy whose cache size is to be matched, until `with_schedule` supplies that size; else None."""
     protect: str | None = None
     """``"A:B"``: the first A and the last B tokens are never evicted; see `Protection`."""
     evicts: ClassVar[bool] = True
@@ -96,7 +96,7 @@ class EvictionPolicy(ABC):
         return False
 
     def state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
-        """The state of new tokens: tensors of zeros, each (batch, heads, ..., tokens)."""
+        """Return the state of new tokens: tensors of zeros, each (batch, heads, ..., tokens)."""
         return {}
 
     def observe(  # noqa: B027  (a policy that needs no attention has nothing to do)
@@ -117,7 +117,7 @@ class EvictionPolicy(ABC):
         """Choose the tokens that stay: (batch, kv_heads, tokens) bool."""
 
     def decide(self, view: LayerView) -> Tensor:
-        """What the cache calls: `select`, with the protected tokens added to whatever it chose.
+        """Return the tokens of `select` and the protected tokens; this is the method that the cache calls.
 
         Raises:
             NammTransferError: `select` did not return a bool mask of the view's shape.
@@ -128,5 +128,5 @@ class EvictionPolicy(ABC):
         return chosen | self.protected(view)
 
     def protected(self, view: LayerView) -> Tensor:
-        """The tokens that ``protect`` says must stay: (batch, kv_heads, tokens) bool."""
+        """Mark the tokens that ``protect`` exempts from eviction: (batch, kv_heads, tokens) bool."""
         return Protection.parse(self.protect).mask(view)

@@ -1,4 +1,4 @@
-"""How many tokens stay, and which: cache sizes, protected ends, and the best tokens of a score."""
+"""Selection of the tokens that stay: cache sizes, protected tokens, and the tokens with the highest scores."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ ROUNDING = 2.0**-20
 
 @dataclass(frozen=True)
 class CacheSize:
-    """How many tokens a head keeps after an update; at most one of the four may be given."""
+    """Number of tokens that a head keeps after an update; at most one of the four fields may be given."""
 
     keep: float | None = None
     """Share of the tokens seen, in (0, 1]; a head keeps ceil(keep x seen)."""
     budget: int | None = None
     """Number of tokens, 1 or more."""
     match: str | None = None
-    """Name of the policy whose cache size is wanted; an evaluator puts a schedule in its place."""
+    """Name of the policy whose cache size is to be matched; an evaluator replaces it by a schedule."""
     schedule: tuple[tuple[float, ...], ...] | None = None
     """Mean number of tokens a head keeps, ``schedule[layer][update]``; the last entry holds for later updates."""
 
@@ -45,11 +45,11 @@ class CacheSize:
 
     @property
     def asked(self) -> bool:
-        """Whether any size was asked for."""
+        """True if a size was requested."""
         return any(size is not None for size in (self.keep, self.budget, self.match, self.schedule))
 
     def counts(self, view: LayerView) -> Tensor:
-        """Number of tokens to keep, (batch, kv_heads) int64."""
+        """Compute the number of tokens to keep, (batch, kv_heads) int64."""
         batch, heads, _ = view.positions.shape
         if self.keep is not None:
             per_row = [[ceil(round(self.keep * seen, 6))] * heads for seen in view.seen]
@@ -101,7 +101,7 @@ class Protection:
         return found
 
     def mask(self, view: LayerView) -> Tensor:
-        """The protected tokens of a view, (batch, kv_heads, tokens) bool."""
+        """Mark the protected tokens of a view, (batch, kv_heads, tokens) bool."""
         if not self.first and not self.last:
             return torch.zeros_like(view.positions, dtype=torch.bool)
         return view.real & ((view.positions < self.first) | (view.age < self.last))

@@ -95,8 +95,8 @@ def check_adapter(adapter: Any, sample: Any = None) -> None:
         _expect(np.isfinite(array.astype(float)).all(), f"{name}.kept()[{key!r}] holds NaN or infinity")
 
 
-def _expect(held: bool, broken: str) -> None:
-    if not held:
+def _expect(met: bool, broken: str) -> None:
+    if not met:
         raise NammTransferError(broken)
 
 
@@ -162,7 +162,7 @@ def _kept(cache: MemoryCache, row: int) -> list[list[list[int]]]:
 
 
 def _check_state(policy: EvictionPolicy) -> None:
-    """The state of new tokens is tensors of zeros with the token as their last axis."""
+    """Check that the state of new tokens consists of tensors of zeros whose last axis is the token."""
     for tokens in (0, 7):
         for name, tensor in policy.state(2, 3, tokens, torch.device("cpu")).items():
             shape = tuple(tensor.shape)
@@ -175,7 +175,7 @@ def _check_state(policy: EvictionPolicy) -> None:
 
 
 def _check_acting(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor) -> None:
-    """The policy acts at every multiple of its interval, not before, and leaves every head something."""
+    """Check that the policy acts exactly at multiples of its interval and leaves every head at least one token."""
     name = type(policy).__name__
     row = _run(model, policy, tokens[:1])[0].report().row(0)
     acted = row.seen // policy.update_interval if policy.evicts else 0
@@ -186,17 +186,17 @@ def _check_acting(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor
 
 
 def _check_repeatable(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor) -> None:
-    """The same sequence again, with another one processed in between and other random numbers, is decided the same."""
+    """Check that a sequence gets the same decisions again after another sequence and under another random seed."""
     first, expected = _run(model, policy, tokens[:1])
     torch.manual_seed(1)
     _run(model, policy, tokens[1:])
     again, logits = _run(model, policy, tokens[:1])
     same = _kept(first, 0) == _kept(again, 0) and torch.equal(expected, logits)
-    _expect(same, f"{type(policy).__name__} decides differently when the same sequence comes again")
+    _expect(same, f"{type(policy).__name__} decides differently when it processes the same sequence again")
 
 
 def _check_padding(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor) -> None:
-    """A padded sequence in a batch is decided as if alone, also in a second call, where no two are in step."""
+    """Check that each padded sequence of a batch gets the decisions it gets alone, also in a second call."""
     mask = (torch.arange(tokens.shape[1]) >= torch.tensor(_PADDING)[:, None]).long()
     first = policy.update_interval + 7
     batch, together = _run(model, policy, tokens, mask, chunks=[first, tokens.shape[1] - first])
@@ -207,17 +207,17 @@ def _check_padding(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tenso
 
 
 def _check_calls(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor) -> None:
-    """How a prompt is cut into calls changes nothing."""
+    """Check that decisions do not depend on how a prompt is split into calls of the model."""
     at_once, expected = _run(model, policy, tokens)
     length = tokens.shape[1]
     cuts = [length // 3, 1, 1, 7]
     pieces, logits = _run(model, policy, tokens, chunks=[*cuts, length - sum(cuts)])
     same = _kept(at_once, 0) == _kept(pieces, 0) and torch.allclose(expected, logits, atol=1e-4)
-    _expect(same, f"{type(policy).__name__}: another cut into calls keeps other tokens")
+    _expect(same, f"{type(policy).__name__}: splitting the prompt into other calls changes the kept tokens")
 
 
 def _check_ties(policy: EvictionPolicy, tokens: Tensor) -> None:
-    """Of tokens whose scores are equal but for rounding, the same ones stay in one call and in calls of one token."""
+    """Check that ties (scores equal up to rounding) are decided alike in one call and in calls of one token each."""
     # In the first layer equal words have equal keys but for rounding, which differs by the call in a wider model.
     model = _random_llama(layers=1, attention="memory", width=64)
     repeated = tokens % _FEW_WORDS
@@ -231,7 +231,7 @@ def _check_ties(policy: EvictionPolicy, tokens: Tensor) -> None:
 
 
 def _check_rows(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor) -> None:
-    """Permuting, repeating, selecting and copying sequences of the cache moves the policy's state with them."""
+    """Check that permuting, repeating, selecting and copying sequences moves the policy's state with them."""
     name = type(policy).__name__
     order = torch.LongTensor([2, 0, 1])
     half = policy.update_interval + policy.update_interval // 2 + 3
@@ -250,14 +250,14 @@ def _check_rows(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor) 
     permuted, others = _run(model, policy, tokens[order], chunks=cuts)
     for row in range(len(order)):
         same = _kept(plain, row) == _kept(moved, row) and torch.allclose(logits, shuffled, atol=1e-4)
-        _expect(same, f"{name}: state does not follow when the rows of the cache are moved")
+        _expect(same, f"{name}: the policy's state is not moved together with the rows of the cache")
         there = int(order.argsort()[row])
         same = _kept(plain, row) == _kept(permuted, there) and torch.allclose(logits[row], others[there], atol=1e-4)
         _expect(same, f"{name}: a row's result depends on its place in the batch")
 
 
 def _check_saved(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor) -> None:
-    """A cache that was saved and loaded goes on as the original would: the policy object holds nothing of it."""
+    """Check that a saved and loaded cache continues like the original: the policy object holds no state of it."""
 
     def save_and_load(cache: MemoryCache) -> MemoryCache:
         with tempfile.TemporaryDirectory() as folder:
@@ -269,11 +269,11 @@ def _check_saved(policy: EvictionPolicy, model: PreTrainedModel, tokens: Tensor)
     original, expected = _run(model, policy, tokens, chunks=cuts)
     loaded, logits = _run(model, policy, tokens, chunks=cuts, between=save_and_load)
     same = _kept(original, 0) == _kept(loaded, 0) and torch.allclose(expected, logits, atol=1e-4)
-    _expect(same, f"{type(policy).__name__}: a cache that was saved and loaded goes on differently")
+    _expect(same, f"{type(policy).__name__}: a saved and loaded cache continues differently")
 
 
 def _check_dense(policy: EvictionPolicy, tokens: Tensor) -> None:
-    """Evicting and then attending is dense attention with the evicted tokens masked."""
+    """Check that attention after evictions equals dense attention with the evicted tokens masked."""
     memory = _random_llama(layers=1, attention="memory")
     dense = _random_llama(layers=1, attention="eager")
     dense.load_state_dict(memory.state_dict())

@@ -1,4 +1,4 @@
-"""The one optimisation loop of all trainings: schedule, clipping, processes, checkpoints, log and progress bar.
+"""The optimisation loop of all training: schedule, clipping, processes, checkpoints, log and progress bar.
 
 A training is a module, an optimiser and a function `loss(step, part)`. That function must depend on the step and the
 part alone (seed every random draw from them), so that a run that was killed goes on exactly as if it had not been.
@@ -34,16 +34,16 @@ _AVERAGED = 10  # last steps whose mean the progress bar shows
 _LOG, _SECONDS = "log", "seconds"
 
 Loss = Callable[[int, int], tuple[Tensor, Sequence[float]]]
-"""(step, part) -> a scalar with a gradient, and one number for each name in `Loop.metrics`."""
+"""Function of (step, part) that returns a scalar with a gradient and one number for each name in `Loop.metrics`."""
 
 
 def warm_up_cosine(steps: int, warm_up: int, floor: float) -> Callable[[int], float]:
-    """Share of the peak learning rate at a step: a linear warm-up times a cosine from 1 down to `floor`."""
+    """Return a schedule, the share of the peak learning rate at a step: linear warm-up times a cosine to `floor`."""
     return lambda step: min(1.0, (step + 1) / warm_up) * (floor + (1 - floor) / 2 * (1 + cos(pi * step / steps)))
 
 
 def progress_bar(accelerator: Accelerator, what: str, total: int | None = None, done: int = 0) -> tqdm[Any]:
-    """A bar that the main process alone shows and that disappears when its stage ends; `total` None is unknown."""
+    """Show a progress bar on the main process alone, until its stage ends; `total` is None if unknown."""
     silent = not accelerator.is_main_process
     return tqdm(total=total, initial=done, desc=what, leave=False, disable=silent, dynamic_ncols=True)
 
@@ -76,9 +76,9 @@ class Loop:
     """
 
     module: nn.Module
-    """Its whole state dict (parameters and buffers) is in the checkpoint; the optimiser decides what is trained."""
+    """The module, whose whole state dict is checkpointed; the optimiser decides which parameters are trained."""
     optimizer: Optimizer
-    """Its learning rate is the peak."""
+    """The optimiser; its learning rate is the peak of the schedule."""
     loss: Loss
     steps: int
     schedule: Callable[[int], float]
@@ -104,7 +104,7 @@ class Loop:
         self.log = torch.zeros(0, len(self.names))
         """(steps done, metrics) float32: the loss and the metrics of each step, means over its parts"""
         self.seconds = torch.zeros(0)
-        """(steps done,) float32: what each step took"""
+        """(steps done,) float32: seconds that each step took"""
         self.weights: list[Tensor] = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         self.resumed = self.path is not None and self.path.exists()
         if self.path is not None and self.resumed:
@@ -114,12 +114,12 @@ class Loop:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of steps done."""
         return len(self.log)
 
     def run(self) -> None:
         """Train to the last step."""
-        if self.step:  # the scheduler takes it from here
+        if self.step:  # the scheduler starts from here
             for group in self.optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
         scheduler = LambdaLR(self.optimizer, self.schedule, last_epoch=self.step - 1)
@@ -155,7 +155,7 @@ class Loop:
         write_atomic(self.path.with_suffix(".jsonl"), "".join(f"{line}\n" for line in lines))
 
     def _average(self) -> Tensor:
-        """Put the mean gradient over the parts into the weights, the same in every process.
+        """Set the weights' gradients to the mean over the parts, equal in every process.
 
         Returns:
             (metrics,) float32 on the CPU: means of loss and metrics over the parts.
@@ -177,7 +177,7 @@ class Loop:
         return measured.cpu()
 
     def _gradient(self, part: int) -> Tensor:
-        """One row of the table: the gradient, which weights have one, loss and metrics."""
+        """Compute one row of the table: the gradient, which weights have one, loss and metrics."""
         self.optimizer.zero_grad()
         loss, metrics = self.loss(self.step, part)
         loss.backward()

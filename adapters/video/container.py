@@ -25,11 +25,11 @@ _DEFAULT, _ATTACHED = 1, 1 << 10
 
 
 class VideoError(NammTransferError):
-    """A file that cannot be read as video; an evaluation records it and goes on with the next sample."""
+    """Raised for a file that cannot be read as video; an evaluation records it and continues with the next sample."""
 
 
 def unreadable(path: Path, reason: object) -> VideoError:
-    """A `VideoError` that names the file and the last line of a library's message."""
+    """Make a `VideoError` that names the file and the last line of a library's message."""
     lines = str(reason).strip().splitlines() or [type(reason).__name__]
     # decord writes the time and its own source line before every message; a report should not differ by them.
     line = re.sub(r"\[[\d:]+\] \S+: ", "", lines[-1]).strip()
@@ -37,7 +37,7 @@ def unreadable(path: Path, reason: object) -> VideoError:
 
 
 def import_backend(name: str) -> Any:
-    """The module of a reading library; `NammTransferError` says how to install it."""
+    """Import a video library; a `NammTransferError` says how to install it if it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -46,7 +46,7 @@ def import_backend(name: str) -> Any:
 
 @contextmanager
 def open_film(path: Path) -> Iterator[Any]:
-    """PyAV's container of a file, with every error of FFmpeg as a `VideoError`."""
+    """Open a file with PyAV; every error of FFmpeg becomes a `VideoError`."""
     av = import_backend("av")
     try:
         # An absolute path: FFmpeg takes what stands before a colon for a protocol.
@@ -59,7 +59,7 @@ def open_film(path: Path) -> Iterator[Any]:
 
 
 def prepare(container: Any, number: int) -> Any:
-    """The stream of that number, to be decoded in one thread and never above `MAX_PIXELS`."""
+    """Return the stream of that number, set to decode in one thread and to refuse more than `MAX_PIXELS`."""
     stream = container.streams[number]
     stream.thread_count = 1
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
@@ -67,14 +67,14 @@ def prepare(container: Any, number: int) -> Any:
 
 
 def checksum(frame: Any) -> int:
-    """A checksum of every eighth row of a decoded frame's first plane, without the padding behind the rows."""
+    """Compute a checksum of every eighth row of a decoded frame's first plane, without row padding."""
     plane = frame.planes[0]
     rows = np.frombuffer(plane, np.uint8)[: plane.line_size * plane.height].reshape(plane.height, plane.line_size)
     return zlib.crc32(rows[::8, : plane.width].tobytes())
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """How the display matrix of a decoded frame lays it out: transposed, then rows reversed, then columns reversed.
+    """Read a decoded frame's display matrix: whether to transpose, then reverse rows, then reverse columns.
 
     The matrix (ISO/IEC 14496-12, 6.2.2) takes the point (x, y) to (a x + c y, b x + d y).
     """
@@ -88,7 +88,7 @@ def orientation(frame: Any) -> tuple[bool, bool, bool]:
 
 
 def choose_stream(path: Path, container: Any) -> Any:
-    """The video stream that a player shows: the first default one, else the first; never a cover picture."""
+    """Choose the video stream that a player shows: the first default one, else the first; never a cover picture."""
     streams = [stream for stream in container.streams.video if not int(stream.disposition) & _ATTACHED]
     if not streams:
         raise VideoError(f"video file {str(path)!r} has no video stream")

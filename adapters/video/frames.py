@@ -52,24 +52,24 @@ class FrameReader(Protocol):
     """Random access to the frames of one film."""
 
     count: int
-    """Frames that a player shows, at least 1."""
+    """Number of frames that a player shows, at least 1."""
     times: np.ndarray
     """(count,) float64 seconds at which each frame is shown, ascending."""
     seconds: float
-    """Length of the film."""
+    """Length of the film in seconds."""
     rate: float
     """Average frames a second that the file states."""
     pixels: int
     """Width times height of a frame."""
     backend: str
-    """What decodes the frames."""
+    """Decoder of the frames: "decord", "pyav", or "array" for frames in memory."""
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n, height, width, 3) uint8 RGB frames at ascending `indices`; `VideoError` if one cannot be decoded."""
+        """Return frames at ascending `indices`, (n, height, width, 3) uint8 RGB; `VideoError` if one is undecodable."""
 
 
 def open_video(path: str | os.PathLike[str], backend: str = "decord") -> FilmReader:
-    """A reader of the file at `path` by "decord", where it can be trusted with the file, or by "pyav".
+    """Open the file at `path` with "decord" if it reads this file correctly, else with "pyav".
 
     Raises:
         VideoError: the file is missing, empty, no video, damaged, truncated, or without a single frame.
@@ -82,14 +82,14 @@ def open_video(path: str | os.PathLike[str], backend: str = "decord") -> FilmRea
 
 
 def in_batches(reader: FrameReader, indices: np.ndarray, size: int = 16) -> Iterator[np.ndarray]:
-    """The frames at `indices`, at most `size` and at most `BATCH_PIXELS` in memory at a time."""
+    """Yield the frames at `indices` in batches of at most `size` frames and `BATCH_PIXELS` pixels."""
     size = max(1, min(size, BATCH_PIXELS // reader.pixels))
     for start in range(0, len(indices), size):
         yield reader.frames(indices[start : start + size])
 
 
 class ArrayReader:
-    """Frames that are decoded already, one a second."""
+    """A reader of frames in memory, one a second."""
 
     backend = "array"
     rate = 1.0
@@ -101,12 +101,12 @@ class ArrayReader:
         self.pixels = frames.shape[1] * frames.shape[2]
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """See `FrameReader.frames`."""
+        """Return frames at ascending `indices`, as `FrameReader.frames` describes."""
         return self._frames[indices]
 
 
 class FilmReader:
-    """The frames of a video file; `backend` is what decodes them, `fallback` why it is not what was asked for."""
+    """A reader of a video file; `backend` names the decoder, `fallback` the reason if it is not the requested one."""
 
     def __init__(self, index: FilmIndex, backend: str) -> None:
         self._index = index
@@ -123,7 +123,7 @@ class FilmReader:
                 self.fallback = str(reason)
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """See `FrameReader.frames`."""
+        """Return frames at ascending `indices`, as `FrameReader.frames` describes."""
         wanted = [int(number) for number in indices]
         if any(not 0 <= number < self.count for number in wanted):
             raise self._index.error(f"frames {wanted} are asked for, but it has {self.count}")
@@ -136,7 +136,7 @@ class FilmReader:
 
 
 class _Unfit(Exception):
-    """decord cannot be trusted with this file; the message says why."""
+    """Raised if decord does not read this file correctly; the message says why."""
 
 
 class _DecordReader:
@@ -154,10 +154,10 @@ class _DecordReader:
             raise _Unfit(f"decord cannot read it: {index.error(error)}") from error
         stamps = index.times - index.times[0]
         if len(times) != index.count or not np.allclose(times - times[0], stamps, rtol=1e-6, atol=1e-3):
-            raise _Unfit("decord counts other frames")
+            raise _Unfit("decord finds another number of frames")
 
     def frames(self, wanted: list[int]) -> np.ndarray:
-        """Frames at ascending numbers, one of them compared with PyAV's once a seek has taken place."""
+        """Read frames at ascending indices; one of them is compared with PyAV's after a seek."""
         try:
             found: np.ndarray = self._reader.get_batch(wanted).asnumpy()
             # decord goes on decoding in a thread of its own, without limit; a seek stops it and drops what it has.
@@ -169,13 +169,13 @@ class _DecordReader:
             (expected,) = self._check.frames([number])
             shown = found[wanted.index(number)]
             if shown.shape != expected.shape or np.abs(shown.astype(np.int16) - expected).mean() > ROUNDING:
-                raise _Unfit("decord shows another picture")
+                raise _Unfit("decord returns another picture than PyAV")
             self._is_checked = True
         return found
 
 
 class _PyAVReader:
-    """Frames by PyAV: a seek to a key frame, and a look at what came."""
+    """A reader by PyAV that seeks to a key frame and verifies the pictures it decodes."""
 
     def __init__(self, index: FilmIndex) -> None:
         self._index = index
@@ -184,10 +184,10 @@ class _PyAVReader:
         self._stream: Any = None
         self._run: Iterator[tuple[int, Any]] = iter(())
         self._at: int | None = None
-        """Number of the picture that `_run` gave last"""
+        """Number of the picture that `_run` yielded last."""
 
     def frames(self, wanted: Sequence[int]) -> np.ndarray:
-        """Frames at any numbers; ascending ones are fastest."""
+        """Read frames at any indices; ascending ones are fastest."""
         found = {number: self._picture(number) for number in sorted(set(wanted))}
         return np.stack([found[number] for number in wanted])
 
@@ -213,9 +213,9 @@ class _PyAVReader:
         raise index.error(error or f"frame {number} of {index.count} cannot be decoded")
 
     def _runs(self, number: int) -> Iterator[Iterator[tuple[int, Any]]]:
-        """Ways to decode the pictures up to `number`: from key frames further and further back, at last from the first.
+        """Yield decodings of the pictures up to `number`, from ever earlier key frames, at last from the first.
 
-        Each gives the pictures with their numbers; that they are what a player shows is to be verified.
+        Each yields numbered pictures, which the caller must verify.
         """
         stamps, keys = self._index.stamps, self._index.keys
         last = int(np.searchsorted(keys, stamps[number], side="right")) - 1
@@ -254,7 +254,7 @@ class _PyAVReader:
         return itertools.chain.from_iterable(packet.decode() for packet in packets)
 
     def _followed(self, first: int, frames: Iterator[Any]) -> Iterator[tuple[int, Any]]:
-        """Frames numbered from `first` on, as long as they have the time stamps that the index gives these numbers."""
+        """Number frames from `first` on, as long as their time stamps are those of the index."""
         index = self._index
         for number, frame in zip(range(first, index.count), frames, strict=False):
             if len(index.keys) and frame.pts != index.stamps[number]:
@@ -263,7 +263,7 @@ class _PyAVReader:
 
 
 def _upright(frame: Any, size: tuple[int, int]) -> np.ndarray:
-    """(height, width, 3) uint8 of a decoded frame in the size of its stream, turned as its display matrix says."""
+    """Convert a decoded frame to (height, width, 3) uint8 in its stream's size, oriented by its display matrix."""
     picture: np.ndarray = frame.reformat(width=size[1], height=size[0], format="rgb24").to_ndarray()
     is_transposed, reverse_rows, reverse_columns = orientation(frame)
     if is_transposed:

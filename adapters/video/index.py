@@ -31,7 +31,7 @@ from namm_transfer.adapters.video.container import (
 
 EXACT_CONTAINERS = ("mov", "matroska")
 EXACT_DECODERS = ("h264", "hevc", "vp9", "libvpx-vp9", "av1", "libdav1d", "libaom-av1")
-"""Where one packet is one picture and carries its presentation time."""
+"""Decoders and container formats for which each packet is one picture and carries its presentation time."""
 PROBED = 4
 """Pictures that are decoded at opening, to see that their time stamps are those of the packets."""
 UNPROMISING = ("mpegts", "mpeg", "ogg")
@@ -40,9 +40,9 @@ CLOCK_RESET = (-1.0, 10.0)
 """Seconds between two pictures beyond which their clock was set anew, as where two recordings were joined; gaps count
 in formats without a stated length only."""
 SMALLEST_PLAIN = 64
-"""decord lays out the rows of smaller pictures wrongly."""
+"""Smallest width or height that decord decodes correctly, in pixels."""
 _MICROSECONDS = 10**6
-"""FFmpeg's AV_TIME_BASE"""
+"""FFmpeg's AV_TIME_BASE: units in a second."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +75,17 @@ class FilmIndex:
         return len(self.stamps)
 
     def distance(self, number: int) -> int:
-        """How many pictures after the key frame before it a picture is; after the first, where there are no keys."""
+        """Number of pictures from the preceding key frame to this one; from the first picture if there are none."""
         key = int(np.searchsorted(self.keys, self.stamps[number], side="right")) - 1
         return number - int(np.searchsorted(self.stamps, self.keys[key])) if key >= 0 else number
 
     def error(self, reason: object) -> VideoError:
-        """The error that says what is wrong with this file."""
+        """Make the error that says what is wrong with this file."""
         return unreadable(self.path, reason)
 
 
 def index_film(path: Path) -> FilmIndex:
-    """The index of the file at `path`, from memory if the file has not changed since it was made.
+    """Build the index of the file at `path`, or take it from memory if the file has not changed since.
 
     Raises:
         VideoError: the file is missing, empty, no video, damaged, shorter than its header promises, or has no picture.
@@ -129,7 +129,7 @@ def _index(path: Path, identity: tuple[int, ...]) -> FilmIndex:
 
 @dataclass(frozen=True)
 class _Header:
-    """What is known of a file before its packets are read."""
+    """Properties of a file known from its header, before its packets are read."""
 
     path: Path
     format: str
@@ -183,21 +183,21 @@ class _Header:
 
 @dataclass(frozen=True)
 class _Listed:
-    """The pictures of a stream as its packets or its decoder list them."""
+    """The pictures of a stream in the order of its packets or its decoder."""
 
     stamps: np.ndarray
     """(n,) int64; 0, 1, ... where the time stamps do not identify pictures"""
     shown: Sequence[int | None]
-    """(n,) the time stamps as they are"""
+    """Original time stamps, (n,); values may be missing."""
     keys: np.ndarray
     duration: int
-    """Of the last picture, in units of the stream; 0 where the file does not say"""
+    """Duration of the last picture, in units of the stream; 0 where the file does not state it."""
     checksums: np.ndarray | None = None
     why_not_plain: str | None = None
 
 
 def _list_packets(container: Any, header: _Header) -> _Listed | None:
-    """The pictures by the packets alone; None if those do not tell exactly what a player shows."""
+    """List the pictures from the packets alone; None if these do not determine exactly what a player shows."""
     stream = prepare(container, header.stream)
     found: list[tuple[int, bool, bool, int]] = []
     probed: list[Any] = []
@@ -229,7 +229,7 @@ def _list_packets(container: Any, header: _Header) -> _Listed | None:
 
 
 def _has_leading_pictures(packets: list[tuple[int, bool]]) -> bool:
-    """Whether pictures that follow a key frame in the file are shown before it: they need pictures from before it."""
+    """Return True if pictures stored after a key frame are shown before it; these need pictures from before it."""
     latest_key = packets[0][0]
     for stamp, is_key in packets:
         latest_key = stamp if is_key else latest_key
@@ -239,7 +239,7 @@ def _has_leading_pictures(packets: list[tuple[int, bool]]) -> bool:
 
 
 def _list_pictures(container: Any, header: _Header) -> _Listed:
-    """The pictures by decoding the whole stream."""
+    """List the pictures by decoding the whole stream."""
     stream = prepare(container, header.stream)
     shown: list[int | None] = []
     checksums: list[int] = []
@@ -271,7 +271,7 @@ def _list_pictures(container: Any, header: _Header) -> _Listed:
 
 
 def _times(header: _Header, shown: Sequence[int | None]) -> np.ndarray:
-    """Seconds of the pictures since the film's beginning, ascending, where the clock was missing or reset as well."""
+    """Compute ascending times in seconds since the film's beginning, also where the clock was missing or reset."""
     known = np.array([stamp for stamp in shown if stamp is not None], np.int64)
     if header.start is None and len(known) == len(shown):
         shown = sorted(known.tolist())  # time stamps in AVI are in the order of decoding
@@ -309,7 +309,7 @@ def _check_length(header: _Header, times: np.ndarray, seconds: float) -> None:
 
 
 def _longest_stream(header: _Header) -> float:
-    """Seconds at which the last packet of any stream ends."""
+    """Return the time in seconds at which the last packet of any stream ends."""
     with open_film(header.path) as container:
         return max(
             (

@@ -1,4 +1,4 @@
-"""What a model's processor is told of the frames, and which token of the prompt it makes belongs to which of them."""
+"""Frame metadata for a model's processor, and the mapping from tokens of its prompt to frames."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENDS_WITH_NEWLINE = ("llava_onevision",)
 
 
 def timed(reader: FrameReader, indices: np.ndarray) -> VideoMetadata:
-    """When the frames at `indices` are shown, as processors are told it."""
+    """Make the processor's metadata with the times at which the frames at `indices` are shown."""
     return VideoMetadata(
         total_num_frames=round(reader.seconds * TICKS),
         fps=float(TICKS),
@@ -31,12 +31,12 @@ def timed(reader: FrameReader, indices: np.ndarray) -> VideoMetadata:
 def lay_out(
     processor: Any, model_type: str, inputs: dict[str, Tensor], counts: list[int]
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """`frame_of`, `shares` and `prefix` of an `EncodedVideo`.
+    """Compute `frame_of`, `shares` and `prefix` of an `EncodedVideo`.
 
     Args:
         processor: the model's.
         model_type: as the model's configuration names it.
-        inputs: what the processor made of the prompt: `input_ids` (1, length) int64, `video_grid_thw` if it makes one.
+        inputs: the processor's output for the prompt: `input_ids` (1, length) int64, `video_grid_thw` if it makes one.
         counts: frames of each video.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What every adapter of a video-language model takes, passes on and returns."""
+"""Data types of video-language adapters: samples, encoded samples and answers."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ Video: TypeAlias = str | Path | np.ndarray
 
 @dataclass(frozen=True)
 class VideoSample:
-    """A question about a video, with the continuations among which the answer is looked for."""
+    """A question about a video, with the continuations that are its possible answers."""
 
     video: Video | tuple[Video, ...]
-    """One video, or several that the model reads one after the other, or none of them: ()"""
+    """One video, several that the model reads in order, or () for none."""
     prompt: str
-    """What the user says after the video"""
+    """The user's message after the video."""
     lead: str = prompts.LEAD
-    """How the answer begins; the choices continue it"""
+    """Given beginning of the answer, which the choices continue."""
     choices: tuple[str, ...] = ("A", "B", "C", "D")
-    """Continuations of `lead`; the most probable one is the answer"""
+    """Continuations of `lead`; the most probable one is the answer."""
     options: tuple[str, ...] = ()
     """The options behind `choices`, where these are letters; a generated answer may name them instead"""
     frames: int = 64
-    """Frames sampled from each video; with `fps` at most so many"""
+    """Number of frames sampled from each video; with `fps`, the largest number."""
     sampling: Rule = "uniform"
-    """The rule that chooses them, see `video.sampling`"""
+    """Name of the sampling rule, see `video.sampling`."""
     subtitles: tuple[Subtitle, ...] = ()
-    """What is said; the model reads it between the frames"""
+    """Subtitles, which the model reads between the frames."""
     duration: float | None = None
     """Seconds that the annotations give the video; LongVideoBench's rule samples within them"""
     fps: float | None = None
     """Frames a second; the rule of the model's own processor then chooses them, in the place of `sampling`"""
     pixels: int | None = None
-    """Pixels of a frame at most; by default as many as the model's processor takes"""
+    """Largest number of pixels in a frame; by default the model's processor decides."""
 
 
 @dataclass(frozen=True)
@@ -50,37 +50,37 @@ class EncodedVideo:
     """A sample as the model reads it."""
 
     inputs: dict[str, Tensor]
-    """What the model's forward takes: `input_ids` (1, length) int64 and pixels, or `inputs_embeds`
+    """Arguments of the model's forward pass: `input_ids` (1, length) int64 and pixels, or `inputs_embeds`
     (1, length, width)"""
     frame_of: np.ndarray
     """(length,) int64: the frame a token belongs to, the first of those that share it; -1 for text"""
     shares: np.ndarray
     """(frames,) int64: the first of the frames with which each frame shares its tokens"""
     prefix: int
-    """Tokens up to the end of the last video: those that do not depend on the question"""
+    """Number of tokens up to the end of the last video, which do not depend on the question."""
     choices: tuple[tuple[str, tuple[int, ...]], ...]
-    """Each choice and its tokens"""
+    """The tokens of each choice."""
     options: tuple[str, ...]
     """The options behind the choices, where these are letters"""
     positions: Tensor | None = None
     """(3, 1, length) int64: time, row and column of each token for a rotary embedding that has all three (M-RoPE);
     None where the model counts tokens"""
     shift: int | None = None
-    """What the position of a token after the prompt exceeds the number of tokens before it by, under M-RoPE"""
+    """Offset under M-RoPE: position of a token after the prompt minus the number of tokens before it."""
 
     @property
     def length(self) -> int:
-        """Tokens of the prompt."""
+        """Number of tokens in the prompt."""
         return len(self.frame_of)
 
     @property
     def frames(self) -> int:
-        """Frames sampled, of all videos."""
+        """Number of frames sampled from all videos."""
         return len(self.shares)
 
     @property
     def positions_needed(self) -> int:
-        """Positions of the text model that the prompt takes up."""
+        """Number of the text model's positions that the prompt occupies."""
         return self.length + (self.shift or 0)
 
     def runs_along(self, name: str) -> bool:
@@ -91,11 +91,11 @@ class EncodedVideo:
 
 @dataclass(frozen=True)
 class VideoAnswer:
-    """What the model answered."""
+    """The model's answer to a video sample."""
 
     choice: int | None
-    """Index of the choice; None if a generated answer could not be understood"""
+    """Index of the choice; None if a generated answer names no single choice."""
     logprobs: tuple[float, ...] = ()
-    """Log-probability (natural) of each choice, if that decided"""
+    """Natural log-probability of each choice, if choices were compared."""
     text: str | None = None
-    """The generated answer behind `lead`, if that decided"""
+    """The generated answer after `lead`, if one was generated."""

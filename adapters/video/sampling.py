@@ -1,4 +1,4 @@
-"""Which frames of a film are shown to a model: one function a rule, each named after whose rule it is."""
+"""Frame sampling: one function for each rule, named after its source, that chooses a film's frames for a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Rule = Literal["uniform", "mlvu", "longvideobench"]
 
 
 class Film(Protocol):
-    """What the rules need to know of a film; a `FrameReader` is one."""
+    """The properties of a film that sampling rules use; a `FrameReader` has them."""
 
     count: int
     times: np.ndarray
@@ -25,7 +25,7 @@ class Film(Protocol):
 
 
 def uniform_indices(count: int, frames: int) -> np.ndarray:
-    """Middles of `frames` equal parts of a film of `count` frames: (frames,) int64, ascending.
+    """Choose the middles of `frames` equal parts of a film of `count` frames: (frames,) int64, ascending.
 
     This package's own rule. Short films repeat frames.
     """
@@ -35,7 +35,7 @@ def uniform_indices(count: int, frames: int) -> np.ndarray:
 
 
 def mlvu_indices(count: int, frames: int) -> np.ndarray:
-    """The frames of MLVU's official evaluation (`choice_bench.py` of its repository): (frames,) int64, ascending.
+    """Choose frames as MLVU's official evaluation (`choice_bench.py`) does: (frames,) int64, ascending.
 
     Part i of equal parts of the `count` - 1 steps between frames is shown by the frame half a part, rounded down,
     behind its beginning, rounded to the nearest even number where it lies between two.
@@ -47,10 +47,10 @@ def mlvu_indices(count: int, frames: int) -> np.ndarray:
 
 
 def longvideobench_indices(count: int, rate: float, duration: float, frames: int) -> np.ndarray:
-    """The frames of LongVideoBench's official loader (`longvideobench_dataset.py`): (n,) int64, ascending.
+    """Choose frames as LongVideoBench's loader (`longvideobench_dataset.py`) does: (n,) int64, ascending.
 
-    Beginnings of equal parts, of whole frames, of the first `duration` seconds (as the annotations have it) at the
-    file's average frame rate; at most one frame a second.
+    They are the beginnings of equal parts of the first `duration` seconds (the annotated length) at the file's average
+    frame rate, truncated to whole frames; at most one frame a second.
 
     Raises:
         VideoError: less than a second, or a file with fewer frames than the annotated duration needs.
@@ -68,9 +68,9 @@ def longvideobench_indices(count: int, rate: float, duration: float, frames: int
 
 
 def model_indices(processor: Any, film: Film, fps: float, frames: int) -> np.ndarray:
-    """The frames that a model's own video processor takes at `fps` frames a second: (n,) int64, ascending.
+    """Choose frames as a model's own video processor does at `fps` frames a second: (n,) int64, ascending.
 
-    Its least and largest numbers of frames hold; of more than `frames`, the middles of equal parts are left.
+    The processor's limits on the number of frames apply; more than `frames` are thinned to middles of equal parts.
 
     Raises:
         NammTransferError: it cannot sample the film so.
@@ -81,11 +81,6 @@ def model_indices(processor: Any, film: Film, fps: float, frames: int) -> np.nda
     except Exception as error:  # every model has a rule of its own
         raise NammTransferError(f"cannot sample {fps} frames a second: {in_short(error)}") from error
     return found if len(found) <= frames else found[uniform_indices(len(found), frames)]
-
-
-def indices_at(film: Film, times: np.ndarray) -> np.ndarray:
-    """The frames on screen at `times`, in seconds: the last one that began by then, or the first: (n,) int64."""
-    return np.maximum(np.searchsorted(film.times, np.asarray(times, np.float64), side="right") - 1, 0)
 
 
 def _uniform(film: Film, frames: int, duration: float | None = None) -> np.ndarray:
@@ -107,14 +102,14 @@ SAMPLING: dict[Rule, Callable[[Film, int, float | None], np.ndarray]] = {
     "mlvu": _mlvu,
     "longvideobench": _longvideobench,
 }
-"""Each rule's name and the frames it chooses, ascending, of a film, a largest number of frames, and the duration in
-seconds that the annotations give the film (None where they give none)."""
+"""Sampling rules by name: functions of a film, the largest number of frames, and the annotated duration in seconds or
+None, which return the ascending indices of the frames."""
 
 
 def length_warning(film: Film, duration: float | None) -> str | None:
-    """What to say of a film whose annotated duration, in seconds, is not that of its file; None where they agree.
+    """Return a warning if a film's annotated duration, in seconds, differs from that of its file, else None.
 
-    Durations are often annotated in whole seconds, so that a difference of a second and 2 % says nothing.
+    Durations are often annotated in whole seconds, so that a difference of up to a second plus 2 % is ignored.
     """
     if duration is None or abs(film.seconds - duration) <= 1 + 0.02 * duration:
         return None

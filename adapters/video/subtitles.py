@@ -1,4 +1,4 @@
-"""Lines of speech, and where they go between the frames of a prompt."""
+"""Subtitles, and their placement between the frames of a prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEAST_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Subtitle:
-    """A line of speech, in seconds of the film."""
+    """A subtitle with its start and end in seconds of the film."""
 
     start: float
     end: float
@@ -20,12 +20,12 @@ class Subtitle:
 
     @property
     def middle(self) -> float:
-        """Its time among the frames."""
+        """Time in seconds by which the subtitle is ordered among the frames."""
         return (self.start + self.end) / 2
 
 
 def interleave(pictures: Sequence[str], times: Sequence[float], subtitles: Sequence[Subtitle]) -> str:
-    """The frames' tokens with the lines that were on screen in one of them, each behind the frames up to its middle.
+    """Interleave frames with the subtitles on screen in any of them, each after the frames up to its middle.
 
     Args:
         pictures: what stands for each frame in the prompt.

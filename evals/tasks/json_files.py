@@ -1,4 +1,4 @@
-"""Reading of JSON that somebody else wrote: one error, naming file and entry, for all that a later step cannot take."""
+"""Reading and checking of JSON files from others: every problem becomes one error that names file and entry."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from namm_transfer.errors import NammTransferError
 
 LARGEST = 1e9
-"""Numbers are seconds, counts and places; larger ones are mistakes, and may not fit a float."""
+"""Largest number accepted; numbers are seconds, counts and indices, and larger ones are mistakes."""
 
 
 def read_json(file: Path, kind: type[list[Any]] | type[dict[str, Any]], what: str = "benchmark file") -> Any:
-    """The list or object in a JSON file, in UTF-8.
+    """Read the list or object in a JSON file in UTF-8.
 
     Raises:
         NammTransferError: it cannot be read, is no JSON (NaN and infinity are none), holds text that is no Unicode
@@ -35,7 +35,7 @@ def read_json(file: Path, kind: type[list[Any]] | type[dict[str, Any]], what: st
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """The value of JSON text in UTF-8; `NammTransferError` that begins with `where` if it is none."""
+    """Parse JSON text in UTF-8; raise a `NammTransferError` that begins with `where` if it is invalid."""
     try:
         return json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -44,7 +44,7 @@ def parse_json(data: bytes, where: str) -> Any:
 
 
 def parse_line(data: bytes, where: str) -> dict[str, Any]:
-    """The object in a line of JSON; `NammTransferError` that begins with `where` if it is none."""
+    """Parse the object in a line of JSON; raise a `NammTransferError` that begins with `where` if it is none."""
     value = parse_json(data, where)
     if not isinstance(value, dict):
         raise NammTransferError(f"{where} is a {type(value).__name__}; expected an object")
@@ -53,7 +53,7 @@ def parse_line(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _check_writable(value: Any, where: str) -> None:
-    """Python's JSON reads more than JSON: what it reads must be JSON when it is written again."""
+    """Refuse values that Python's parser accepts but that JSON cannot represent (NaN, lone surrogates)."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:

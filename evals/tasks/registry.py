@@ -16,11 +16,11 @@ GROUP = "namm_transfer.benchmarks"
 
 
 class Named(Protocol):
-    """What every kind of benchmark has."""
+    """The fields that every kind of benchmark has."""
 
     @property
     def name(self) -> str:
-        """On the command line."""
+        """Name on the command line."""
 
 
 Kind = TypeVar("Kind", bound=Named)
@@ -33,18 +33,18 @@ def _modules(package: str) -> list[ModuleType]:
 
 
 def built_in(package: str, kind: type[Kind]) -> dict[str, Kind]:
-    """The benchmarks of the modules in a package, each in the module's tuple `BENCHMARKS`, by name."""
+    """Collect by name the benchmarks that the modules of a package list in their tuple `BENCHMARKS`."""
     found: list[Any] = [item for module in _modules(package) for item in getattr(module, "BENCHMARKS", ())]
     return {item.name: item for item in found if isinstance(item, kind)}
 
 
 def names(package: str, kind: type[Kind]) -> list[str]:
-    """All names that `find` may know."""
+    """List all names that `find` accepts."""
     return plugins.names(GROUP, built_in(package, kind))
 
 
 def find(name: str, package: str, kind: type[Kind]) -> Kind:
-    """The benchmark of a name.
+    """Return the benchmark of a name.
 
     Raises:
         NammTransferError: nobody knows the name (the message lists those that are known), several packages use it, or

@@ -1,4 +1,4 @@
-"""How a cache size is divided among the heads of a layer, or among layers, instead of giving every head the same."""
+"""Budget allocation: division of a cache size among the heads of a layer, or among layers."""
 
 from math import inf
 

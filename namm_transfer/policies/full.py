@@ -1,4 +1,4 @@
-"""The full cache."""
+"""The full cache, which evicts nothing."""
 
 from dataclasses import dataclass
 from typing import ClassVar

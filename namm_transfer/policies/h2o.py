@@ -1,4 +1,4 @@
-"""H2O: accumulated attention."""
+"""H2O: keeps the tokens with the most accumulated attention."""
 
 from dataclasses import dataclass
 from math import inf
@@ -31,13 +31,13 @@ class H2O(ScoredPolicy):
             raise NammTransferError(f"h2o: recent={self.recent!r}: expected a share in [0, 1]")
 
     def state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
-        """``mass`` (batch, heads, tokens) float32: the attention each token received."""
+        """Return ``mass``, (batch, heads, tokens) float32: the attention that each token has received."""
         return {"mass": torch.zeros(batch, heads, tokens, device=device)}
 
     def observe(
         self, state: dict[str, Tensor], weights: Tensor, tokens_seen: list[int], query_lengths: list[int]
     ) -> None:
-        """Add what each token received from this block of queries."""
+        """Add the attention that each token receives from this block of queries."""
         state["mass"] += weights.sum(2)
 
     def scores(self, view: LayerView) -> Tensor:

@@ -1,4 +1,4 @@
-"""KeyDiff: keys that differ from the others."""
+"""KeyDiff: keeps the tokens whose keys differ most from the others."""
 
 from dataclasses import dataclass
 

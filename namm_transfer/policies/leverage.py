@@ -1,4 +1,4 @@
-"""Leverage scores of keys."""
+"""Eviction by the statistical leverage scores of keys."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from namm_transfer.policies.scored import ScoredPolicy
 from namm_transfer.policy import LayerView
 
 RIDGE = 1e-6
-"""Added to the diagonal of the keys' second-moment matrix, relative to its mean, so that it can be inverted."""
+"""Ridge added to the diagonal of the keys' second-moment matrix, as a share of its mean, to make it invertible."""
 
 
 @dataclass
 class Leverage(ScoredPolicy):
-    """Keeps keys that the others cannot be combined to (as Compactor does, Chari et al. 2025, arXiv 2507.08143).
+    """Keeps keys that no linear combination of the others gives (Compactor, Chari et al. 2025, arXiv 2507.08143).
 
     The statistical leverage of a head's cached keys K, (tokens, head_dim): the diagonal of K (K'K + r I)^-1 K', with a
     small ridge r, computed exactly in float64. Compactor approximates it from a random sketch, takes keys before the

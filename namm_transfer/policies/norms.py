@@ -1,4 +1,4 @@
-"""Norms of what is cached: small keys, large values. Neither needs attention weights."""
+"""Eviction by the norms of keys and values; neither policy needs attention weights."""
 
 from dataclasses import dataclass
 

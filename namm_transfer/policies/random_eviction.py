@@ -1,4 +1,4 @@
-"""A random choice that can be repeated."""
+"""Random eviction that is reproducible from its seed."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The newest tokens, with and without attention sinks."""
+"""Recency baselines: a window of the newest tokens, with and without attention sinks."""
 
 from dataclasses import dataclass
 

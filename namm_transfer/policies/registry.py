@@ -36,7 +36,7 @@ def _namm(
     protect: str | None = None,
     update_interval: int | None = None,
 ) -> EvictionPolicy:
-    """Load a NAMM from a folder, a hub id or the name of a shipped one; what is given overrides its configuration."""
+    """Load a NAMM from a folder, a hub id or the name of a shipped one; options override its configuration."""
     given = {key: value for key, value in locals().items() if value is not None and key != "path"}
     return NAMM.from_pretrained(path, **given)
 
@@ -48,12 +48,12 @@ REGISTRY: dict[str, Callable[..., EvictionPolicy]] = {rule.name: rule for rule i
 
 
 def names() -> list[str]:
-    """All names that `parse` and `make` know: the built-in policies, then those of other installed packages."""
+    """List all names that `parse` and `make` know: the built-in policies, then those of other installed packages."""
     return plugins.names(GROUP, REGISTRY)
 
 
 def option_names(name: str) -> list[str]:
-    """All keys that `parse` takes for the policy of that name.
+    """List all keys that `parse` accepts for the policy of that name.
 
     Raises:
         NammTransferError: unknown name.
@@ -63,17 +63,17 @@ def option_names(name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """A policy as the command line names it, parsed once: nothing further on reads the text."""
+    """A policy specification of the command line in parsed form, so that no later code parses the text."""
 
     text: str
-    """As given, for example ``h2o:keep=0.5``; the name of the policy in reports."""
+    """The specification as given, for example ``h2o:keep=0.5``; the name of the policy in reports."""
     name: str
     """Name in the registry, for example ``h2o``."""
     options: dict[str, Any]
     """Keyword arguments of the policy, each of the type its signature asks for."""
 
     def make(self, update_interval: int | None = None) -> EvictionPolicy:
-        """Build the policy; ``update_interval`` holds unless the options have one of their own."""
+        """Build the policy; ``update_interval`` applies unless the options set their own."""
         factory = _factory(self.name)
         default = {} if update_interval is None else {"update_interval": update_interval}
         options = default | self.options
@@ -142,7 +142,7 @@ def _factory(name: str) -> Callable[..., EvictionPolicy]:
 
 
 def _parameters(factory: Callable[..., EvictionPolicy]) -> dict[str, inspect.Parameter]:
-    """The named options of a policy, annotations resolved."""
+    """Return the named options of a policy with their annotations resolved."""
     try:
         found = inspect.signature(factory, eval_str=True).parameters
     except Exception as error:  # annotations are somebody else's code
@@ -151,7 +151,7 @@ def _parameters(factory: Callable[..., EvictionPolicy]) -> dict[str, inspect.Par
 
 
 def _reader(parameter: inspect.Parameter) -> Callable[[str], Any]:
-    """How the text of an option is read: as the int, float, bool or str that its parameter is annotated with."""
+    """Return the function that reads an option's text as its annotated type: int, float, bool or str."""
     kinds = [kind for kind in get_args(parameter.annotation) if kind is not types.NoneType] or [parameter.annotation]
     if kinds[0] not in (int, float, bool, str):
         return _unreadable

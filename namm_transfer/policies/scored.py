@@ -1,4 +1,4 @@
-"""`ScoredPolicy`: the part that all rules share which keep the tokens with the best scores."""
+"""`ScoredPolicy`: the base class of all policies that keep the tokens with the best scores."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class ScoredPolicy(EvictionPolicy):
     budget: int | None = None
     """Number of tokens that a head keeps."""
     match: str | None = None
-    """Name of the policy whose cache size this one shall have."""
+    """Name of the policy whose cache size this one is to match."""
     allocation: str = "uniform"
-    """How the size is divided: ``uniform`` (every head the same), ``ada`` across the heads of a layer or ``pyramid``
+    """Division of the size: ``uniform`` (every head the same), ``ada`` across the heads of a layer or ``pyramid``
     across layers; see `namm_transfer.policies.allocation`. The mean over heads and layers stays the same."""
     protect: str | None = None
     """``A:B``: the first A and the last B tokens are never evicted and count into the size."""
@@ -49,7 +49,7 @@ class ScoredPolicy(EvictionPolicy):
         """
 
     def counts(self, view: LayerView) -> Tensor:
-        """Number of tokens to keep before heads exchange any, (batch, kv_heads) int64."""
+        """Compute the number of tokens to keep before heads exchange any, (batch, kv_heads) int64."""
         counts = self.size.counts(view)
         return pyramid(counts, view) if self.allocation == "pyramid" else counts
 

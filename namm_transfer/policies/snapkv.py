@@ -1,4 +1,4 @@
-"""SnapKV: attention of an observation window."""
+"""SnapKV: keeps the tokens that an observation window of recent queries attends to."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,7 +34,7 @@ class SnapKV(ScoredPolicy):
             )
 
     def state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
-        """``votes`` (batch, heads, tokens) float32: attention received from the queries of the current window."""
+        """Return ``votes``, (batch, heads, tokens) float32: attention from the queries of the current window."""
         return {"votes": torch.zeros(batch, heads, tokens, device=device)}
 
     def observe(

@@ -1,4 +1,4 @@
-"""TOVA: the newest query's attention."""
+"""TOVA: keeps the tokens that the newest query attends to."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,7 +22,7 @@ class TOVA(ScoredPolicy):
     needs_attention: ClassVar[bool] = True
 
     def state(self, batch: int, heads: int, tokens: int, device: torch.device) -> dict[str, Tensor]:
-        """``last`` (batch, heads, tokens) float32: the newest query's attention weights."""
+        """Return ``last``, (batch, heads, tokens) float32: the newest query's attention weights."""
         return {"last": torch.zeros(batch, heads, tokens, device=device)}
 
     def observe(

@@ -35,7 +35,3 @@ def test_break_even_is_where_the_ratio_stays_below_one():
     assert growth.break_even([(1024, 2.0), (4096, 0.5)]) == pytest.approx(2 ** (10 + 4 / 3))
     assert growth.break_even([(1024, 0.9), (4096, 0.5)]) == 1024
     assert growth.break_even([(1024, 0.9), (4096, 1.5)]) is None
-
-
-def test_slope_is_the_exponent_of_the_growth():
-    assert growth.slope([(1024, 0.0), (2048, 1.0), (4096, 4.0)]) == pytest.approx(2)

@@ -17,7 +17,7 @@ from namm_transfer.evals import rl
 from namm_transfer.evals.report import ledger
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, random_policy, rollout
-from namm_transfer.evals.tasks.rl.tasks import normalised_score
+from namm_transfer.evals.tasks.rl.tasks import task
 
 SCRIPT = Path(rl.__file__)
 POLICIES = "full,streaming:sinks=2,window=10,h2o:keep=0.5"
@@ -83,7 +83,7 @@ def test_every_policy_plays_the_same_episodes(model, tmp_path):
         assert [record.details["env_seed"] for record in found] == [0, 10_000, 1, 10_001]
         for record in found:
             assert record.error is None
-            assert record.score == pytest.approx(normalised_score("hopper", record.details["return"]))
+            assert record.score == pytest.approx(task("hopper").score(record.details["return"]))
             assert record.seen == 3 * record.details["length"] - 1
             assert record.updates == (0 if policy == "full" else record.seen // 16)
     assert {record.category for record in records["full"]} == {"seed 0", "seed 1"}
@@ -342,7 +342,7 @@ def test_an_environment_without_references_reports_returns(tmp_path):
     make_model(folder, 3, 1)
     (folder / "statistics.json").write_text(Statistics(np.zeros(3), np.ones(3), env="Pendulum-v1").to_json())
     given = ["--env", "Pendulum-v1", "--model", str(folder), "--policy", "full,h2o:keep=0.5", "--episodes", "2"]
-    with pytest.raises(NammTransferError, match="nothing names a return to ask"):
+    with pytest.raises(NammTransferError, match="no target return is known for"):
         rl.main([*given, "--out", str(tmp_path / "out")])
     report = rl.main([*given, "--batch-envs", "2", "--target-return", "-200", "--out", str(tmp_path / "out")])
     assert all(record.score == pytest.approx(record.details["return"]) for record in report.records)

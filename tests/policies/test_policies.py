@@ -411,7 +411,7 @@ class Scores(EvictionPolicy):
         (DropsByRow(), "padding|place in the batch"),
         (Forgetful(), "heads without"),
         (LastBit(keep=0.5, update_interval=32), "rounding decides"),
-        (Remembering(update_interval=16), "the same sequence comes again"),
+        (Remembering(update_interval=16), "differently when it processes the same sequence again"),
         (TokenFirst(update_interval=16), r"shape \(0, 2, 3\): expected zeros of shape \(2, 3, ..., 0\)"),
         (Scores(), "expected bool of shape"),
     ],

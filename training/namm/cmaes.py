@@ -1,7 +1,7 @@
-"""CMA-ES (pycma) that can be killed: given the seed, the fitness values it was told determine every sample it draws.
+"""A resumable CMA-ES (pycma): given the seed, the fitness values told so far determine every sample it draws.
 
-So the state on disk is the table of these values (a few kB, no pickle), and resuming tells them again: milliseconds a
-generation, and the same search bit for bit.
+The state on disk is therefore the table of these values (a few kB, no pickle). Resuming tells them again, which takes
+milliseconds a generation and gives the same search bit for bit.
 """
 
 from __future__ import annotations
@@ -46,27 +46,27 @@ class Search:
 
     @property
     def generation(self) -> int:
-        """Generations told so far."""
+        """Number of generations told so far."""
         return len(self.history)
 
     @property
     def mean(self) -> np.ndarray:
-        """The solution, (n,) float64."""
+        """Mean of the search distribution, (n,) float64, which is the solution."""
         return np.array(self._cma.mean)
 
     @property
     def sigma(self) -> float:
-        """The current step size."""
+        """Current step size."""
         return float(self._cma.sigma)
 
     def ask(self) -> np.ndarray:
-        """The members of the next generation, (members, n) float64; the same until `tell`."""
+        """Sample the members of the next generation, (members, n) float64; the same until `tell`."""
         if self._asked is None:
             self._asked = self._cma.ask()
         return np.stack(self._asked)
 
     def tell(self, fitness: np.ndarray) -> None:
-        """Take the fitness of the members asked for, (members,), higher is better.
+        """Update the search with the fitness of the sampled members, (members,); higher is better.
 
         Raises:
             NammTransferError: another shape, or a value that is not finite.

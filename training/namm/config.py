@@ -22,7 +22,7 @@ _SHORT = 100  # tokens by which a multi-question prompt may miss the length aske
 
 @dataclass(frozen=True)
 class EvolutionConfig:
-    """How a NAMM is learned and searched, besides the seed."""
+    """Configuration of the learning and the search of a NAMM, besides the seed."""
 
     model: str = "smollm2"
     """Base model: a folder, a hub id, a .gguf file, or smollm2."""
@@ -65,7 +65,7 @@ class EvolutionConfig:
     """Multi-question prompts on which the importance of each KV head is measured."""
 
     learn_important_heads: int = 30
-    """How many KV heads, the most important ones, keep everything in the rule that is distilled first."""
+    """Number of KV heads, the most important ones, that keep everything in the rule that is distilled first."""
 
     learn_distillation_steps: int = 1500
     """Steps of that distillation, a few a second."""
@@ -81,7 +81,7 @@ class EvolutionConfig:
     """Multi-question prompts in a step. Processes share them."""
 
     learn_batch: int = 1
-    """How many of them go through the model together; more keep a GPU busy and change rounding only."""
+    """Number of these prompts in one forward pass; larger batches use a GPU better and change rounding only."""
 
     learn_tokens: tuple[int, ...] = (420, 560, 680, 800, 960)
     """Lengths in tokens of these prompts; each step draws one."""
@@ -97,8 +97,8 @@ class EvolutionConfig:
     until it does. 0 leaves the bias as the search found it."""
 
     dimensions: int = 26
-    """How many parameters the search changes, counted from the end of the flat vector: 26 are the output layer, 76 with
-    the bias before it, 4172 all. After a learned start they are whitened: ordinary tokens differ equally in all
+    """Number of parameters that the search changes, counted from the end of the flat vector: 26 are the output layer,
+    76 with the bias before it, 4172 all. After a learned start they are whitened: ordinary tokens differ equally in all
     directions."""
 
     generations: int = 150
@@ -117,10 +117,10 @@ class EvolutionConfig:
     """Generations from one validation of the mean to the next."""
 
     attention_dtype: str = "bfloat16"
-    """What attention weights are rounded to before the spectrogram; the published runs used bfloat16."""
+    """Dtype to which attention weights are rounded before the spectrogram; the published runs used bfloat16."""
 
     batch: int = 12
-    """Members that go through the model together. Another number may change the last bits of a score."""
+    """Number of members in one forward pass. Another number may change the last bits of a score."""
 
     def __post_init__(self) -> None:
         unknown = [family for family in self.families if family not in FAMILIES]
@@ -177,6 +177,6 @@ class EvolutionConfig:
 
     @property
     def memory(self) -> dict[str, Any]:
-        """Constructor options of the NAMM while it is made."""
+        """Return the constructor options of the NAMM during training and search."""
         names = ("update_interval", "selection", "attention_dtype")
         return {name: getattr(self, name) for name in names}

@@ -28,27 +28,27 @@ from namm_transfer.training.namm.multi_question import MultiQuestionPrompt
 from namm_transfer.training.namm.whitening import unwhiten
 
 _RATE, _WARM_UP = 1e-2, 50  # peak learning rate of Adam, and steps
-_CAP = 0.4  # of a head's importance: one head outweighs all others together, and is soon right
-_ALWAYS_WEIGHT = 0.3  # of the tokens that every head keeps
+_CAP = 0.4  # largest importance of a head: one head would outweigh all others together
+_ALWAYS_WEIGHT = 0.3  # weight of the tokens that every head keeps
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What a NAMM would have read of one layer at one update."""
+    """Inputs of a NAMM recorded from one layer at one update."""
 
     layer: int
     seen: int
     """Real tokens processed."""
     spectrum: Tensor
-    """(kv_heads, 17, tokens) float16"""
+    """Spectra, (kv_heads, 17, tokens) float16."""
     positions: Tensor
-    """(kv_heads, tokens) int32, -1 for padding slots"""
+    """Original positions, (kv_heads, tokens) int32; -1 for padding slots."""
     always: Tensor
-    """(kv_heads, tokens) bool: the sinks and recent tokens, which every head keeps"""
+    """Mark sinks and recent tokens, which every head keeps: (kv_heads, tokens) bool."""
 
 
 class RuleRecorder(NAMM):
-    """Evicts as `RetrievalHeads` does and records what a NAMM would have read."""
+    """Evicts as `RetrievalHeads` does and records the inputs of a NAMM."""
 
     def __init__(self, retrieval: Tensor, update_interval: int) -> None:
         super().__init__(update_interval)
@@ -56,7 +56,7 @@ class RuleRecorder(NAMM):
         self.observations: list[Observation] = []
 
     def select(self, view: LayerView) -> Tensor:
-        """Keep what the rule keeps."""
+        """Keep the tokens that the rule keeps, and record the observation."""
         spectrum = view.state["spectrum"][0].half().cpu()
         always = self.rule.streaming.select(view)[0].cpu()
         found = Observation(view.layer, view.seen[0], spectrum, view.positions[0].cpu().clone(), always)
@@ -68,7 +68,7 @@ class RuleRecorder(NAMM):
 def observe(
     adapter: CausalLMAdapter, prompt: MultiQuestionPrompt, retrieval: Tensor, update_interval: int
 ) -> list[Observation]:
-    """Observations of all layers and updates of one prompt, read under the rule."""
+    """Record observations of all layers and updates while one prompt is read under the rule."""
     recorder = RuleRecorder(retrieval, update_interval)
     adapter.model(prompt.tokens[None], **{CACHE: adapter.memory(recorder)}, logits_to_keep=1)
     return recorder.observations
@@ -98,7 +98,7 @@ class Distillation:
         self._weight = self._weight / self._weight.mean()
 
     def loss(self, namm: NAMM, found: Observation) -> Tensor:
-        """Weighted cross-entropy of one observation, a scalar with a gradient."""
+        """Compute the weighted cross-entropy of one observation, a scalar with a gradient."""
         real, stays = found.positions >= 0, self._stays[found.layer][:, None]
         features = namm.features(found.spectrum.float()[None], found.positions[None].clamp_min(0))
         scores = namm.score(features, real[None])[0]
@@ -117,7 +117,7 @@ class Distillation:
         seed: int,
         accelerator: Accelerator,
     ) -> Tensor:
-        """The fitted whitened parameters, (4172,) float32 on the CPU, from `start`; see `whitening.unwhiten`."""
+        """Fit whitened parameters from `start`, (4172,) float32 on the CPU; see `whitening.unwhiten`."""
         rng, vector = random.Random(seed), nn.Parameter(start.clone())
         by_layer = [[o for o in observations if o.layer == layer] for layer in range(len(self.retrieval))]
 
@@ -138,5 +138,5 @@ class Distillation:
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
-    """Mean over the chosen tokens of each head, (kv_heads,); 0 where there are none."""
+    """Average over the chosen tokens of each head, (kv_heads,); 0 where there are none."""
     return (values * where).sum(-1) / where.sum(-1).clamp_min(1)

@@ -69,7 +69,7 @@ def learned_by(config: EvolutionConfig) -> list[str]:
 
 
 class Evolution:
-    """One making of a NAMM on text.
+    """One run that makes a NAMM on text.
 
     Args:
         adapter: the base model.
@@ -148,12 +148,12 @@ class Evolution:
         return NAMM.from_vector(self.state.best, mean=statistics.mean, var=statistics.var, **self.config.memory)
 
     def validate(self, vector: np.ndarray) -> Scores:
-        """Scores of one vector, (4172,), on the held-out prompts."""
+        """Score one vector, (4172,), on the validation prompts."""
         prompts = self._prompts("validation", self.config.validation_prompts, 0, self.config.validation_tokens)
         return self._evaluate(prompts, vector[None], "validation")
 
     def _generation(self) -> Scores:
-        """Scores of the members of this generation, on prompts that are not learned from."""
+        """Score the members of this generation on prompts that the learned start does not use."""
         config, number = self.config, self.search.generation
         if config.multi_question_prompts:
             first, lengths = number * config.multi_question_prompts, config.tokens
@@ -174,7 +174,7 @@ class Evolution:
     def _prompts(
         self, split: prose.Split, each: int, generation: int, tokens: Sequence[int]
     ) -> list[MultiQuestionPrompt]:
-        """Prompts of every family, `each` of one, in the lengths `tokens` in turn."""
+        """Make `each` prompts of every family, with the lengths `tokens` in turn."""
         prompts = [
             make_prompt(family, split, self.seed, n, tokens=tokens[n % len(tokens)], count=self.adapter.count)
             for family in self.config.families
@@ -183,7 +183,7 @@ class Evolution:
         return [MultiQuestionPrompt.of(self.adapter, prompt) for prompt in prompts]
 
     def _sized(self, namm: NAMM, share: float) -> NAMM:
-        """A copy with the output bias, found by bisection, at which it keeps this share of the longest validation
+        """Return a copy whose output bias, found by bisection, makes it keep this share of the longest validation
         prompts, or a little less."""
         low, high = _BIASES
         longest = (max(self.config.validation_tokens),)
@@ -197,8 +197,8 @@ class Evolution:
         return _raised(namm, low)
 
     def _identity(self, fields: Collection[str] | None = None) -> dict[str, Any]:
-        """What decides a result: the seed, the text, the model's arithmetic and these fields of the configuration (all
-        but `_NOT_IDENTITY` by default)."""
+        """Return all that decides a result: the seed, the text, the model's arithmetic and these fields of the
+        configuration (all but `_NOT_IDENTITY` by default)."""
         config = dataclasses.asdict(self.config)
         used = {name: value for name, value in config.items() if name not in _NOT_IDENTITY}
         used = {name: value for name, value in used.items() if fields is None or name in fields}
@@ -232,12 +232,12 @@ class Evolution:
         return Search(start[-config.dimensions :], members=config.members, sigma=config.sigma, seed=self.seed)
 
     def _flat(self, found: np.ndarray) -> np.ndarray:
-        """Flat vectors from what is searched for: (n, dimensions) -> (n, 4172)."""
+        """Make flat vectors from the searched parameters: (n, dimensions) -> (n, 4172)."""
         rest, matrix = self.state.start[: SIZE - self.config.dimensions], torch.tensor(self.state.matrix).double()
         return np.stack([unwhiten(torch.tensor(np.concatenate([rest, some])), matrix).numpy() for some in found])
 
     def _start(self, statistics: Moments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`start`, `matrix` and `learning` of the state."""
+        """Compute `start`, `matrix` and `learning` of the state."""
         if self.config.start == "zero":
             return np.zeros(SIZE), np.eye(FEATURES, dtype=np.float32), np.zeros((0, len(METRICS)), dtype=np.float32)
         learning = Learning(
@@ -266,7 +266,7 @@ class Evolution:
         return state
 
     def _record(self, members: Scores | None, validated: Scores | None) -> None:
-        """Add a line to the log, the start's where there are no members; it is on disk when this returns."""
+        """Append a line to the log and write it to disk; without members, it is the line of the start."""
         state, search, penalty = self.state, self.search, self.config.penalty
         fitness_mean = validation = signal = kept = float("nan")
         if validated is not None:
@@ -290,7 +290,7 @@ class Evolution:
         """Write this NAMM and the figure."""
         if self.accelerator.is_main_process:
             card = self.out / "README.md"
-            if not card.exists():  # save_pretrained would write one that says nothing
+            if not card.exists():  # save_pretrained would write an empty one
                 config = json.dumps(dataclasses.asdict(self.config), indent=2, sort_keys=True)
                 write_atomic(card, _CARD.format(how=_HOW[self.config.start], seed=self.seed, config=config))
             namm.save_pretrained(self.out)
@@ -298,7 +298,7 @@ class Evolution:
 
 
 def _raised(namm: NAMM, bias: float) -> NAMM:
-    """A copy whose scores are higher by this much."""
+    """Return a copy whose scores are higher by this much."""
     raised = copy.deepcopy(namm)
     raised.output.bias.data.add_(bias)
     return raised

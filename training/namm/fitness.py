@@ -36,16 +36,16 @@ class Observer(NAMM):
 
 @dataclass(frozen=True)
 class Scores:
-    """What members scored on prompts, and the full cache beside them."""
+    """Scores of the members and of the full cache on prompts."""
 
     families: tuple[str, ...]
-    """(prompts,) task family of each"""
+    """Task family of each prompt, (prompts,)."""
     logprob: np.ndarray
-    """(prompts, members) mean over answers of the mean log-probability of their tokens"""
+    """Mean over answers of the mean log-probability of their tokens, (prompts, members)."""
     kept: np.ndarray
-    """(prompts, members) tokens kept over tokens seen when the first answer begins"""
+    """Tokens kept over tokens seen when the first answer begins, (prompts, members)."""
     full_logprob: np.ndarray
-    """(prompts,) log-probability under the full cache"""
+    """Log-probability under the full cache, (prompts,)."""
 
     def fitness(self, penalty: float) -> np.ndarray:
         """Log-probability minus the full cache's, mean over prompts, then over families, minus the penalty times the
@@ -56,12 +56,12 @@ class Scores:
         return np.mean(parts, axis=0) - penalty * self.kept.mean(0)
 
     def signal(self, penalty: float) -> float:
-        """How much of the members' differences is real: 1 if other prompts would show the same differences, 0 on
-        average if all members are equally good and chance alone tells them apart. NaN if it cannot be said.
+        """Reliability of the differences between members: 1 if other prompts would show the same differences, 0 on
+        average if all members are equally good and differ by chance alone. NaN if it is undefined.
 
         The factor by which James and Stein shrink means, 1 - (members - 3) / (members - 1) / F, with F of the members
-        in a two-way analysis of variance, prompts by members. One generation's value wavers and may be negative: look
-        at means over ten.
+        in a two-way analysis of variance, prompts by members. One generation's value is noisy and may be negative:
+        look at means over ten.
         """
         table = self.logprob - penalty * self.kept
         prompts, members = table.shape
@@ -74,7 +74,7 @@ class Scores:
 
 
 def stacked_namm(vectors: Tensor, statistics: Moments, **options: Any) -> NAMM:
-    """Many NAMMs as one policy: row b of a batch is scored with the parameters of member b.
+    """Make one policy of many NAMMs: row b of a batch is scored with the parameters of member b.
 
     Its parameters carry two leading axes, members and heads (1), and keep the gradient of `vectors`. It can neither be
     saved nor serve another batch size, unless it has one member: then its parameters have their ordinary shapes.
@@ -96,7 +96,7 @@ def stacked_namm(vectors: Tensor, statistics: Moments, **options: Any) -> NAMM:
 
 
 def shared_prefix(adapter: CausalLMAdapter, prompt: MultiQuestionPrompt, config: EvolutionConfig) -> MemoryCache:
-    """A cache that has read the first `update_interval` tokens and waits for its first update."""
+    """Read the first `update_interval` tokens into a cache that then waits for its first update."""
     cache = adapter.memory(Observer(config.update_interval, attention_dtype=config.attention_dtype))
     prompt.read(adapter.model, cache, min(config.update_interval, prompt.text - 1))
     return cache
@@ -104,7 +104,7 @@ def shared_prefix(adapter: CausalLMAdapter, prompt: MultiQuestionPrompt, config:
 
 @torch.inference_mode()
 def fork(prefix: MemoryCache, policy: EvictionPolicy, rows: int) -> MemoryCache:
-    """A copy of a shared prefix as `rows` equal rows under another policy, which acts at once if an update is due."""
+    """Copy a shared prefix to `rows` equal rows under another policy, which acts at once if an update is due."""
     cache = copy.deepcopy(prefix)
     if rows > 1:
         cache.batch_repeat_interleave(rows)
@@ -125,7 +125,7 @@ def evaluate(
     accelerator: Accelerator,
     tick: Callable[[], object] = lambda: None,
 ) -> Scores:
-    """Scores of every vector on every prompt, the same in every process and for every number of processes.
+    """Score every vector on every prompt; the result does not depend on the process or the number of processes.
 
     Args:
         vectors: (members, 4172).
@@ -158,7 +158,7 @@ def estimate_statistics(
     accelerator: Accelerator,
     tick: Callable[[], object] = lambda: None,
 ) -> Moments:
-    """Statistics of the full cache over all layers, heads, tokens, updates and prompts (spec section 4)."""
+    """Estimate full-cache statistics over all layers, heads, tokens, updates and prompts (spec section 4)."""
     rows = torch.zeros(len(prompts), len(Moments().to_row()), dtype=torch.float64)
     for p in share(list(range(len(prompts))), accelerator):
         recorder = MomentsRecorder(config.update_interval, attention_dtype=config.attention_dtype)
@@ -171,7 +171,7 @@ def estimate_statistics(
 def kept_share(
     adapter: CausalLMAdapter, prompts: Sequence[MultiQuestionPrompt], namm: NAMM, accelerator: Accelerator
 ) -> float:
-    """Mean share of their tokens that a cache keeps when the first answer begins, the same in every process."""
+    """Compute the mean share of tokens kept when the first answer begins, the same in every process."""
     shares = torch.zeros(len(prompts), dtype=torch.float64)
     for p in share(list(range(len(prompts))), accelerator):
         cache = adapter.memory(namm)
@@ -181,13 +181,13 @@ def kept_share(
 
 
 def share(jobs: list[Any], accelerator: Accelerator) -> list[Any]:
-    """This process's run of consecutive jobs."""
+    """Return this process's run of consecutive jobs."""
     count, index = accelerator.num_processes, accelerator.process_index
     return jobs[len(jobs) * index // count : len(jobs) * (index + 1) // count]
 
 
 def _score(adapter: CausalLMAdapter, prompt: MultiQuestionPrompt, cache: MemoryCache, rows: int) -> Tensor:
-    """Log-probability and kept share of `rows` equal rows on a prompt, (rows, 2) float64."""
+    """Compute answer log-probability and kept share of `rows` equal rows on a prompt, (rows, 2) float64."""
     logprob, kept = prompt.score(adapter.model, cache, rows)
     # Rounded, so that the last bits of the arithmetic, which may depend on where memory lies, do not reach the search.
     rounded = logprob.double().cpu().round(decimals=4)

@@ -1,7 +1,7 @@
-"""Head importance: what the answers of a language model lose when one KV head alone forgets the middle of the text.
+"""Head importance: log-probability that answers lose when one KV head alone evicts the middle of the text.
 
-A few heads, retrieval heads, carry what stands far back; most are streaming heads that need the first and the newest
-tokens only (DuoAttention, Xiao et al. 2024, arXiv 2410.10819).
+A few heads, retrieval heads, carry information from far back; most are streaming heads that need the first and the
+newest tokens only (DuoAttention, Xiao et al. 2024, arXiv 2410.10819).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class RetrievalHeads(EvictionPolicy):
         self.streaming = Streaming(sinks=SINKS, window=RECENT, update_interval=self.update_interval)
 
     def select(self, view: LayerView) -> Tensor:
-        """Keep all real tokens of a retrieval head, and what streaming keeps of the others."""
+        """Keep all real tokens of a retrieval head, and sinks and recent tokens of the others."""
         retrieval = self.retrieval[view.layer].to(view.heads.device)[view.heads]
         return view.real & (self.streaming.select(view) | retrieval[..., None])
 
@@ -50,7 +50,7 @@ def measure_importance(
     accelerator: Accelerator,
     tick: Callable[[], object] = lambda: None,
 ) -> Tensor:
-    """Mean log-probability that the answers lose when one head becomes a streaming head.
+    """Measure the mean log-probability that the answers lose when one head becomes a streaming head.
 
     Returns:
         (layers, kv_heads) float32 on the CPU; near 0, sometimes below, for an unimportant head.
@@ -72,7 +72,7 @@ def measure_importance(
 
 
 def most_important(importance: Tensor, count: int) -> Tensor:
-    """The most important heads, (layers, kv_heads) bool; more than `count` only where the last ones are equal.
+    """Mark the most important heads, (layers, kv_heads) bool; more than `count` only if the last ones tie.
 
     Raises:
         NammTransferError: `count` is not between 1 and the number of heads.

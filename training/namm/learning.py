@@ -39,16 +39,16 @@ _PENALTY, _PENALTY_RATE = 3.0, 0.1  # first Lagrange multiplier of the kept shar
 _STIFFNESS = 15.0  # of the quadratic term beside the penalty, which keeps the size from swinging
 _PROSE = 48  # tokens of each text, drawn at random, whose likelihood counts beside the answers'
 _PROSE_WEIGHT = 0.2
-_CLIP = 1.0  # largest norm of a prompt's gradient: now and then one is a hundred times as long
+_CLIP = 1.0  # largest norm of a prompt's gradient; a few are a hundred times as long
 _DISTILLED = 64  # prompts whose observations are distilled
 _SAVE_EVERY = 10  # steps
 
 METRICS = ("answers", "kept", "penalty")
-"""Logged at each step besides the loss: mean log-probability of the answers, kept share, penalty in force."""
+"""Names of the metrics of a step: mean log-probability of the answers, kept share, and current penalty."""
 
 
 class WhitenedNAMM(nn.Module):
-    """What is learned and what it is read with; see `whitening`."""
+    """The module that is trained: whitened parameters and the whitening matrix; see `whitening`."""
 
     matrix: Tensor
     importance: Tensor
@@ -64,9 +64,9 @@ class Learning:
     """Gradient descent through the evictions; a run that was killed goes on from the checkpoint in `path`.
 
     Args:
-        adapter: the language model, which stays as it is.
+        adapter: the language model, which stays frozen.
         path: the checkpoint.
-        identity: whatever decides the result.
+        identity: everything that decides the result.
 
     Raises:
         NammTransferError: the checkpoint was made with another identity.
@@ -106,14 +106,14 @@ class Learning:
 
     @property
     def penalty(self) -> float:
-        """The penalty of a cache of full size in force at the next step."""
+        """Return the penalty of a cache of full size at the next step."""
         if not self.loop.step:
             return _PENALTY
         _, _, kept, penalty = self.loop.log[-1].tolist()
         return max(0.0, penalty + _PENALTY_RATE * (kept - self.config.learn_kept_share))
 
     def run(self) -> tuple[Tensor, Tensor]:
-        """Learn to the last step.
+        """Train to the last step.
 
         Returns:
             Whitened parameters (4172,) float32, and the matrix (25, 25) of `unwhiten`.
@@ -159,7 +159,7 @@ class Learning:
         return loss, [float(answers.detach().mean()), float(kept.detach().mean()), self.penalty]
 
     def _begin(self) -> None:
-        """The whitening matrix from the spectra of full caches, and the distilled start."""
+        """Compute the whitening matrix from spectra of full caches, and the distilled start."""
         config, recorder = self.config, SpectrumRecorder(self.config.update_interval)
         for prompt in self._prompts(len(config.learn_tokens)):
             with torch.inference_mode():
@@ -178,7 +178,7 @@ class Learning:
         self.loop.save()
 
     def _distil(self, start: Tensor) -> Tensor:
-        """Whitened parameters that keep the important heads, fitted from `start`."""
+        """Fit whitened parameters that keep the important heads, from `start`."""
         config, rng, found = self.config, random.Random(self.seed), []
         distillation = Distillation(self.namm.importance.cpu(), config.learn_important_heads)
         with progress_bar(self.accelerator, "observing", _DISTILLED) as bar:
@@ -192,17 +192,17 @@ class Learning:
         )
 
     def _prompts(self, count: int) -> list[MultiQuestionPrompt]:
-        """Prompts that are not learned from later, of all lengths."""
+        """Make prompts of all lengths that are not used for learning later."""
         lengths = self.config.learn_tokens
         numbers = ((-1 - n, lengths[-1 - n % len(lengths)]) for n in range(count))
         return [MultiQuestionPrompt.make(self.adapter, self.seed, number, tokens) for number, tokens in numbers]
 
 
 def _between(ends: tuple[float, float], progress: float) -> float:
-    """From the first to the second, geometrically."""
+    """Interpolate geometrically from the first to the second value."""
     return ends[0] * (ends[1] / ends[0]) ** progress
 
 
 def _clip_rows(gradients: Tensor) -> Tensor:
-    """Gradients of a mean over prompts, (prompts, 4172), with none of the prompts' own longer than `_CLIP`."""
+    """Clip each prompt's own gradient to `_CLIP`, in the gradients of a mean over prompts, (prompts, 4172)."""
     return gradients * (_CLIP / (gradients * len(gradients)).norm(dim=1, keepdim=True)).clamp_max(1.0)

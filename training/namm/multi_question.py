@@ -1,4 +1,4 @@
-"""Multi-question prompts in tokens: what a NAMM is learned from, and what members of the search are scored on."""
+"""Tokenised multi-question prompts, on which a NAMM is trained and members of the search are scored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.cache.keyword import CACHE
 from namm_transfer.cache.memory_cache import MemoryCache
-from namm_transfer.evals.tasks.text.families import Prompt, make_quiz
+from namm_transfer.evals.tasks.text.families import Prompt, make_multi_question_prompt
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,19 @@ class MultiQuestionPrompt:
     """A text and one or more questions about it, each after the answer to the one before, in tokens."""
 
     tokens: Tensor
-    """(length,) int64"""
+    """Tokens of text, questions and answers, (length,) int64."""
     text: int
     """Tokens before the first answer."""
     answers: tuple[slice, ...]
-    """Where the answers stand in `tokens`."""
+    """Positions of the answers in `tokens`."""
     family: str = "multi-question"
-    """Task family that its score is averaged within."""
+    """Task family within which the score is averaged."""
 
     @classmethod
     def encode(
         cls, adapter: CausalLMAdapter, parts: Sequence[tuple[str, str]], family: str = "multi-question"
     ) -> MultiQuestionPrompt:
-        """Tokenise (text, answer) of each question in turn."""
+        """Tokenise the (text, answer) pairs of all questions in turn."""
         texts = [text for part in parts for text in part]
         pieces = [
             adapter.tokenizer(text, add_special_tokens=number == 0, return_tensors="pt").input_ids[0].long()
@@ -51,8 +51,10 @@ class MultiQuestionPrompt:
 
     @classmethod
     def make(cls, adapter: CausalLMAdapter, seed: int, number: int, tokens: int) -> MultiQuestionPrompt:
-        """A training prompt of about this many tokens with up to five questions; the same for the same arguments."""
-        return cls.encode(adapter, make_quiz("train", seed, number, tokens=tokens, count=adapter.count))
+        """Make a training prompt of about this many tokens with up to five questions, determined by the arguments."""
+        return cls.encode(
+            adapter, make_multi_question_prompt("train", seed, number, tokens=tokens, count=adapter.count)
+        )
 
     @torch.inference_mode()
     def read(self, model: Any, cache: MemoryCache, upto: int) -> None:
@@ -76,11 +78,11 @@ class MultiQuestionPrompt:
 
     @property
     def answer_places(self) -> list[int]:
-        """Places after which the tokens of the answers follow."""
+        """List the positions after which the tokens of the answers follow."""
         return [place for span in self.answers for place in range(span.start - 1, span.stop - 1)]
 
     def mean_over_answers(self, logprobs: Tensor) -> Tensor:
-        """(..., answer tokens) -> (...): mean over answers of the mean over their tokens."""
+        """Average over answers the mean over their tokens: (..., answer tokens) -> (...)."""
         answers = logprobs.split([span.stop - span.start for span in self.answers], -1)
         return torch.stack([answer.mean(-1) for answer in answers], -1).mean(-1)
 
@@ -121,5 +123,5 @@ def likelihood(
 
 
 def _chosen(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probability of these tokens: (..., vocabulary) and (...) -> (...) float32."""
+    """Compute log-probabilities of tokens: (..., vocabulary) and (...) -> (...) float32."""
     return logits.float().log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)

@@ -13,7 +13,7 @@ _SMOOTH = 10  # generations over which the signal is averaged
 
 
 def draw(log: np.ndarray, learning: np.ndarray) -> str:
-    """An SVG of both stages side by side, or of the search alone.
+    """Draw an SVG of both stages side by side, or of the search alone.
 
     Args:
         log: (generations + 1, 6), columns as in `state.FIELDS`.
@@ -41,7 +41,7 @@ def _draw_learning(figure: Any, learning: np.ndarray) -> None:
 
 
 def _draw_smoothed(axes: Any, values: np.ndarray, width: int, colour: str) -> None:
-    """Values in grey and their mean over windows of this width."""
+    """Plot values in grey and their moving mean over windows of this width."""
     axes.plot(values, lw=0.6, color="0.75")
     if len(values) >= width:
         smooth = np.convolve(values, np.full(width, 1 / width), "valid")

@@ -16,28 +16,28 @@ from namm_transfer.errors import NammTransferError
 from namm_transfer.files import write_atomic
 
 FIELDS = ("generation", "fitness", "validation", "kept", "sigma", "signal")
-"""Columns of the log, keys of `evolution.jsonl`. `signal` says how much of the members' differences is real; see
-`fitness.Scores.signal`."""
+"""Columns of the log, keys of `evolution.jsonl`. `signal` is the reliability of the members' differences;
+see `fitness.Scores.signal`."""
 
 
 @dataclass
 class State:
-    """What is needed to go on exactly as if nothing had happened."""
+    """The state from which an interrupted evolution continues exactly."""
 
     identity: dict[str, Any]
     """Configuration, seed and text fingerprint; a run with another identity is refused."""
     statistics: np.ndarray
-    """(35,) float64: count, 17 means, 17 variances"""
+    """Normalisation statistics, (35,) float64: count, 17 means, 17 variances."""
     start: np.ndarray
     """(4172,) float64: where the search began, in whitened parameters"""
     matrix: np.ndarray
-    """(25, 25) float32: makes flat vectors of whitened parameters; see `whitening.unwhiten`"""
+    """Whitening matrix, (25, 25) float32; see `whitening.unwhiten`."""
     learning: np.ndarray
     """(steps, 3) float32: log of the learned start, columns `learning.METRICS`; no rows without one"""
     history: np.ndarray
     """(generations, members) float64: the fitness of every member ever, from which the search is replayed"""
     mean: np.ndarray
-    """(4172,) float64: the flat vector of the search's mean, to check the replay by"""
+    """Flat vector of the search's mean, (4172,) float64, which a replay must reproduce."""
     log: np.ndarray
     """(generations + 1, 6) float64, columns `FIELDS`; row 0 is the start; NaN where there was no validation"""
     best: np.ndarray
@@ -52,7 +52,7 @@ class State:
 
     @classmethod
     def read(cls, path: Path) -> State:
-        """Read what `write` wrote.
+        """Read a state that `write` has written.
 
         Raises:
             NammTransferError: no such file, or something else.
@@ -70,7 +70,7 @@ class State:
         return state
 
     def jsonl(self) -> str:
-        """`evolution.jsonl`: one line a generation."""
+        """Return the content of `evolution.jsonl`, one line a generation."""
         lines = []
         for row in self.log:
             entry = dict(zip(FIELDS, (None if np.isnan(v) else float(v) for v in row), strict=True))

@@ -10,7 +10,7 @@ from namm_transfer.policy import LayerView
 
 
 class SpectrumRecorder(NAMM):
-    """Keeps the spectra of every layer at every update."""
+    """Keeps every token, and records the spectra of every layer at every update."""
 
     def __init__(self, update_interval: int) -> None:
         super().__init__(update_interval)
@@ -24,7 +24,7 @@ class SpectrumRecorder(NAMM):
 
 
 class MomentsRecorder(NAMM):
-    """Takes mean and variance of every spectrum it is shown at an update.
+    """Keeps everything and accumulates mean and variance of all spectra at every update.
 
     Old tokens are shown again at each update and count again, as in the published training.
     """

@@ -1,9 +1,9 @@
 """Attention under a NAMM that really evicts, with a straight-through gradient for the evictions.
 
-The forward pass is what the live cache computes: a token stays or is gone. The backward pass pretends that it stayed in
-part (straight-through estimator, Bengio et al. 2013, arXiv 1308.3432). So for every layer, head, token and update the
-gradient says how the loss would differ had the token been kept, or not; the number of kept tokens has a gradient too.
-The network reads what any NAMM reads: attention of the past.
+The forward pass computes what the live cache computes: a token stays or is evicted. The backward pass treats it as
+partly kept (straight-through estimator, Bengio et al. 2013, arXiv 1308.3432). So for every layer, head, token and
+update the gradient says how the loss would differ had the token been kept, or not; the number of kept tokens has a
+gradient too. The network reads what any NAMM reads: attention of the past.
 
 Prompts of one update interval can go through together, as the rows of a batch that is padded on the right: a row's
 updates end with its real tokens, so each is computed as if alone, up to rounding.
@@ -39,21 +39,21 @@ class StraightThrough:
     """
 
     namm: NAMM
-    """Selects by its threshold, by head or by layer as its `selection` says."""
+    """The NAMM, which selects by its threshold, by head or by layer as its `selection` says."""
     update_interval: int
     lengths: Sequence[int]
-    """Real tokens of each row; padding stands on the right."""
+    """Number of real tokens of each row; padding is on the right."""
     temperature: float
-    """How far from the threshold, in units of the score, a token's gradient still counts."""
+    """Width around the threshold, in units of the score, within which tokens have a notable gradient."""
     noise: float = 0.0
     """Scale of the logistic noise on scores, which shows tokens near the threshold both kept and evicted."""
     generators: Sequence[torch.Generator] | None = None
-    """Source of each row's noise."""
+    """Random generator of each row's noise."""
     kept_shares: list[Tensor] = field(default_factory=list)
     """For each layer, the share of its tokens that each row keeps at its end, (rows,), with a gradient."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Attention output of one layer, (rows, query_heads, tokens, value_dim)."""
+        """Compute the attention output of one layer, (rows, query_heads, tokens, value_dim)."""
         rows, heads, tokens = key.shape[:3]
         lengths = torch.tensor(self.lengths, device=key.device)
         stay = key.new_ones(rows, heads, 0, dtype=torch.float32)
@@ -75,7 +75,7 @@ class StraightThrough:
         return torch.cat(outputs, 2)
 
     def _update(self, spectrum: Tensor, stay: Tensor, due: Tensor) -> tuple[Tensor, Tensor]:
-        """Which tokens stay, (rows, heads, tokens) of 0 and 1, and how many a head keeps, (rows,); with gradients."""
+        """Choose the tokens that stay, (rows, heads, tokens) of 0 and 1, and their number per head, (rows,)."""
         namm, places, alive = self.namm, torch.arange(stay.shape[-1], device=stay.device), stay > 0
         # As in the live cache: kept tokens only, a shorter head's padding slots in front, where they touch no score.
         order = newest_last(alive, int(alive.sum(-1).max()))
@@ -92,8 +92,8 @@ class StraightThrough:
         return stay, counts.amax(-1) if namm.selection == "layer" else counts.mean(-1)
 
     def _draw(self, like: Tensor, due: Tensor) -> Tensor:
-        """Logistic noise, each row's from its own generator; none for rows that have ended, which would draw more than
-        they do alone."""
+        """Draw logistic noise, each row's from its own generator; none for rows that have ended, which would draw more
+        than they do alone."""
         noise = torch.zeros(like.shape)
         for row, generator in enumerate(self.generators or [None] * len(like)):
             if due[row]:
@@ -102,12 +102,12 @@ class StraightThrough:
 
 
 def _only_gradient(value: Tensor) -> Tensor:
-    """0, with the gradient of `value`."""
+    """Return 0 with the gradient of `value`."""
     return value - value.detach()
 
 
 def _edge(scores: Tensor, alive: Tensor) -> Tensor:
-    """Score from which a head's tokens stay under selection by layer, (rows, heads, 1).
+    """Compute the score from which a head's tokens stay under selection by layer, (rows, heads, 1).
 
     It is 0 in the head that keeps most. The others keep as many tokens as that one, so theirs lies between the last
     token that is filled up and the first that is not.
@@ -120,7 +120,7 @@ def _edge(scores: Tensor, alive: Tensor) -> Tensor:
 
 
 class _KeepGradient(torch.autograd.Function):
-    """Returns the output as it is; backward, `stay` gets the change of the loss per token kept.
+    """Returns the output unchanged; in the backward pass, `stay` gets the change of the loss per token kept.
 
     `shares`, (rows, kv_heads, queries, tokens), is how much of the way from the output to a token's value the output
     moves when the token is kept.
@@ -139,7 +139,7 @@ class _KeepGradient(torch.autograd.Function):
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, stay: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """Attention of the newest `queries` tokens to what stays.
+    """Compute the attention of the newest `queries` tokens to the tokens that stay.
 
     Returns:
         Weights for the spectrogram, means over a KV head's queries, (rows, kv_heads, queries, tokens) without gradient;

@@ -1,7 +1,8 @@
-"""Whitened parameters of a NAMM: those that read features which differ equally in all directions of ordinary tokens.
+"""Whitened parameters of a NAMM, which read features of equal variance in all directions among ordinary tokens.
 
-The normalisation statistics (spec section 4) are dominated by attention sinks; all other tokens look nearly alike after
-it. Learning and search change whitened parameters, from which `unwhiten` makes the flat vector of a NAMM.
+The normalisation statistics (spec section 4) are dominated by attention sinks; all other tokens have nearly equal
+features after normalisation. Learning and search change whitened parameters, from which `unwhiten` makes a NAMM's flat
+vector.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _INIT = (0.1, 0.0, 0.05, 0.0)  # standard deviations of the weights and biases b
 
 
 def unwhiten(vector: Tensor, matrix: Tensor) -> Tensor:
-    """The flat vector, (4172,), of whitened parameters: weights that read features are multiplied by `matrix`.
+    """Make the flat vector, (4172,), of whitened parameters: weights that read features are multiplied by `matrix`.
 
     Differentiable; works in the dtype of its arguments.
 
@@ -34,7 +35,7 @@ def unwhiten(vector: Tensor, matrix: Tensor) -> Tensor:
 
 
 def whitening(spectra: Sequence[Tensor], statistics: Moments) -> Tensor:
-    """The whitening matrix, (25, 25) float32; the identity for the 8 recency features.
+    """Compute the whitening matrix, (25, 25) float32, which is the identity for the 8 recency features.
 
     Args:
         spectra: spectra of full caches, each (kv_heads, 17, tokens).
@@ -49,7 +50,7 @@ def whitening(spectra: Sequence[Tensor], statistics: Moments) -> Tensor:
 
 
 def random_start(spectra: Sequence[Tensor], statistics: Moments, matrix: Tensor, seed: int) -> Tensor:
-    """Whitened parameters to learn from, (4172,) float32: the output layer sums the spectrum, so that it prefers tokens
+    """Draw initial whitened parameters, (4172,) float32: the output layer sums the spectrum, so that it prefers tokens
     that have received attention; the layers before it are random; and scores of full caches lie around 0."""
     generator, inside = torch.Generator().manual_seed(seed), _inside()
     summing = torch.zeros(SIZE)
@@ -73,5 +74,5 @@ def random_start(spectra: Sequence[Tensor], statistics: Moments, matrix: Tensor,
 
 
 def _inside() -> int:
-    """Parameters before the output layer."""
+    """Count the parameters before the output layer."""
     return SIZE - 1 - FEATURES

@@ -20,7 +20,7 @@ LOG_STD_RANGE = (-20.0, 2.0)
 
 
 class BehaviourActor(nn.Module):
-    """a = squash(mean(s) + std(s) e), e standard normal.
+    """Actor whose actions are a = squash(mean(s) + std(s) e) with e standard normal.
 
     With tanh the actor of soft actor-critic (Haarnoja et al., 2018), with clip and a constant std that of proximal
     policy optimisation (Schulman et al., 2017). Two hidden layers of size `width` with ReLU. Actions lie in [-1, 1].
@@ -37,7 +37,7 @@ class BehaviourActor(nn.Module):
 
     @torch.no_grad()
     def act(self, observation: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Actions (..., action_size) float32 for observations (..., observation_size); without generator the mean."""
+        """Sample actions (..., action_size) float32 for observations (..., size); the mean if there is no generator."""
         features = self.hidden(observation)
         raw = self.mean(features)
         if generator is not None:
@@ -55,7 +55,7 @@ def save_actor(actor: BehaviourActor, folder: Path, facts: dict[str, Any]) -> No
 
 
 def load_actor(folder: Path, env: str) -> tuple[BehaviourActor, dict[str, Any]]:
-    """The actor saved in `folder` and its facts; raises `NammTransferError` if it was not made for `env`."""
+    """Load the actor in `folder` and its facts; raises `NammTransferError` if it was not made for `env`."""
     path = Path(folder) / "actor.safetensors"
     if not path.is_file():
         raise NammTransferError(

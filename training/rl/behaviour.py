@@ -32,7 +32,7 @@ from namm_transfer.training.rl.checks import check_positive, run_command, writin
 from namm_transfer.training.rl.learners import LEARNERS, Learner
 
 TIERS = {"medium": (40.0, 60.0), "expert": (90.0, math.inf)}
-"""Tier -> smallest and largest mean normalised score."""
+"""Smallest and largest mean normalised score of each tier."""
 IDENTITY_FILE = "identity.json"
 CARD = """# Behaviour policy, {env} {tier}
 
@@ -57,7 +57,7 @@ class Options:
     out: Path
     """Folder of the policy."""
     tier: Literal["medium", "expert"] = "medium"
-    """Where training stops."""
+    """Tier at which training stops."""
     state: Path | None = None
     """Folder of the training state; `runs/behaviour/ENV-TIER` by default."""
     replay: str | None = None
@@ -82,7 +82,7 @@ class Options:
 
 
 def measure(actor: BehaviourActor, env: str, episodes: int, seed: int) -> dict[str, float]:
-    """Means over sampled episodes from environment seeds `seed`, ...: return, normalised score, length, distance."""
+    """Average return, normalised score, length and distance of sampled episodes, environment seeds `seed`, ..."""
     environments = Environments(env, episodes)
     generator = torch.Generator().manual_seed(seed)
 
@@ -99,7 +99,7 @@ def measure(actor: BehaviourActor, env: str, episodes: int, seed: int) -> dict[s
 
 
 def reaches(tier: str, measured: dict[str, float]) -> bool:
-    """Whether a policy is of a tier: its mean score is, and it moves. Standing still earns 1 a step in Hopper."""
+    """Return True if a policy's mean score is in the tier and it moves; standing still earns 1 a step in Hopper."""
     low, high = TIERS[tier]
     return low <= measured["score"] <= high and measured["return"] >= 1.5 * measured["length"]
 
@@ -121,7 +121,7 @@ class UntilTier(BaseCallback):
         return not done
 
     def evaluate(self) -> bool:
-        """Measure once, and again if the tier seems reached; True when it is, in the confirmation too."""
+        """Evaluate once, and again if the tier seems reached; return True if both evaluations reach it."""
         options, actor = self.options, self.learner.actor()
         for episodes, seed in ((options.episodes, 10_000), (4 * options.episodes, 20_000)):
             result = measure(actor, options.env, episodes, seed + options.seed)
@@ -141,17 +141,17 @@ class UntilTier(BaseCallback):
 
 
 def state_folder(options: Options) -> Path:
-    """Where an interrupted training goes on from."""
+    """Return the folder of the state from which an interrupted training continues."""
     return options.state or Path("runs/behaviour") / f"{options.env}-{options.tier}-state"
 
 
 def identity(options: Options) -> dict[str, Any]:
-    """What decides the policy; `steps` may be raised while training goes on."""
+    """Return the options that decide the policy; `steps` may be raised when training continues."""
     return {name: value for name, value in vars(options).items() if name not in ("out", "state", "replay", "steps")}
 
 
 def check_state(options: Options) -> None:
-    """Record in the state folder what training it belongs to, or compare with what is recorded.
+    """Record the options of a training in its state folder, or compare them with the recorded ones.
 
     Raises:
         NammTransferError: the state is of other options, or OUT holds a policy that this training did not make.
@@ -171,12 +171,12 @@ def check_state(options: Options) -> None:
 
 
 def command(options: Options) -> str:
-    """The command line of these options, without where files lie."""
+    """Return the command line of these options, without paths."""
     return card.command("namm_transfer.training.rl.behaviour", options, ("out", "state", "replay"))
 
 
 def readme(facts: dict[str, Any], options: Options) -> str:
-    """The README.md of a behaviour policy."""
+    """Return the README.md of a behaviour policy."""
     return CARD.format(**{**facts, **facts["measured"]}, command=f"{command(options)} --out {options.out}")
 
 
@@ -192,14 +192,14 @@ def write_replay(dataset_id: str, options: Options, steps: int, done: bool) -> N
 
 
 def train(options: Options) -> dict[str, Any]:
-    """Train until the tier or until `steps`; returns the step count and whether a snapshot of the tier exists."""
+    """Train until the tier or `steps`; return the step count and True if a snapshot of the tier exists."""
     options = replace(options, env=check(options).name)
     with writing_to(options.out):
         return _train(options)
 
 
 def check(options: Options) -> Task:
-    """The task; raises `NammTransferError` for values no training can have, before anything is trained."""
+    """Return the task; raise `NammTransferError` for invalid options before anything is trained."""
     check_positive(options, "steps", "width", "batch_size", "learning_rate", "evaluate_every", "episodes")
     found = task(options.env)
     if not found.has_references:

@@ -49,7 +49,7 @@ The training is short: a small base model to measure memories on, not a state-of
 PARAGRAPH = TextWrapper(
     118, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
 )
-"""Lays out text under an item of a list; commands stay whole words."""
+"""Wraps text under an item of a list without breaking commands."""
 PLAIN = TextWrapper(118, break_long_words=False, break_on_hyphens=False)
 
 
@@ -61,7 +61,7 @@ def measure(
     first_seed: int,
     window: int | None = None,
 ) -> np.ndarray:
-    """Returns (episodes,) in the real environment with nothing evicted, from environment seeds `first_seed`, ..."""
+    """Measure returns (episodes,) in the real environment with nothing evicted, seeds `first_seed`, ..."""
     environments = Environments(env, episodes)
     memory = None if window else DynamicCache(config=adapter.model.config)
     player = adapter.play(memory, [target] * episodes, window)
@@ -71,7 +71,7 @@ def measure(
 
 
 def interval(returns: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean."""
+    """Compute the 95 % bootstrap interval of the mean."""
     if np.ptp(returns) == 0:
         return float(returns[0]), float(returns[0])
     found = bootstrap((returns,), np.mean, rng=np.random.default_rng(0)).confidence_interval
@@ -79,7 +79,7 @@ def interval(returns: np.ndarray) -> tuple[float, float]:
 
 
 def command(module: str, options: Any, leave_out: Collection[str] = ()) -> str:
-    """`python -m MODULE --NAME VALUE ...` with every option (a dataclass) that is not at its default.
+    """Return `python -m MODULE --NAME VALUE ...` with every option (a dataclass) that is not at its default.
 
     Options named in `leave_out` do not decide the result, or are given elsewhere.
     """
@@ -92,7 +92,7 @@ def command(module: str, options: Any, leave_out: Collection[str] = ()) -> str:
 
 
 def card(dataset: Dataset, training: dict[str, Any], rows: dict[str, np.ndarray]) -> str:
-    """The model's README.md: data, training, measured returns, and the commands.
+    """Return the model's README.md: data, training, measured returns, and the commands.
 
     `training` holds the options of the training, its command, the target return and the window lengths; `rows` the
     returns of each way to act, `whole episode` among them.

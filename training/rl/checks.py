@@ -1,4 +1,4 @@
-"""What the commands of this folder check before they work, and how they end."""
+"""Checks of options, error messages and the entry point that this folder's commands share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_positive(options: Any, *names: str) -> None:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Turn what the operating system says (disk full, no permission) into a `NammTransferError` naming the folder."""
+    """Convert operating-system errors (disk full, no permission) to a `NammTransferError` that names the folder."""
     try:
         yield
     except OSError as problem:
@@ -36,7 +36,7 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 
 def run_command(main: Callable[[Options], Any], options: type[Options]) -> None:
-    """Parse the command line, run, print what came out, and end with one line where it was refused."""
+    """Parse the command line, run, print the result; on a `NammTransferError`, exit with its one-line message."""
     try:
         print(main(tyro.cli(options)))
     except NammTransferError as error:

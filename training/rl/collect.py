@@ -39,7 +39,7 @@ class Options:
     env: str
     """hopper, halfcheetah, walker2d, a Gymnasium id such as Ant-v5, or the id of a Minari data set."""
     tier: Literal["random", "medium", "expert", "medium-expert"] = "medium"
-    """Which policy plays: uniformly random actions, a trained one, or two trained ones for half of the steps each."""
+    """Policy that plays: uniformly random actions, a trained one, or two trained ones for half of the steps each."""
     actor: Path | None = None
     """Folder with the behaviour policy (medium or expert); assets/behaviour/ENV-TIER by default."""
     expert: Path | None = None
@@ -53,7 +53,7 @@ class Options:
 
 
 def sampled(actor: BehaviourActor, seed: int) -> Act:
-    """Actions drawn from a behaviour policy."""
+    """Make the function that samples actions from a behaviour policy."""
     generator = torch.Generator().manual_seed(seed)
 
     def act(observations: np.ndarray, _: np.ndarray) -> np.ndarray:
@@ -76,7 +76,7 @@ def collect(act: Act, env: str, steps: int, seed: int) -> Iterator[Trajectory]:
 
 
 def players(options: Options) -> list[tuple[Act, str, str]]:
-    """The policies of a tier: how each acts, its algorithm, and a description of it."""
+    """Load the policies of a tier: for each its action function, its algorithm and a description."""
     if options.tier == "random":
         return [(random_policy(options.env, options.seed), "random actions", "uniformly random actions")]
     found = []
@@ -91,7 +91,7 @@ def players(options: Options) -> list[tuple[Act, str, str]]:
 
 
 def main(options: Options) -> datasets.Dataset:
-    """Collect and write; returns the data set as read back."""
+    """Collect and write a data set; return it as read back."""
     check_positive(options, "steps")
     reference = task(options.env)
     options = replace(options, env=reference.name)
@@ -115,7 +115,7 @@ def main(options: Options) -> datasets.Dataset:
 
 
 def report(options: Options) -> str:
-    """Collect; returns the id and the summary as the command prints them."""
+    """Collect a data set; return its id and summary for printing."""
     made = main(options)
     return f"{made.id} {made.summary()}"
 

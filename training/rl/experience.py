@@ -1,4 +1,4 @@
-"""What a behaviour policy lived through while it was trained: every whole episode, the data of a medium-replay tier."""
+"""Recording of every whole episode of a behaviour policy's training, the data of a medium-replay tier."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Recorder(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._rewards: list[float] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """An episode that has not ended is forgotten."""
+        """Reset the environment and discard an episode that has not ended."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._observations, self._actions, self._rewards = [np.array(observation)], [], []
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """See `gymnasium.Env.step`."""
+        """Step the environment (see `gymnasium.Env.step`) and record the transition."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._observations.append(np.array(observation))
         self._actions.append(np.array(action, dtype=np.float32))
@@ -60,14 +60,14 @@ def keep(folder: Path, steps: int, episodes: list[Trajectory]) -> None:
 
 
 def forget_after(folder: Path, steps: int) -> None:
-    """Drop what came after the checkpoint at `steps`: a training that goes on from there lives through it anew."""
+    """Delete episodes after the checkpoint at `steps`, since a training that continues there records them anew."""
     for path in folder.glob("episodes-*.npz"):
         if int(path.stem.partition("-")[2]) > steps:
             path.unlink()
 
 
 def recall(folder: Path) -> Iterator[Trajectory]:
-    """All episodes kept in `folder`, in the order in which they ended."""
+    """Load all episodes in `folder`, in the order in which they ended."""
     for path in sorted(folder.glob("episodes-*.npz")):
         with np.load(path, allow_pickle=False) as saved:
             arrays = {name: saved[name] for name in saved.files}

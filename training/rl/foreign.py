@@ -33,7 +33,7 @@ Weights = dict[str, Tensor]
 _CORE: Any = np._core if hasattr(np, "_core") else np.core  # renamed by NumPy 2
 _ARRAYS = [_CORE.multiarray._reconstruct, np.ndarray, np.dtype, codecs.encode]
 _ARRAYS += [type(np.dtype(kind)) for kind in ("f4", "f8")]
-"""What NumPy arrays of floats consist of in a file of `torch.save`."""
+"""Globals by which `torch.save` stores NumPy arrays of floats, the only ones allowed in a file."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Options:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint; raises `NammTransferError` unless it is tensors and arrays of floats by name."""
+    """Read a checkpoint; raises `NammTransferError` unless it maps names to tensors and arrays of floats."""
     try:
         with torch.serialization.safe_globals(_ARRAYS):
             found = torch.load(path, map_location="cpu", weights_only=True)
@@ -69,14 +69,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def from_kzl(weights: Weights) -> Weights:
-    """Weights of kzl/decision-transformer under Hugging Face's names; its GPT-2 has no position embedding."""
+    """Rename weights of kzl/decision-transformer to Hugging Face's names; its GPT-2 has no position embedding."""
     masks = (".attn.bias", ".attn.masked_bias")
     kept = {name: tensor for name, tensor in weights.items() if not name.endswith(masks)}
     return {name.replace("transformer.", "encoder.", 1): tensor for name, tensor in kept.items()}
 
 
 def from_corl(weights: Weights) -> Weights:
-    """Weights of CORL under Hugging Face's names; linear layers of GPT-2 are stored transposed."""
+    """Rename weights of CORL to Hugging Face's names; linear layers of GPT-2 are stored transposed."""
     direct = {"emb_norm": "embed_ln", "out_norm": "encoder.ln_f", "timestep_emb": "embed_timestep"}
     direct |= {"state_emb": "embed_state", "action_emb": "embed_action", "return_emb": "embed_return"}
     direct |= {"action_head.0": "predict_action.0"}
@@ -97,7 +97,7 @@ def from_corl(weights: Weights) -> Weights:
 
 
 def convert(found: dict[str, Any], heads: int, what: str) -> tuple[DecisionTransformerModel, Statistics | None]:
-    """The model of a checkpoint's content, and its statistics if it holds them.
+    """Build the model from a checkpoint's content, and its statistics if they are included.
 
     Raises:
         NammTransferError: another layout, missing or unknown weights, or numbers that are not finite.
@@ -146,7 +146,7 @@ def convert(found: dict[str, Any], heads: int, what: str) -> tuple[DecisionTrans
 
 
 def main(options: Options) -> str:
-    """Import; returns what was written."""
+    """Import a checkpoint and return what was written."""
     reference = task(options.env)
     if (options.out / "model.safetensors").exists():
         raise NammTransferError(f"{options.out} holds a model; expected another --out")

@@ -1,4 +1,4 @@
-"""The two ways behaviour policies are trained, by stable-baselines3: what is saved, and the actor inside.
+"""The two algorithms that train behaviour policies (stable-baselines3), with their checkpoints and actors.
 
 Soft actor-critic learns from few steps and is slow; proximal policy optimisation (Schulman et al., 2017) needs five
 times the steps at 15 times the speed. Everything is saved without pickled objects.
@@ -26,17 +26,17 @@ REPLAY_ARRAYS = ("observations", "next_observations", "actions", "rewards", "don
 
 
 class Learner(Protocol):
-    """A model of stable-baselines3 with what the training command needs of it."""
+    """The interface of a stable-baselines3 model that the training command uses."""
 
     model: Any
     episodes: list[Trajectory]
-    """Whole episodes of the training since somebody last emptied the list, in the order in which they ended."""
+    """Whole episodes of the training since the list was last emptied, in the order in which they ended."""
 
     def actor(self) -> BehaviourActor:
-        """The policy as it is now."""
+        """Return the current policy."""
 
     def save(self, folder: Path) -> None:
-        """Everything an interrupted training needs."""
+        """Write everything that an interrupted training needs to continue."""
 
     def load(self, folder: Path) -> bool:
         """Continue from `save`'s folder; False when there is none."""
@@ -61,7 +61,7 @@ class SoftActorCritic:
         )
 
     def actor(self) -> BehaviourActor:
-        """tanh of a Gaussian whose deviation depends on the state."""
+        """Return the actor: tanh of a Gaussian whose standard deviation depends on the state."""
         source = self.model.policy.actor
         actor = BehaviourActor(source.latent_pi[0].in_features, source.mu.out_features, self.width, "tanh")
         actor.hidden.load_state_dict(source.latent_pi.state_dict())
@@ -70,7 +70,7 @@ class SoftActorCritic:
         return actor.eval()
 
     def save(self, folder: Path) -> None:
-        """The step in progress is not in the buffer yet: a restart loses that one transition."""
+        """Save the training; the step in progress is not in the buffer yet, so a restart loses that one transition."""
         _save_tensors(folder / "parameters.pt", self.model.get_parameters())
         replay = self.model.replay_buffer
         size = replay.buffer_size if replay.full else replay.pos
@@ -79,7 +79,7 @@ class SoftActorCritic:
         os.replace(folder / "replay.tmp.npz", folder / "replay.npz")
 
     def load(self, folder: Path) -> bool:
-        """See `Learner`."""
+        """Continue from a saved training, as `Learner` describes."""
         if not (folder / "replay.npz").is_file():
             return False
         self.model.set_parameters(torch.load(folder / "parameters.pt", weights_only=True))
@@ -116,7 +116,7 @@ class ProximalPolicyOptimisation:
         )
 
     def actor(self) -> BehaviourActor:
-        """A clipped Gaussian of constant deviation; normalising observations is folded into the first layer."""
+        """Return the actor: a clipped Gaussian of constant deviation; its first layer normalises observations."""
         source, seen = self.model.policy, self.seen["observations"]
         actor = BehaviourActor(len(seen.mean), source.action_net.out_features, self.width, "clip")
         actor.hidden.load_state_dict(source.mlp_extractor.policy_net.state_dict())
@@ -131,7 +131,7 @@ class ProximalPolicyOptimisation:
         return actor.eval()
 
     def save(self, folder: Path) -> None:
-        """Parameters and running statistics; the rollout in progress is lost at a restart."""
+        """Save parameters and running statistics; a restart loses the rollout in progress."""
         statistics = {
             name: {"mean": torch.as_tensor(found.mean), "var": torch.as_tensor(found.var), "count": float(found.count)}
             for name, found in self.seen.items()
@@ -140,7 +140,7 @@ class ProximalPolicyOptimisation:
         _save_tensors(folder / "parameters.pt", state)
 
     def load(self, folder: Path) -> bool:
-        """See `Learner`."""
+        """Continue from a saved training, as `Learner` describes."""
         if not (folder / "parameters.pt").is_file():
             return False
         state = torch.load(folder / "parameters.pt", weights_only=True)

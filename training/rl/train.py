@@ -36,7 +36,7 @@ from namm_transfer.training.rl.checks import check_positive, run_command, writin
 
 WINDOWS = (20, 50, 130, 360, 1000)
 WINDOW_SHARES = (0.3, 0.25, 0.2, 0.15, 0.1)
-"""Lengths of the training windows in time steps, and how often an update draws each; its tokens are about as many."""
+"""Lengths of the training windows in time steps, and the probability of each; updates have about as many tokens."""
 RETURN_SCALE = 1000.0
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -50,7 +50,7 @@ class Options:
     out: Path
     """Folder of the model, and of the checkpoint until it is finished."""
     tier: str = "medium"
-    """random, medium, medium-replay, medium-expert or expert: which of the environment's own data sets."""
+    """Tier of the environment's own data sets: random, medium, medium-replay, medium-expert or expert."""
     dataset: str | None = None
     """Minari id; `namm-transfer/ENV/TIER-v0` by default, or the data set that --env names."""
     updates: int = 2000
@@ -87,8 +87,10 @@ class Windows:
         self.mean, self.std = self.dataset.state_statistics
 
     def batch(self, length: int, rows: int) -> dict[str, Tensor]:
-        """`states`, `actions`, `returns_to_go`, `timesteps` and `real`, each (rows, longest, ...); shorter windows are
-        filled up on the right, where causal attention keeps them from mattering, and `real` is False there."""
+        """Draw `states`, `actions`, `returns_to_go`, `timesteps` and `real`, each (rows, longest, ...).
+
+        Shorter windows are padded on the right, where `real` is False and causal attention ignores them.
+        """
         reference = task(self.dataset.env)
         found = []
         for index in self.generator.choice(len(self.weights), rows, p=self.weights):
@@ -113,7 +115,7 @@ class Windows:
 
 
 def new_model(options: Options) -> DecisionTransformerModel:
-    """Fresh weights. Attention dropout is 0: with it, attention over 3,000 tokens cannot be computed in blocks."""
+    """Initialise a model. Attention dropout is 0, because attention over 3,000 tokens with it cannot use blocks."""
     reference = task(options.env)
     torch.manual_seed(options.seed)
     config = DecisionTransformerConfig(
@@ -132,7 +134,7 @@ def new_model(options: Options) -> DecisionTransformerModel:
 
 
 def rate(update: int, updates: int) -> float:
-    """Share of the peak learning rate at an update: 5 % warm-up, then a cosine to zero."""
+    """Compute the share of the peak learning rate at an update: 5 % warm-up, then a cosine to zero."""
     warm_up = max(1, updates // 20)
     if update < warm_up:
         return (update + 1) / warm_up
@@ -140,13 +142,13 @@ def rate(update: int, updates: int) -> float:
 
 
 def identity(options: Options, dataset: datasets.Dataset) -> dict[str, Any]:
-    """What decides the weights: options and data, but not where files lie nor how often the result is measured."""
+    """Return the options and data that decide the weights, without paths and the number of measurements."""
     names = ("env", "updates", "tokens", "learning_rate", "width", "layers", "heads", "max_ep_len", "seed")
     return {**{name: getattr(options, name) for name in names}, "data_sha256": dataset.sha256}
 
 
 def fit(options: Options, dataset: datasets.Dataset, device: torch.device) -> DecisionTransformerModel:
-    """Train, from the checkpoint in `options.out` where there is one; it must be of the same options and data."""
+    """Train, continuing from a checkpoint in `options.out` of the same options and data if there is one."""
     model = new_model(options).train()
     model.to(device)
 
@@ -173,14 +175,14 @@ def fit(options: Options, dataset: datasets.Dataset, device: torch.device) -> De
 
 
 def action_loss(model: DecisionTransformerModel, batch: dict[str, Tensor]) -> Tensor:
-    """Mean squared error of the predicted actions over all real time steps."""
+    """Compute the mean squared error of the predicted actions over all real time steps."""
     real = batch.pop("real")
     predicted = model(**batch, attention_mask=torch.ones_like(batch["timesteps"])).action_preds
     return ((predicted - batch["actions"]) ** 2)[real].mean()
 
 
 def check(options: Options) -> Options:
-    """The options with the environment's and the data set's full names.
+    """Check the options, and return them with the environment's and the data set's full names.
 
     Raises:
         NammTransferError: a value no training can have, or a folder that holds a finished model.

@@ -1,4 +1,4 @@
-"""What the small model is trained on: frames and token tables, all functions of a step number."""
+"""Training data of the small model: frames and token tables, each a function of the step number."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from namm_transfer.training.video import small
 
 WORDS = small.tokenizer()
 LABELS = (scenes.PLACES, scenes.SHAPES, scenes.COLORS, (*scenes.GLITCHES, "picture"))
-"""What a frame shows, in words: place, shape, colour, and the disturbance or an undisturbed picture."""
+"""Labels of a frame in words: place, shape, colour, and the disturbance or an undisturbed picture."""
 CLEAR = len(scenes.GLITCHES)
 TAKE = 8  # frames of one take in the bank
 
 
 def like_decoded(frames: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """Frames as a codec and the video processor might hand them to the model.
+    """Prepare frames with the losses of a codec and the normalisation of the video processor.
 
     Args:
         frames: (n, size, size, 3) uint8.
@@ -46,7 +46,7 @@ def like_decoded(frames: np.ndarray, rng: np.random.Generator) -> Tensor:
 
 
 def vision_batch(step: int) -> tuple[Tensor, Tensor]:
-    """64 single frames of eight films and the (64, 4) indices of what they show; -100 where nothing is to be said."""
+    """Draw 64 single frames of eight films and their labels, (64, 4) indices; -100 is not trained."""
     rng = np.random.default_rng([1, step])
     frames, labels = [], []
     for index in range(8):
@@ -61,7 +61,7 @@ def vision_batch(step: int) -> tuple[Tensor, Tensor]:
 
 
 def pooled_frames(model: LlavaNextVideoForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """Frames (n, 3, size, size) -> the (n, 4, vision width) features that the projector takes."""
+    """Compute the projector's inputs, (n, 4, vision width), from frames (n, 3, size, size)."""
     last = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
     return model.model.vision_resampler(last[:, 1:])
 
@@ -69,15 +69,15 @@ def pooled_frames(model: LlavaNextVideoForConditionalGeneration, pixels: Tensor)
 class Bank:
     """Vision features of many short takes of every (place, shape, colour) and of every disturbance.
 
-    The vision tower rests while the text model learns, so films are composed of takes whose features are computed
+    The vision tower is frozen while the text model learns, so films are composed of takes whose features are computed
     once: a step then costs the text model alone.
     """
 
     def __init__(self, model: LlavaNextVideoForConditionalGeneration, takes: int) -> None:
         self.shots: dict[tuple[str, str, str], Tensor] = {}
-        """(takes, TAKE, 4, vision width) float32"""
+        """Features of each shot's takes, (takes, TAKE, 4, vision width) float32."""
         self.glitches: dict[str, Tensor] = {}
-        """(takes * TAKE, 4, vision width) float32"""
+        """Features of each disturbance, (takes * TAKE, 4, vision width) float32."""
         for number, key in enumerate(itertools.product(scenes.PLACES, scenes.SHAPES, scenes.COLORS)):
             rng = np.random.default_rng([3, number])
             features = [self._features(model, _take(key, rng), rng) for _ in range(takes)]
@@ -95,7 +95,7 @@ class Bank:
             return pooled_frames(model, like_decoded(draw(film, times, small.FRAME_SIZE), rng))
 
     def frames(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
-        """(count, 4, vision width) frames, an eighth of them disturbed, and (count, 4) indices into `LABELS`."""
+        """Draw features (count, 4, vision width), an eighth of them disturbed, and (count, 4) indices into `LABELS`."""
         features, labels = [], []
         keys = list(self.shots)
         for _ in range(count):
@@ -111,7 +111,7 @@ class Bank:
         return torch.stack(features), torch.tensor(labels)
 
     def film(self, film: scenes.Film, rng: np.random.Generator) -> Tensor:
-        """(seconds, 4, vision width) features of a film's frames, one a second."""
+        """Compose the features of a film's frames, one a second: (seconds, 4, vision width)."""
         parts = []
         for shot in film.shots:
             takes = self.shots[shot.place, shot.shape, shot.color]
@@ -125,7 +125,7 @@ class Bank:
 
 
 def _take(key: tuple[str, str, str], rng: np.random.Generator, glitch: str | None = None) -> scenes.Film:
-    """A film of a single shot, TAKE seconds long, disturbed throughout or not at all."""
+    """Make a film of a single shot, TAKE seconds long, disturbed throughout or not at all."""
     shot = scenes.random_shot(rng, 0, TAKE, *key, needle=False)
     seed = int(rng.integers(2**31))
     return scenes.Film("train", seed, TAKE, (shot,), glitch or "flash", 0, glitch_seconds=TAKE if glitch else 0)
@@ -136,27 +136,27 @@ class Batch:
     """A step's films with all their questions packed behind them."""
 
     features: Tensor
-    """(films * frames, 4, vision width)"""
+    """Frame features, (films * frames, 4, vision width)."""
     ids: Tensor
-    """(films, length) token ids, `<video>` where frame tokens go"""
+    """Token ids, (films, length), with `<video>` in the places of frames."""
     question: Tensor
-    """(films, length): 0 for the video part, 1.. for each question, -1 for padding"""
+    """Number of the question, (films, length): 0 for the video part, then 1, 2, ...; -1 for padding."""
     positions: Tensor
-    """(films, length)"""
+    """Position ids, (films, length)."""
     targets: Tensor
-    """(films, length): the token to predict, -100 elsewhere"""
+    """Tokens to predict, (films, length); -100 elsewhere."""
     kinds: Tensor
-    """(films, length): index of the question type where a word is predicted, -1 elsewhere"""
+    """Index of the question type of each predicted word, (films, length); -1 elsewhere."""
 
     def mask(self) -> Tensor:
-        """(films, 1, length, length) bool: each question sees the video and itself, causally."""
+        """Causal attention mask, (films, 1, length, length) bool: each question sees the video and itself only."""
         key, query = self.question[:, None, None, :], self.question[:, None, :, None]
         length = self.ids.shape[1]
         return ((key == 0) | (key == query)) & torch.ones(length, length, dtype=torch.bool).tril()
 
 
 def language_batch(bank: Bank, step: int, films: int, frames: int) -> Batch:
-    """The films of a step, one frame a second."""
+    """Make the films of a step, one frame a second."""
     rng = np.random.default_rng([2, step])
     head = WORDS(prompts.head("<video>" * (4 * frames)))["input_ids"]
     rows, features = [], []
@@ -173,7 +173,7 @@ def language_batch(bank: Bank, step: int, films: int, frames: int) -> Batch:
 
 
 def _question_tokens(asked: scenes.Question, number: int, start: int) -> list[tuple[int, int, int, int, int]]:
-    """(id, question, position, target, kind) of one question's tokens; the answer's word is what comes next."""
+    """List (id, question, position, target, kind) of one question's tokens; the last target is the answer's word."""
     body = WORDS(f"{asked.text} ASSISTANT:", add_special_tokens=False)["input_ids"]
     rows = [(token, number, start + place, -100, -1) for place, token in enumerate(body)]
     answer = WORDS.get_vocab()[asked.options[asked.answer]]

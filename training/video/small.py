@@ -37,7 +37,7 @@ CHAT_TEMPLATE = (
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word of the generated benchmark's questions and options; other words become `<unk>`."""
+    """Make the tokenizer: one token for each word of the generated benchmark; other words become `<unk>`."""
     names = (*scenes.PLACES, *scenes.SHAPES, *scenes.COLORS, *scenes.GLITCHES)
     words = dict.fromkeys((*SPECIAL, *(word for text in (*TEMPLATES, *names) for word in re.findall(WORDS, text))))
     core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
@@ -51,7 +51,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def processor() -> LlavaNextVideoProcessor:
-    """Frames to 32 x 32 pixels, four `<video>` tokens a frame."""
+    """Make the processor: frames of 32 x 32 pixels, four `<video>` tokens a frame."""
     size, crop = {"shortest_edge": FRAME_SIZE}, {"height": FRAME_SIZE, "width": FRAME_SIZE}
     return LlavaNextVideoProcessor(
         video_processor=LlavaNextVideoVideoProcessor(size=size, crop_size=crop),
@@ -64,7 +64,7 @@ def processor() -> LlavaNextVideoProcessor:
 
 
 def config() -> LlavaNextVideoConfig:
-    """About 3.5 million parameters: 3 vision layers of width 128, 4 text layers of width 256 with grouped KV heads."""
+    """Configure 3 vision layers of width 128 and 4 text layers of width 256 with grouped KV heads: 3.5 M parameters."""
     words = tokenizer()
     vision = CLIPVisionConfig(
         hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,

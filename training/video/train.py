@@ -6,7 +6,7 @@ own word embeddings. Then projector and text model learn to answer, on films of 
 vision tower frozen. All questions of a film share one pass: each question sees the video and itself only, at the
 positions it would have alone, so packing is exact.
 
-Frames are drawn straight from the scenes, with noise like a codec's; they never were a file. Each step depends on its
+Frames are drawn straight from the scenes, with noise like a codec's; they are never encoded. Each step depends on its
 number alone, so that the same command continues a run that was killed, to the same model.
 """
 
@@ -32,12 +32,12 @@ from namm_transfer.training.video.batches import LABELS, WORDS, Bank, language_b
 
 STAGES = ("vision", "projector", "language")
 CURRICULUM = ((16, 0.4), (32, 0.3), (64, 0.3))
-"""(frames a film, share of the language steps)"""
+"""Curriculum: (frames a film, share of the language steps)."""
 
 
 @dataclass
 class Options:
-    """What to train and where to write it."""
+    """Options of the training."""
 
     out: Path = Path("assets/llava-next-video-small")
     """Folder of the finished model, processor and tokenizer."""
@@ -62,7 +62,7 @@ class Options:
 
 
 class Trainer:
-    """One stage of training: which weights move, and the loss of a step."""
+    """One stage of training: its trained weights and its loss."""
 
     EVERY = 100
     """Steps between checkpoints"""
@@ -100,7 +100,7 @@ class Trainer:
         )
 
     def loss(self, step: int, part: int) -> tuple[Tensor, list[float]]:
-        """The loss of a step and the shares of right answers, by attribute or question type."""
+        """Compute the loss of a step and the shares of right answers, by attribute or question type."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.stage == "language"):
             return self._loss(step)
 
@@ -119,7 +119,7 @@ class Trainer:
     def _naming(
         self, pooled: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, list[float]]:
-        """Cross-entropy of naming what a frame shows from each of its tokens."""
+        """Compute the cross-entropy of the labels of frames, predicted from each of their tokens."""
         tokens = self.model.model.multi_modal_projector(pooled)
         logits = F.linear(F.rms_norm(tokens, tokens.shape[-1:]), weight, bias)
         parts = logits.split([len(names) for names in LABELS], dim=-1)
@@ -129,7 +129,7 @@ class Trainer:
         return torch.stack(losses).sum(), [float(share) for share in right]
 
     def _answering(self, bank: Bank, step: int) -> tuple[Tensor, list[float]]:
-        """Cross-entropy of the answers' words."""
+        """Compute the cross-entropy of the answers' words."""
         batch = language_batch(bank, step, self.options.films, frames_at(step, self.steps))
         core = self.model.model
         tokens = core.multi_modal_projector(batch.features)
@@ -146,7 +146,7 @@ class Trainer:
 
 
 def frames_at(step: int, steps: int) -> int:
-    """Frames a film at a language step."""
+    """Return the number of frames a film at a language step."""
     done = 0.0
     for frames, share in CURRICULUM:
         done += share

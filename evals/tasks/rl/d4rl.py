@@ -28,7 +28,7 @@ from namm_transfer.files import sha256
 MOST_STEPS = 10_000_000
 """Steps beyond which a file is refused before anything is allocated; the largest of D4RL's have 2 million."""
 FLAGS, NUMBERS = "bui", "f"
-"""Kinds of NumPy types that terminals and timeouts may have, and those of everything else."""
+"""NumPy type kinds that are accepted: for terminals and timeouts, and for all other arrays."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Options:
 
 
 def read(path: Path, env: str) -> dict[str, np.ndarray]:
-    """The six arrays of a D4RL file, (steps, ...), in the types they are stored in.
+    """Read the six arrays of a D4RL file, (steps, ...), in their stored types.
 
     Raises:
         NammTransferError: no such file, not HDF5 or truncated, an array missing, behind a link, kept in other files, of
@@ -73,7 +73,7 @@ def read(path: Path, env: str) -> dict[str, np.ndarray]:
 
 
 def _layout(env: str, steps: int) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name -> shape and kinds of type."""
+    """Return the expected shape and type kinds of each array by its name."""
     reference = task(env)
     observations, actions = (steps, reference.observation_size), (steps, reference.action_size)
     return {
@@ -87,7 +87,7 @@ def _layout(env: str, steps: int) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def _checked(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
-    """A data set that lies in the file itself: soft and external links could point at anything the user can read."""
+    """Return a data set stored in the file itself; links could point at anything that the user can read."""
     link = file.get(name, getlink=True)
     if link is None:
         raise NammTransferError(f"{path} holds no {name!r}, which D4RL's v2 files have; it has {sorted(file)}")
@@ -116,7 +116,7 @@ def episodes(arrays: dict[str, np.ndarray]) -> Iterator[Trajectory]:
 
 
 def main(options: Options) -> datasets.Dataset:
-    """Import; returns the data set as read back.
+    """Import a D4RL file and return the new data set as read back.
 
     Raises:
         NammTransferError: the id is taken, the file's name is that of another environment, or what `read` and

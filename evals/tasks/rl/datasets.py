@@ -44,17 +44,17 @@ class Dataset:
     trajectories: list[Trajectory]
     """All episodes, in the order of the data set."""
     description: str = ""
-    """What the data set's makers say of it."""
+    """Description by the data set's authors."""
 
     @cached_property
     def state_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation (observation_size,) float32 over all states an action was taken in (+1e-6)."""
+        """Mean and standard deviation plus 1e-6, (observation_size,) float32, of all states with an action."""
         states = np.concatenate([trajectory.observations[:-1] for trajectory in self.trajectories])
         return states.mean(0).astype(np.float32), (states.std(0) + 1e-6).astype(np.float32)
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of all observations, actions, rewards and ends: the same data under another id has the same."""
+        """Digest of all observations, actions, rewards and terminals, independent of the data set's id."""
         digest = hashlib.sha256()
         for trajectory in self.trajectories:
             digest.update(f"{len(trajectory)} {trajectory.terminated}".encode())
@@ -63,7 +63,7 @@ class Dataset:
         return digest.hexdigest()
 
     def summary(self) -> dict[str, float]:
-        """Episodes, steps, the mean, standard deviation and best of the returns, and the score of the mean return."""
+        """Summarise episodes, steps, returns (mean, standard deviation, best) and the score of the mean return."""
         returns = np.array([trajectory.episode_return for trajectory in self.trajectories])
         return {
             "episodes": len(returns),
@@ -76,9 +76,9 @@ class Dataset:
 
 
 def check_free(dataset_id: str) -> Path:
-    """Where a new data set will lie; raises `NammTransferError` for a malformed or taken id.
+    """Return the folder of a new data set; raises `NammTransferError` for a malformed or existing id.
 
-    Commands that work for hours before they write call it first.
+    Commands that run for hours before they write call it first.
     """
     place = folder(dataset_id)
     if place.exists():
@@ -96,8 +96,8 @@ def write(
 ) -> None:
     """Make a Minari data set; its metadata carries the task's reference returns, each episode its seed.
 
-    It is written under a hidden name beside its place and renamed when whole, so that a killed run leaves nothing that
-    Minari lists and nothing that blocks the id.
+    It is written under a hidden name and renamed when complete, so that a killed run leaves nothing that Minari lists
+    and nothing that blocks the id.
 
     Args:
         dataset_id: Minari's id, checked before the first trajectory is drawn.
@@ -131,7 +131,7 @@ def write(
 
 @contextmanager
 def _staged(place: Path, dataset_id: str, size: int) -> Iterator[Path]:
-    """A hidden folder that Minari writes `dataset_id` into; what is in it is moved to `place` in the end."""
+    """Provide a hidden folder for Minari to write `dataset_id` to; its content is moved to `place` at the end."""
     root = Path(minari().storage.get_dataset_path(""))
     outside, before = Path(), os.environ.get("MINARI_DATASETS_PATH")
     try:
@@ -196,7 +196,7 @@ def _create(
 
 
 def _bytes(episodes: list[Trajectory]) -> int:
-    """Disk space for the arrays, with a third and 16 kB an episode for HDF5's own bookkeeping."""
+    """Estimate the disk space of the arrays in bytes, plus a third and 16 kB an episode for HDF5's bookkeeping."""
     numbers = sum(e.observations.nbytes + e.actions.nbytes + 10 * len(e) for e in episodes)
     return numbers * 4 // 3 + 16_384 * len(episodes)
 
@@ -225,7 +225,7 @@ def load(dataset_id: str, env: str) -> Dataset:
 
 
 def _how_to_get(dataset_id: str, env: str) -> str:
-    """The command that makes or fetches a data set, as an advice to the reader of an error."""
+    """Return the command that makes or downloads a data set, for error messages."""
     namespace, _, name = dataset_id.rpartition("/")
     if not namespace.startswith(OWN_NAMESPACE):
         return f"fetch a published one with `minari download {dataset_id}`"
@@ -248,7 +248,7 @@ def _trajectory(episode: Any, dataset_id: str, env: str, limit: int | None) -> T
     except (ValueError, TypeError, KeyError) as problem:
         raise NammTransferError(f"{label} holds no arrays of numbers: {problem}") from problem
     if ends.shape != rewards.shape or ends[:-1].any():
-        raise NammTransferError(f"{label} goes on after it has ended, expected a terminal at its last step only")
+        raise NammTransferError(f"{label} continues after a terminal; expected a terminal at its last step only")
     trajectory = Trajectory(-1, observations, actions, rewards, terminated=bool(ends[-1:].any()))
     check_trajectory(trajectory, env, label, limit)
     return trajectory

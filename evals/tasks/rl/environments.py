@@ -20,26 +20,26 @@ class Trajectory:
     """One episode. `observations` has one row more than the others: the state after the last action."""
 
     seed: int
-    """What the environment was reset with; -1 where the data does not say."""
+    """Seed with which the environment was reset; -1 where the data does not state it."""
     observations: np.ndarray
-    """(steps + 1, observation_size) float64"""
+    """Observations, (steps + 1, observation_size) float64."""
     actions: np.ndarray
-    """(steps, action_size) float32"""
+    """Actions, (steps, action_size) float32."""
     rewards: np.ndarray
-    """(steps,) float64"""
+    """Rewards, (steps,) float64."""
     terminated: bool
-    """Whether the episode ended by itself (a fall), not by the time limit."""
+    """True if the episode ended in a terminal state (a fall), not by the time limit."""
 
     def __len__(self) -> int:
         return len(self.rewards)
 
     @property
     def episode_return(self) -> float:
-        """The undiscounted sum of rewards."""
+        """Sum of rewards, undiscounted."""
         return float(self.rewards.sum())
 
     def returns_to_go(self) -> np.ndarray:
-        """(steps,) float64: at each step, the sum of the rewards from there on."""
+        """Returns-to-go, (steps,) float64: at each step, the sum of the rewards from there on."""
         return np.cumsum(self.rewards[::-1])[::-1].copy()
 
 
@@ -56,7 +56,7 @@ class Environments:
         """(count,) steps of the episode whose action lay outside the environment's bounds and was clipped."""
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
-        """Start row i from `seeds[i]`; rows beyond the seeds count as finished. Returns (count, size) float64."""
+        """Reset row i with `seeds[i]`; rows beyond the seeds count as finished. Returns (count, size) float64."""
         self.alive[:] = np.arange(len(self.envs)) < len(seeds)
         self.terminated[:] = False
         self.clipped[:] = 0
@@ -65,7 +65,7 @@ class Environments:
         return self.observations.copy()
 
     def inside(self, actions: np.ndarray) -> np.ndarray:
-        """The actions (count, action_size) clipped to the environment's bounds, as D4RL's environments do themselves.
+        """Clip actions (count, action_size) to the environment's bounds, as D4RL's environments do themselves.
 
         Warns at the first one. Raises `NammTransferError` for actions of another shape, or with NaN or infinity in a
         row that still runs.
@@ -89,7 +89,7 @@ class Environments:
         return np.where(outside[:, None], np.clip(actions, low, high), actions)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Actions (count, action_size) -> observations (count, size) and rewards (count,), zero in finished rows.
+        """Step with actions (count, action_size): observations (count, size) and rewards (count,), 0 in finished rows.
 
         Raises `NammTransferError` as `inside` does, and for observations or rewards that are not finite.
         """
@@ -105,18 +105,18 @@ class Environments:
         return self.observations.copy(), rewards
 
     def positions(self) -> list[float]:
-        """How far each row of a locomotion environment has got, in metres; NaN where it does not move in one line."""
+        """Return the distance of each row in a locomotion environment in metres; NaN if it has no forward direction."""
         states = [getattr(env.unwrapped, "data", None) for env in self.envs]
         return [float("nan") if state is None else float(state.qpos[0]) for state in states]
 
     def close(self) -> None:
-        """Free the simulators' memory."""
+        """Close the environments, which frees the simulators' memory."""
         for env in self.envs:
             env.close()
 
 
 def rollout(environments: Environments, seeds: Sequence[int], act: Act) -> list[Trajectory]:
-    """One episode a seed, all rows together until the last has finished; `act` sees the finished rows too.
+    """Play one episode a seed, all rows together until the last has finished; `act` gets finished rows too.
 
     The trajectories hold the actions as the environments got them.
     """
@@ -145,7 +145,7 @@ def rollout(environments: Environments, seeds: Sequence[int], act: Act) -> list[
 
 
 def random_policy(name: str, seed: int) -> Act:
-    """Uniformly random actions: the policy whose return is 0 normalised.
+    """Return a policy of uniformly random actions, whose normalised score defines 0.
 
     Raises `NammTransferError` if the environment's actions are not bounded.
     """

@@ -1,4 +1,4 @@
-"""A film of one episode, rendered offscreen by the environment and written with PyAV."""
+"""Films of episodes, rendered offscreen by the environment and written with PyAV."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from namm_transfer.files import make_folder
 
 
 def prepare(path: Path, env: str) -> None:
-    """Find out before anything is played whether task `env` can be filmed.
+    """Check, before anything is played, that task `env` can be rendered.
 
     On Linux without a display and without MUJOCO_GL, EGL is asked for. Raises `NammTransferError` naming MUJOCO_GL.
     """

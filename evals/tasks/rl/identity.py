@@ -1,4 +1,4 @@
-"""Is a file of the environment it is used for? Sizes cannot tell: HalfCheetah and Walker2d both have 17 and 6."""
+"""Checks that a file belongs to the environment it is used for; HalfCheetah and Walker2d have the same sizes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _FAMILIES = {
     "hammer": r"(?:adroithand)?hammer",
     "relocate": r"(?:adroithand)?relocate",
 }
-"""Family of environments -> how names of files, repositories and data sets write it."""
+"""Spellings of each family of environments in names of files, repositories and data sets."""
 
 
 def named_in(text: str) -> set[str]:
-    """The families of environments that a text names as words of their own, upper and lower case alike.
+    """Find the families of environments that a text names as separate words, ignoring case.
 
     >>> sorted(named_in("edbeeching/decision-transformer-gym-halfcheetah-medium"))
     ['halfcheetah']
@@ -43,12 +43,12 @@ def named_in(text: str) -> set[str]:
 
 
 def family(env: str) -> set[str]:
-    """The families that the environment of task `env` belongs to; empty for one of somebody's own."""
+    """Return the families that the environment of task `env` belongs to; empty for a custom environment."""
     return named_in(task(env).gym_id.rpartition("-v")[0].replace("_", " "))
 
 
 def check_name(env: str, text: str, what: str) -> bool:
-    """Whether `text` (a file's name, a card, ...) names the environment of task `env`.
+    """Return True if `text` (a file's name, a card, ...) names the environment of task `env`.
 
     Raises `NammTransferError` if it names another environment and not this one.
     """

@@ -1,4 +1,4 @@
-"""What the key/value cache held while an episode ran: the facts that a report records of an episode."""
+"""Measurement of episodes: return, length, and the tokens that the key/value cache kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Observed:
     """One finished episode, as the harness records it."""
 
     score: float
-    """See `tasks.Task.score`."""
+    """Score of the episode's return, see `tasks.Task.score`."""
     memory: RowReport
     """The cache at the end of the episode, its kept share averaged over the steps."""
     details: dict[str, Any]
@@ -28,7 +28,7 @@ class Observed:
 
 
 class Observer:
-    """Plays a batch through a stepper and notes, for each episode, what its cache held while it ran."""
+    """Plays a batch of episodes with a stepper and records for each how much its cache kept."""
 
     def __init__(self, stepper: Stepper, environments: Environments) -> None:
         self.stepper, self.environments = stepper, environments
@@ -40,12 +40,12 @@ class Observer:
 
     @property
     def _cache(self) -> MemoryCache:
-        """The cache of the last step; under a window every step has a new one."""
+        """Return the cache of the last step; under a window every step has a new one."""
         assert isinstance(self.stepper.cache, MemoryCache)
         return self.stepper.cache
 
     def act(self, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
-        """The model's actions; finished rows are computed too, so that the batch keeps its shape."""
+        """Compute the model's actions, for finished rows too, so that the batch keeps its shape."""
         before = self.environments.alive.copy()
         self._note_finished()
         actions = self.stepper.act(observations, rewards)
@@ -56,7 +56,7 @@ class Observer:
         return actions
 
     def _note_finished(self) -> None:
-        """Read the cache of the rows whose episode has ended, before the next step changes it."""
+        """Record the cache of rows whose episode has ended, before the next step changes it."""
         running = self.environments.alive
         over = [row for row, seen in enumerate(self.lengths) if seen and not running[row] and self.last[row] is None]
         if not over:
@@ -68,7 +68,7 @@ class Observer:
             self.kept[row] = kept_tokens(self._cache, self.stepper.looked_at, row)
 
     def observed(self, row: int, episode: Trajectory) -> Observed:
-        """The record of a finished episode: cache size averaged over its steps."""
+        """Return the record of a finished episode, with the cache size averaged over its steps."""
         self._note_finished()
         length, last = int(self.lengths[row]), self.last[row]
         details = {
@@ -91,7 +91,7 @@ class Observer:
         )
 
     def _by_kind(self, row: int) -> dict[str, list[float]]:
-        """Kind of token -> for each layer, the share of those seen that the memory held at the end."""
+        """Compute for each kind of token and each layer the share of tokens seen that the cache kept at the end."""
         steps = self.kept[row].shape[1]
         sums = self.kept[row].sum(1)
         return {kind: (sums[:, i] / max(1, steps - (kind == "action"))).tolist() for i, kind in enumerate(KINDS)}

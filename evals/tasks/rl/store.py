@@ -1,4 +1,4 @@
-"""Where Minari keeps its data sets, opened without running what a data set's metadata say.
+"""Access to Minari's data sets without executing anything that a data set's metadata names.
 
 Minari makes the environment that `metadata.json` describes where the spaces are missing, and Gymnasium calls whatever
 the description's entry point names. A data set is a download, so descriptions are only compared with what is installed.
@@ -17,7 +17,7 @@ EXTRAS = "pip install 'namm-transfer[rl]' (goal environments and mazes: 'namm-tr
 
 
 def minari() -> Any:
-    """The Minari package; raises `NammTransferError` if it is not installed."""
+    """Import Minari; raises `NammTransferError` if it is not installed."""
     try:
         import minari as package
     except ImportError as problem:
@@ -26,7 +26,7 @@ def minari() -> Any:
 
 
 def folder(dataset_id: str) -> Path:
-    """Where the data set of that id lies or would lie; raises `NammTransferError` for a malformed id."""
+    """Return the folder of a data set, which need not exist; raises `NammTransferError` for a malformed id."""
     package = minari()
     try:
         _, _, version = package.dataset.minari_dataset.parse_dataset_id(dataset_id)
@@ -42,7 +42,7 @@ def folder(dataset_id: str) -> Path:
 
 
 def open_dataset(dataset_id: str) -> Any:
-    """The `minari.MinariDataset` of a local id.
+    """Open the `minari.MinariDataset` of a local id.
 
     Raises:
         FileNotFoundError: there is none.
@@ -65,7 +65,7 @@ def open_dataset(dataset_id: str) -> Any:
 
 
 def registered(name: str) -> Any:
-    """Gymnasium's EnvSpec of an id, with the robotics environments registered where they are installed; else None."""
+    """Return Gymnasium's EnvSpec of an id, registering the robotics environments if installed; None if unknown."""
     try:
         import gymnasium
     except ImportError as problem:
@@ -83,7 +83,7 @@ def registered(name: str) -> Any:
 
 
 def environment_of(source: Any, dataset_id: str) -> Any:
-    """The EnvSpec a data set names for evaluation: the installed one's, with the data set's arguments and step limit.
+    """Return the installed EnvSpec that a data set names, with the data set's arguments and step limit.
 
     Raises `NammTransferError` if it names none, or one that is not registered here.
     """

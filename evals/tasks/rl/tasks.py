@@ -53,9 +53,9 @@ class Task:
     target_return: float | None = None
     """The higher of the two target returns the Decision Transformer's authors condition on, if they name any."""
     low: tuple[float, ...] = ()
-    """(action_size,) smallest actions; empty means -1."""
+    """Smallest actions, (action_size,); empty means -1."""
     high: tuple[float, ...] = ()
-    """(action_size,) largest actions; empty means 1."""
+    """Largest actions, (action_size,); empty means 1."""
     max_steps: int = 1000
     """Steps after which the environment ends an episode."""
     spec: Any = None
@@ -63,17 +63,17 @@ class Task:
 
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Smallest and largest actions, two vectors (action_size,) float64."""
+        """Return the smallest and largest actions, two vectors (action_size,) float64."""
         ones = np.ones(self.action_size)
         return (np.array(self.low) if self.low else -ones), (np.array(self.high) if self.high else ones)
 
     @property
     def has_references(self) -> bool:
-        """Whether scores are normalised; otherwise a score is the raw return."""
+        """True if scores are normalised; otherwise a score is the raw return."""
         return self.random_return is not None and self.expert_return is not None
 
     def score(self, episode_return: float) -> float:
-        """100 (R - random) / (expert - random), or the return itself if there are no references."""
+        """Compute 100 (R - random) / (expert - random), or return R itself if there are no references."""
         if self.random_return is None or self.expert_return is None:
             return float(episode_return)
         return 100.0 * (episode_return - self.random_return) / (self.expert_return - self.random_return)
@@ -88,7 +88,7 @@ TASKS: dict[str, Task] = {
 
 
 def task(name: str) -> Task:
-    """The task called `name`, see the module; raises `NammTransferError` if there is none or it is not served."""
+    """Return the task called `name` (see the module); `NammTransferError` if it is unknown or not supported."""
     d4rl = D4RL_NAME.fullmatch(name)
     name = name if d4rl is None else "Ant-v5" if d4rl[1] == "ant" else d4rl[1]
     known = {**TASKS, **{found.gym_id: found for found in TASKS.values()}}
@@ -105,14 +105,9 @@ def task(name: str) -> Task:
     return found
 
 
-def normalised_score(name: str, episode_return: float) -> float:
-    """The score of a return in task `name`, see `Task.score`."""
-    return task(name).score(episode_return)
-
-
 @contextmanager
 def quiet_mujoco() -> Iterator[None]:
-    """Keep MuJoCo from writing ./MUJOCO_LOG.TXT and from logging to the console while an environment is made.
+    """Stop MuJoCo from writing ./MUJOCO_LOG.TXT and logging to the console while an environment is made.
 
     Gymnasium's own models draw a deprecation notice each time they are compiled. The log file stays switched off.
     """
@@ -136,7 +131,7 @@ def quiet_mujoco() -> Iterator[None]:
 
 
 def make(name: str, **options: Any) -> gymnasium.Env[Any, Any]:
-    """The Gymnasium environment of task `name`, with its step limit and without a log file.
+    """Make the Gymnasium environment of task `name`, with its step limit and without a log file.
 
     Args:
         name: see the module.
@@ -150,7 +145,7 @@ def make(name: str, **options: Any) -> gymnasium.Env[Any, Any]:
 
 
 def flat(observation: Any) -> np.ndarray:
-    """One observation or a batch (..., size) as an array; of a goal dictionary the parts in `GOAL_PARTS`."""
+    """Convert one observation or a batch to an array (..., size); goal dictionaries give the parts in `GOAL_PARTS`."""
     if isinstance(observation, dict):
         return np.concatenate([np.asarray(observation[part]) for part in GOAL_PARTS], axis=-1)
     return np.asarray(observation)
@@ -180,7 +175,7 @@ def _installed(name: str) -> Task | None:
 
 
 def _described(name: str, spec: Any, random_return: float | None = None, expert_return: float | None = None) -> Task:
-    """The task of an EnvSpec, its sizes read from the spaces of one copy."""
+    """Make the task of an EnvSpec, with sizes read from the spaces of one instance."""
     import gymnasium
 
     env = _make(spec, name)
@@ -215,7 +210,7 @@ def _described(name: str, spec: Any, random_return: float | None = None, expert_
 
 @lru_cache
 def _recorded(dataset_id: str, _: Path) -> Task:
-    """The environment that a Minari data set (in that folder) names for evaluation, with its reference returns."""
+    """Make the task of the environment that a Minari data set names for evaluation, with its reference returns."""
     try:
         source = open_dataset(dataset_id)
     except FileNotFoundError as problem:

@@ -1,8 +1,8 @@
-"""Text tasks that a small language model can do with its full cache, and that need something said long before.
+"""Synthetic text tasks that a small language model solves with its full cache, by recalling facts far back.
 
 Every family is one function from a seeded generator, a split's prose and a number of filler tokens to a prompt and its
-answer. Prompts are plain text, no chat format. What the base model scores on each family with its full cache is in the
-card of `assets/namm-text`; a family it cannot do at all only adds noise and does not belong here.
+answer. Prompts are plain text, no chat format. The base model's score with its full cache on each family is in the
+card of `assets/namm-text`; a family that it cannot solve at all would only add noise.
 """
 
 # ruff: noqa: SIM905 - lists of words read better as words
@@ -26,7 +26,7 @@ _NAMES = "Anna Peter Maria John Laura David Sarah Paul Emma Tom Alice Mark Julia
 SHORTEST = 60
 """Tokens of the shortest prompt."""
 _QUESTIONS = 5
-"""At most so many are asked about the text of a quiz."""
+"""Largest number of questions in a multi-question prompt."""
 _COLOURS = "red blue green yellow black white orange purple brown pink gray gold".split()
 _OBJECTS = (
     "lamp clock chair bottle basket guitar camera ladder hammer pillow mirror candle kettle helmet ticket".split()
@@ -42,8 +42,8 @@ _FACTS: tuple[tuple[str, Callable[[random.Random], str], str], ...] = (
     ("The key to the house in {city} is with", lambda rng: rng.choice(_NAMES), "Who has the key in {city}?"),
     ("The ticket to {city} costs", lambda rng: f"{rng.randint(100, 999)} dollars", "What does it cost to see {city}?"),
 )
-"""What a text says, how that goes on, and a question about it: more kinds of facts than there are families, so that
-what is learned from quizzes is to keep facts, not to keep passkeys."""
+"""Statement, value and question of each kind of fact. There are more kinds than families, so that training on
+multi-question prompts teaches a policy to keep facts in general, not passkeys."""
 _KINDS = {
     "animal": "dog cat horse cow sheep goat lion tiger bear wolf rabbit mouse monkey elephant camel".split(),
     "fruit": "apple banana orange grape lemon peach pear cherry mango plum melon strawberry kiwi fig lime".split(),
@@ -58,7 +58,7 @@ def _number(rng: random.Random) -> str:
 
 
 def _filler(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> list[str]:
-    """Whole sentences, in runs from randomly chosen places, of `tokens` tokens together or a few less."""
+    """Draw runs of whole sentences from random places, `tokens` tokens in all or a few less."""
     chosen: list[str] = []
     left, misses = tokens, 0
     while left > 15 and misses < 20:
@@ -75,7 +75,7 @@ def _filler(rng: random.Random, prose: Sequence[Document], tokens: int, count: C
 
 
 def _hide(rng: random.Random, sentences: list[str], needles: Sequence[str], reach: float = 0.9) -> str:
-    """The sentences with the needles put between them, in random order, inside the first `reach` of the text."""
+    """Join sentences to a text with needles inserted in random order within its first `reach` (a share)."""
     places = sorted(rng.randrange(int(len(sentences) * reach) + 1) for _ in needles)
     order = rng.sample(list(needles), len(needles))
     for place, needle in reversed(list(zip(places, order, strict=True))):
@@ -84,7 +84,7 @@ def _hide(rng: random.Random, sentences: list[str], needles: Sequence[str], reac
 
 
 def _pass_key(rng: random.Random) -> tuple[str, str, str]:
-    """What is hidden, the question and its answer; so are the others below."""
+    """Make one fact: (needle, question, answer)."""
     key = _number(rng)
     return (
         f"The pass key is {key}. Remember it. {key} is the pass key.",
@@ -97,13 +97,13 @@ def _magic_numbers(rng: random.Random) -> list[tuple[str, str, str]]:
     cities = rng.sample(_CITIES, 3)
     known = [(f"The magic number of {city} is", f" {_number(rng)}") for city in cities]
     return [
-        (f"{said}{number}.", f"What is the magic number of {city}? {said}", number)
-        for city, (said, number) in zip(cities, known, strict=True)
+        (f"{statement}{number}.", f"What is the magic number of {city}? {statement}", number)
+        for city, (statement, number) in zip(cities, known, strict=True)
     ]
 
 
 def _prices(rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
-    """One list, and the question and answer of each line."""
+    """Make a price list, and the question and answer of each line."""
     keys = rng.sample(_OBJECTS, 4)
     values = [f" {_number(rng)}" for _ in keys]
     lines = [f"{key}:{value}" for key, value in zip(keys, values, strict=True)]
@@ -118,14 +118,14 @@ def _sentence(rng: random.Random, prose: Sequence[Document]) -> tuple[str, str, 
 
 
 def passkey(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
-    """One number hidden in the text."""
+    """Make a prompt that asks for one number hidden in the text."""
     needle, question, key = _pass_key(rng)
     hay = _hide(rng, _filler(rng, prose, tokens, count), [needle])
     return f"There is a pass key hidden in this text.\n\n{hay}\n\n{question}", key
 
 
 def multikey(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
-    """Three numbers under three names hidden in the text; one of them is asked for."""
+    """Make a prompt that asks for one of three named numbers hidden in the text."""
     facts = _magic_numbers(rng)
     hay = _hide(rng, _filler(rng, prose, tokens, count), [needle for needle, _, _ in facts])
     _, question, number = facts[0]
@@ -133,7 +133,7 @@ def multikey(rng: random.Random, prose: Sequence[Document], tokens: int, count: 
 
 
 def lookup(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
-    """A list of key-value pairs somewhere in the text; the value of one key is asked for."""
+    """Make a prompt that asks for one value of a list of key-value pairs inside the text."""
     table, facts = _prices(rng)
     sentences = _filler(rng, prose, tokens, count)
     cut = rng.randrange(int(len(sentences) * 0.7) + 1)
@@ -143,7 +143,7 @@ def lookup(rng: random.Random, prose: Sequence[Document], tokens: int, count: Co
 
 
 def classification(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
-    """Words of two kinds, each kind with a made-up label; then text; then a new word of one kind."""
+    """Make a prompt with labelled words of two kinds, then text, that asks for the label of a new word."""
     kinds = rng.sample(sorted(_KINDS), 2)
     labels = rng.sample(_COLOURS, 2)
     shown = [(w, la) for k, la in zip(kinds, labels, strict=True) for w in rng.sample(_KINDS[k], 8)]
@@ -159,7 +159,7 @@ def classification(rng: random.Random, prose: Sequence[Document], tokens: int, c
 
 
 def continuation(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
-    """Prose that ends with the beginning of a sentence it has held before; the answer is how that goes on."""
+    """Make a prompt that ends with the beginning of an earlier sentence; the answer continues that sentence."""
     sentences = _filler(rng, prose, tokens, count)
     last, question, answer = _sentence(rng, prose)
     text = _hide(rng, [s for s in sentences if s != last], [last], reach=0.6)
@@ -167,7 +167,7 @@ def continuation(rng: random.Random, prose: Sequence[Document], tokens: int, cou
 
 
 def retrieval(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
-    """Three passages, each signed with a name; who signed the one that the sentence at the end is from?"""
+    """Make a prompt with three signed passages that asks who signed the one with the sentence at the end."""
     names = rng.sample(_NAMES, 3)
     parts: list[list[str]] = []
     while len(parts) < len(names):
@@ -180,7 +180,7 @@ def retrieval(rng: random.Random, prose: Sequence[Document], tokens: int, count:
 
 
 def multihop(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
-    """A person has an object, the object has a number; the question names the person only."""
+    """Make a two-hop prompt: a person has an object, the object has a number, and the question names the person."""
     people, things = rng.sample(_NAMES, 2), rng.sample(_OBJECTS, 2)
     numbers = [_number(rng) for _ in things]
     facts = zip(people, things, numbers, strict=True)
@@ -192,7 +192,7 @@ def multihop(rng: random.Random, prose: Sequence[Document], tokens: int, count: 
 
 
 def meeting(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
-    """Where two people will meet: words where the other needles have numbers."""
+    """Make a prompt that asks where two people will meet; its answer is words, not a number."""
     (first, second), city = rng.sample(_NAMES, 2), rng.choice(_CITIES)
     hay = _hide(rng, _filler(rng, prose, tokens, count), [f"{first} will meet {second} in {city} next week."])
     return f"{hay}\n\nWhere will {first} meet {second}? {first} will meet {second} in", f" {city}"
@@ -203,16 +203,18 @@ FAMILIES: dict[str, Family] = {
     f.__name__: f for f in (passkey, multikey, lookup, classification, continuation, retrieval, multihop, meeting)
 }
 TRAINED = ("passkey", "multikey", "lookup", "continuation")
-"""Families the evolution sees."""
+"""Families on which members are scored during the evolution."""
 HELD_OUT = ("multihop", "meeting")
-"""Families no evolution has seen. Two more were never seen either, but are too hard for the base model of the shipped
-NAMM to measure anything by: classification and retrieval."""
+"""Families that evolution never used. Two others, classification and retrieval, were not used either, but are too hard
+for the base model of the shipped NAMM to measure anything."""
 
 
-def make_quiz(split: Split, seed: int, number: int, *, tokens: int, count: Count) -> list[tuple[str, str]]:
-    """One text that hides some of what the trained families hide, and other facts, and questions about it in a row.
+def make_multi_question_prompt(
+    split: Split, seed: int, number: int, *, tokens: int, count: Count
+) -> list[tuple[str, str]]:
+    """Make a multi-question prompt: one text that hides facts of the trained families and others, then questions.
 
-    A text that is read once teaches as much as several prompts; it is what gradients learn from.
+    One reading of the text gives the training signal of several prompts.
 
     Returns:
         (text, answer) of each question in turn; the first text begins with everything that was hidden.
@@ -227,7 +229,7 @@ def make_quiz(split: Split, seed: int, number: int, *, tokens: int, count: Count
 
 
 def _mixed_facts(rng: random.Random, prose: Sequence[Document]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Between two and six kinds of facts: what is hidden, and (question, answer) of all that can be asked."""
+    """Draw two to six kinds of facts: the needles, and (question, answer) of each possible question."""
     table, prices = _prices(rng)
     kinds = [_apart([_pass_key(rng)]), _apart([_sentence(rng, prose)]), _apart(_magic_numbers(rng))]
     kinds += [([f"\n\n{table}\n\n"], prices), *(_apart([_fact(rng, form)]) for form in rng.sample(_FACTS, 4))]
@@ -240,14 +242,14 @@ def _apart(facts: Sequence[tuple[str, str, str]]) -> tuple[list[str], list[tuple
 
 
 def _fact(rng: random.Random, form: tuple[str, Callable[[random.Random], str], str]) -> tuple[str, str, str]:
-    said, value, question = form
+    statement, value, question = form
     slots = {"name": rng.choice(_NAMES), "city": rng.choice(_CITIES), "object": rng.choice(_OBJECTS)}
-    said, answer = said.format(**slots), f" {value(rng)}"
-    return f"{said}{answer}.", f"{question.format(**slots)} {said}", answer
+    statement, answer = statement.format(**slots), f" {value(rng)}"
+    return f"{statement}{answer}.", f"{question.format(**slots)} {statement}", answer
 
 
 def make_prompt(family: str, split: Split, seed: int, number: int, *, tokens: int, count: Count) -> Prompt:
-    """The prompt with this number; the same arguments always make the same prompt.
+    """Make the prompt with this number; the same arguments always give the same prompt.
 
     Args:
         tokens: length of the prompt by `count`, which is met within a sentence.

@@ -13,7 +13,7 @@ from namm_transfer.evals.tasks.text.questions import Entry, Place, Task, TextBen
 
 
 def read(task: Task, entry: Entry) -> tuple[dict[str, str], tuple[Any, ...]]:
-    """Fields of the template and references of a line, as `create_prompt` and `get_answer` of InfiniteBench."""
+    """Return the template's fields and the references of a line (InfiniteBench's `create_prompt`, `get_answer`)."""
     fields = {name: entry.text(name) for name in ("context", "input")}
     fields["question"] = fields["input"]
     answer = entry.values.get("answer")

@@ -1,6 +1,6 @@
-"""Questions about long texts from a folder, or from the hub without running anything of what lies there.
+"""Loading of questions about long texts from a folder, or from the hub without executing code of the repository.
 
-One JSON object a line; what its fields are is each benchmark's own.
+Files have one JSON object a line, whose fields depend on the benchmark.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from namm_transfer.files import safe_join
 
 @dataclass(frozen=True)
 class Source:
-    """Where a task's lines are."""
+    """Location of a task's lines."""
 
     name: str
-    """For a report: a path in the folder given, or repository and file on the hub"""
+    """Name for reports: a path in the given folder, or repository and file on the hub."""
     file: Path
     member: str | None = None
-    """Name in the archive, if the file is one"""
+    """Name of the member, if the file is an archive."""
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Number, from 1, and bytes of each line that is not blank; `NammTransferError` if it cannot be read."""
+        """Yield number (from 1) and bytes of each line that is not blank; `NammTransferError` if reading fails."""
         try:
             with ExitStack() as opened:
                 if self.member is None:
@@ -46,7 +46,7 @@ class Source:
 
 
 def local(task: Task, root: Path) -> Source | None:
-    """A task's lines in a folder: in `TASK.jsonl`, there or in `data/`, or in the benchmark's archive; None if in none.
+    """Find a task's lines in a folder: `TASK.jsonl`, `data/TASK.jsonl` or the benchmark's archive; None if absent.
 
     Raises:
         NammTransferError: one of these lies outside of the folder, by a link.
@@ -61,7 +61,7 @@ def local(task: Task, root: Path) -> Source | None:
 
 
 def find(task: Task, root: Path | None) -> Source:
-    """Where a task's lines are: in the folder `root` (see `local`), or if that is None, in a file of the hub.
+    """Locate a task's lines in the folder `root` (see `local`), or on the hub if that is None.
 
     Raises:
         NammTransferError: no such file, or one that lies outside of `root`; the hub cannot be reached.
@@ -84,7 +84,7 @@ def find(task: Task, root: Path | None) -> Source:
 
 
 def load(task: Task, source: Source, count: int | None = None) -> list[Question]:
-    """The first `count` questions of a task (default all), in the file's order; what comes after is not read.
+    """Load the first `count` questions of a task (default all) in the file's order; later lines are not read.
 
     Raises:
         NammTransferError: nothing in there, or a line that does not fit; the message names task, file and line.
@@ -108,5 +108,5 @@ def load(task: Task, source: Source, count: int | None = None) -> list[Question]
 
 
 def _shown(reference: Any) -> str:
-    """A reference for a reader: of a text and what comes with it (all classes, the option's letter) the text."""
+    """Return a reference as text for a reader, without what accompanies it (all classes, the option's letter)."""
     return str(reference[0] if isinstance(reference, tuple) and isinstance(reference[0], str) else reference)

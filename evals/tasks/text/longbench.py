@@ -12,7 +12,7 @@ from namm_transfer.evals.tasks.text.questions import Entry, Place, Task, TextBen
 
 
 def read(task: Task, entry: Entry) -> tuple[dict[str, str], tuple[Any, ...]]:
-    """Fields of the template and references of a line."""
+    """Return the template's fields and the references of a line."""
     fields = {name: entry.text(name) for name in ("context", "input")}
     answers = entry.texts("answers")
     if task.metric is not METRICS["classification"]:

@@ -1,6 +1,6 @@
-"""InfiniteBench's right-or-wrong metrics: where in what a model said its answer is looked for.
+"""InfiniteBench's right-or-wrong metrics, which find the answer inside a generated text.
 
-Each takes what was said and a reference and gives 1 or 0, or a share. The rules are those of InfiniteBench's
+Each takes the generated text and a reference and returns 1 or 0, or a share. The rules are those of InfiniteBench's
 `src/compute_scores.py`, oddities included: another rule would be another benchmark.
 """
 
@@ -14,49 +14,49 @@ LETTERS = "ABCD"
 _MARKS = "\n:\"'.,?!{}"
 
 
-def first_integer(said: str, reference: object) -> float:
-    """1 if the first run of digits is the reference, digit by digit."""
-    found = re.search(r"[0-9]+", said)
+def first_integer(answer: str, reference: object) -> float:
+    """Return 1 if the first run of digits is the reference, digit by digit."""
+    found = re.search(r"[0-9]+", answer)
     return float(found is not None and found[0] == str(reference))
 
 
-def first_number(said: str, reference: object) -> float:
-    """1 if the first number, whole or with a decimal point and without its sign, equals the reference."""
-    found = re.search(r"\d+\.\d+|\d+", said)
+def first_number(answer: str, reference: object) -> float:
+    """Return 1 if the first number (integer or decimal, without its sign) equals the reference."""
+    found = re.search(r"\d+\.\d+|\d+", answer)
     return float(found is not None and float(found[0]) == float(str(reference)))
 
 
-def last_integer(said: str, reference: object) -> float:
-    """1 if the last word is an integer that equals the reference."""
-    words = _blank(said, "\n.`'\":").split()
+def last_integer(answer: str, reference: object) -> float:
+    """Return 1 if the last word is an integer that equals the reference."""
+    words = _blank(answer, "\n.`'\":").split()
     try:
         return float(bool(words) and int(words[-1]) == int(str(reference)))
     except ValueError:
         return 0.0
 
 
-def leading_integers(said: str, reference: Sequence[object]) -> float:
-    """Share of the reference's integers that come in its order from the very first one on, up to the first mistake."""
+def leading_integers(answer: str, reference: Sequence[object]) -> float:
+    """Return the share of the reference's integers that the text lists from the start without a mistake."""
     right = 0
-    for mine, theirs in zip(re.findall(r"[0-9]+", said), reference, strict=False):
+    for mine, theirs in zip(re.findall(r"[0-9]+", answer), reference, strict=False):
         if int(mine) != int(str(theirs)):
             break
         right += 1
     return right / len(reference)
 
 
-def contained_word(said: str, reference: object) -> float:
-    """1 if the reference is one of the words."""
-    return float(str(reference) in _blank(said, _MARKS).split())
+def contained_word(answer: str, reference: object) -> float:
+    """Return 1 if the reference is one of the words."""
+    return float(str(reference) in _blank(answer, _MARKS).split())
 
 
-def contained_name(said: str, reference: object) -> float:
-    """1 if the reference, a name in capitals, is one of the words, however those are written."""
-    return float(str(reference) in _blank(said, _MARKS).upper().split())
+def contained_name(answer: str, reference: object) -> float:
+    """Return 1 if the reference, a name in capitals, is one of the words, ignoring case."""
+    return float(str(reference) in _blank(answer, _MARKS).upper().split())
 
 
-def book_choice(said: str, reference: tuple[str, str]) -> float:
-    """1 if the option chosen is the right one.
+def book_choice(answer: str, reference: tuple[str, str]) -> float:
+    """Return 1 if the option chosen is the right one.
 
     That is the first letter if it is one of A to D, or the option itself, or what follows the first phrase like
     "answer is", or the first word made of these letters.
@@ -64,12 +64,12 @@ def book_choice(said: str, reference: tuple[str, str]) -> float:
     Args:
         reference: the right option's text and its letter.
     """
-    said = said.strip()
-    if said[:1] and said[0] in LETTERS:
-        return float(said[0] in reference)
-    if said in reference:
+    answer = answer.strip()
+    if answer[:1] and answer[0] in LETTERS:
+        return float(answer[0] in reference)
+    if answer in reference:
         return 1.0
-    plain = _single_spaced(_blank(said, "\n\"'.,?!{}"))
+    plain = _single_spaced(_blank(answer, "\n\"'.,?!{}"))
     after = _after(plain, ("answer is:", "answer:", "answer is", "option is"))
     if after is not None:
         return float(after.startswith(reference))
@@ -77,22 +77,22 @@ def book_choice(said: str, reference: tuple[str, str]) -> float:
     return float(word in reference)
 
 
-def code_choice(said: str, reference: tuple[str, str]) -> float:
-    """1 if the answer begins with the right letter and a dot or colon, or has it or the function's name after "is:".
+def code_choice(answer: str, reference: tuple[str, str]) -> float:
+    """Return 1 if the text starts with the right letter and a dot or colon, or has it or the function after "is:".
 
     Args:
         reference: the right function's name and its letter.
     """
-    said = said.strip()
-    if said[:2] in (f"{reference[1]}.", f"{reference[1]}:"):
+    answer = answer.strip()
+    if answer[:2] in (f"{reference[1]}.", f"{reference[1]}:"):
         return 1.0
-    plain = _blank(said, "\n`'\"-*").replace("Option", " ").replace("option", " ")
+    plain = _blank(answer, "\n`'\"-*").replace("Option", " ").replace("option", " ")
     after = _after(_single_spaced(plain), ("answer is:", "is:", "answer:"))
     return float(after is not None and after.startswith(reference))
 
 
 def _blank(text: str, marks: str) -> str:
-    """The text with each of these characters made a space."""
+    """Replace each of these characters in a text by a space."""
     return text.translate(dict.fromkeys(map(ord, marks), " "))
 
 
@@ -101,6 +101,6 @@ def _single_spaced(text: str) -> str:
 
 
 def _after(text: str, phrases: Sequence[str]) -> str | None:
-    """What follows the first of these phrases that the text has, and the character after it; None if it has none."""
+    """Return the text that follows the first of these phrases in it and one more character; None if it has none."""
     phrase = next((phrase for phrase in phrases if phrase in text), None)
     return None if phrase is None else text[text.index(phrase) + len(phrase) + 1 :]

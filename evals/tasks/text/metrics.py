@@ -1,4 +1,4 @@
-"""The metrics of LongBench and InfiniteBench: what was said against one reference answer, from 0 to 1.
+"""Metrics of LongBench and InfiniteBench, which score a generated answer against one reference from 0 to 1.
 
 Right-or-wrong ones are in `matches.py`. The rules are those of LongBench's `metrics.py` and InfiniteBench's
 `src/compute_scores.py`, oddities included. What needs a library says so with a `NammTransferError` where it is missing.
@@ -28,7 +28,7 @@ RECURSION = 50_000
 
 
 def protocol(benchmark: str) -> dict[str, Any]:
-    """What `BENCHMARK.toml` beside this file says: `tasks`, and whatever they share."""
+    """Read `BENCHMARK.toml` beside this file: the table `tasks` and the values that tasks share."""
     return tomllib.loads((resources.files(__package__) / f"{benchmark}.toml").read_text(encoding="utf-8"))
 
 
@@ -37,7 +37,7 @@ _DROPPED_CHINESE = str.maketrans("", "", string.punctuation + protocol("longbenc
 
 
 def library(name: str) -> Any:
-    """A module of the extra `longbench`.
+    """Import a module of the extra `longbench`.
 
     Raises:
         NammTransferError: it is not installed.
@@ -53,24 +53,24 @@ def library(name: str) -> Any:
     return module
 
 
-def word_f1(said: str, reference: str) -> float:
-    """F1 of the words in common, without case, ASCII punctuation and English articles."""
-    return _f1(*(re.sub(r"\b(a|an|the)\b", " ", t.lower().translate(_DROPPED)).split() for t in (said, reference)))
+def word_f1(answer: str, reference: str) -> float:
+    """Compute the F1 of common words, ignoring case, ASCII punctuation and English articles."""
+    return _f1(*(re.sub(r"\b(a|an|the)\b", " ", t.lower().translate(_DROPPED)).split() for t in (answer, reference)))
 
 
-def chinese_word_f1(said: str, reference: str) -> float:
-    """F1 of the words that jieba finds, without case, punctuation and white space."""
+def chinese_word_f1(answer: str, reference: str) -> float:
+    """Compute the F1 of common words as jieba segments them, ignoring case, punctuation and white space."""
     cut = library("jieba").cut
-    return _f1(*([word for piece in cut(text) if (word := _bare(piece))] for text in (said, reference)))
+    return _f1(*([word for piece in cut(text) if (word := _bare(piece))] for text in (answer, reference)))
 
 
-def chinese_character_f1(said: str, reference: str) -> float:
-    """F1 of the characters in common, without case, punctuation and white space (InfiniteBench)."""
-    return _f1(_bare(said), _bare(reference))
+def chinese_character_f1(answer: str, reference: str) -> float:
+    """Compute the F1 of common characters, ignoring case, punctuation and white space (InfiniteBench)."""
+    return _f1(_bare(answer), _bare(reference))
 
 
-def rouge_l(said: str, reference: str) -> float:
-    """F of ROUGE-L as the package `rouge` computes it, sentences ending with full stops; 0 for an empty text.
+def rouge_l(answer: str, reference: str) -> float:
+    """Compute the F1 of ROUGE-L with the package `rouge`, which ends sentences at full stops; 0 for an empty text.
 
     LongBench also gives 0, in silence, where long texts without full stops exceed Python's limit of recursion, which
     depends on the caller's depth; here these get their score.
@@ -78,25 +78,25 @@ def rouge_l(said: str, reference: str) -> float:
     rouge = library("rouge").Rouge(metrics=["rouge-l"], stats=["f"])
     try:
         with _recursion(RECURSION):
-            return rouge.get_scores(said, reference)[0]["rouge-l"]["f"]
+            return rouge.get_scores(answer, reference)[0]["rouge-l"]["f"]
     except ValueError:  # no sentence in one of them
         return 0.0
 
 
-def chinese_rouge_l(said: str, reference: str) -> float:
-    """`rouge_l` of the words that jieba finds."""
+def chinese_rouge_l(answer: str, reference: str) -> float:
+    """Compute `rouge_l` of the words that jieba segments."""
     cut = library("jieba").cut
-    return rouge_l(" ".join(cut(said)), " ".join(cut(reference)))
+    return rouge_l(" ".join(cut(answer)), " ".join(cut(reference)))
 
 
-def rouge_l_sum(said: str, reference: str) -> float:
-    """F of ROUGE-Lsum as the package `rouge-score` computes it, without stemming (InfiniteBench)."""
+def rouge_l_sum(answer: str, reference: str) -> float:
+    """Compute the F1 of ROUGE-Lsum with the package `rouge-score`, without stemming (InfiniteBench)."""
     scorer = library("rouge_score.rouge_scorer").RougeScorer(["rougeLsum"], use_stemmer=False)
-    return scorer.score(reference, said)["rougeLsum"].fmeasure
+    return scorer.score(reference, answer)["rougeLsum"].fmeasure
 
 
-def classification(said: str, reference: tuple[str, Sequence[str]]) -> float:
-    """One over the number of classes that are named, if the right one is among them.
+def classification(answer: str, reference: tuple[str, Sequence[str]]) -> float:
+    """Return one over the number of classes that the answer names if the right one is among them, else 0.
 
     Classes whose names are parts of the right one's do not count; but, as in LongBench, after one that was dropped the
     next is not looked at.
@@ -105,7 +105,7 @@ def classification(said: str, reference: tuple[str, Sequence[str]]) -> float:
         reference: the right class, and all of them.
     """
     right, classes = reference
-    named = [name for name in classes if name in said]
+    named = [name for name in classes if name in answer]
     place = 0
     while place < len(named):
         if named[place] in right and named[place] != right:
@@ -114,40 +114,40 @@ def classification(said: str, reference: tuple[str, Sequence[str]]) -> float:
     return 1 / len(named) if right in named else 0.0
 
 
-def retrieval(said: str, reference: str) -> float:
-    """Share of the numbers in the answer that are the right paragraph's, given as `Paragraph 3` or `段落3`."""
+def retrieval(answer: str, reference: str) -> float:
+    """Return the share of the answer's numbers that equal the right paragraph's, given as `Paragraph 3` or `段落3`."""
     right = re.search(r"(?:Paragraph |段落)(\d+)", reference)
     if right is None:
         raise NammTransferError(f"reference {reference!r} names no paragraph; expected 'Paragraph N' or '段落N'")
-    return count(said, right[1])
+    return count(answer, right[1])
 
 
-def count(said: str, reference: str) -> float:
-    """Share of the numbers in the answer that are the reference."""
-    numbers = re.findall(r"\d+", said)
+def count(answer: str, reference: str) -> float:
+    """Return the share of the answer's numbers that equal the reference."""
+    numbers = re.findall(r"\d+", answer)
     return numbers.count(reference) / len(numbers) if numbers else 0.0
 
 
-def code_similarity(said: str, reference: str) -> float:
-    """Similarity of the reference and the first line that holds no comment or markup, in whole percent.
+def code_similarity(answer: str, reference: str) -> float:
+    """Compute the similarity of the reference and the answer's first line without comment or markup, to whole percent.
 
     `difflib`'s, which is what LongBench's `fuzzywuzzy` gives with LongBench's requirements, and gave for the NAMM
     paper. With python-Levenshtein beside it, it computes something else: 67 instead of 33 % for ababab and aaaaab.
     """
-    lines = said.lstrip("\n").split("\n")
+    lines = answer.lstrip("\n").split("\n")
     first = next((line for line in lines if not any(mark in line for mark in ("`", "#", "//"))), "")
     return round(100 * difflib.SequenceMatcher(None, first, reference).ratio()) / 100
 
 
 def _bare(text: str) -> str:
-    """Without case, punctuation and white space."""
+    """Remove case, punctuation and white space."""
     return "".join(text.lower().translate(_DROPPED_CHINESE).split())
 
 
-def _f1(said: Sequence[str], reference: Sequence[str]) -> float:
-    """F1 of two bags of words or characters."""
-    common = (Counter(said) & Counter(reference)).total()
-    return 2 * common / (len(said) + len(reference)) if common else 0.0
+def _f1(answer: Sequence[str], reference: Sequence[str]) -> float:
+    """Compute the F1 of two bags of words or characters."""
+    common = (Counter(answer) & Counter(reference)).total()
+    return 2 * common / (len(answer) + len(reference)) if common else 0.0
 
 
 @contextmanager
@@ -162,14 +162,14 @@ def _recursion(limit: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Metric:
-    """How an answer is scored."""
+    """A metric that scores answers."""
 
     score: Callable[[str, Any], float]
-    """From what was said and one reference to a number from 0 to 1."""
+    """Function of a generated answer and one reference that returns a number from 0 to 1."""
     label: str
-    """Its name in a report."""
+    """Name of the metric in reports."""
     needs: tuple[str, ...] = ()
-    """Modules of the extra `longbench`."""
+    """Modules of the extra `longbench` that the metric needs."""
 
 
 METRICS = {

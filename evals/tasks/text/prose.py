@@ -37,22 +37,22 @@ _CODE = re.compile(r">>>|::|[{}=<>|\\_*`]|\.\.\.|\(\)|http|--")
 
 @dataclass(frozen=True)
 class Document:
-    """One text with its prose paragraphs in their order."""
+    """One document with its prose paragraphs in order."""
 
     name: str
-    """`topic:NAME` or `module:NAME`"""
+    """Name of the document, `topic:NAME` or `module:NAME`."""
     paragraphs: tuple[str, ...]
     """Paragraphs of prose, each on one line."""
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """All sentences of 40 to 300 characters, in their order."""
+        """List all sentences of 40 to 300 characters in order."""
         found = [s for p in self.paragraphs for s in re.split(r"(?<=[.!?]) (?=[A-Z])", p)]
         return tuple(s for s in found if 40 <= len(s) <= 300)
 
 
 def _paragraphs(text: str) -> list[str]:
-    """Paragraphs that read as prose: whole sentences with hardly any code in them."""
+    """Select paragraphs that read as prose: whole sentences with hardly any code in them."""
     joined = (" ".join(block.split()) for block in re.split(r"\n\s*\n", text))
     plain = (re.sub(r"\*+(\w[^*]*)\*+", r"\1", p).replace('"', "") for p in joined)
     return [
@@ -63,7 +63,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _docstrings(module: str) -> str:
-    """All docstrings of a module's source file, in file order; empty if this Python has no such file."""
+    """Read all docstrings of a module's source file, in file order; empty if this Python has no such file."""
     try:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
@@ -77,14 +77,14 @@ def _docstrings(module: str) -> str:
 
 
 def split_of(name: str) -> Split:
-    """The split a document belongs to, from a hash of its name: 60 % train, 20 % validation, 20 % test."""
+    """Assign a document to a split by a hash of its name: 60 % train, 20 % validation, 20 % test."""
     share = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
     return "train" if share < 0.6 else "validation" if share < 0.8 else "test"
 
 
 @cache
 def documents(split: Split) -> tuple[Document, ...]:
-    """Documents of one split, sorted by name, with at least three paragraphs each.
+    """Load the documents of one split, sorted by name, with at least three paragraphs each.
 
     Topics quote each other; a paragraph that occurs in several documents stays with one of them only: test before
     validation before train, so that nothing held out is seen in training.
@@ -105,7 +105,7 @@ def documents(split: Split) -> tuple[Document, ...]:
 
 
 def fingerprint() -> str:
-    """First 16 hex digits of a SHA-256 over all documents: equal where the same prompts can be made."""
+    """Compute the first 16 hex digits of a SHA-256 over all documents; equal documents give equal prompts."""
     digest = hashlib.sha256()
     for split in SPLITS:
         for document in documents(split):

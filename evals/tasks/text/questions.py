@@ -1,4 +1,4 @@
-"""What a benchmark of long texts is: tasks, their questions, and how an answer is cut and scored."""
+"""Benchmarks of long texts: tasks, their questions, and the trimming and scoring of answers."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from namm_transfer.evals.tasks.text.metrics import METRICS, Metric, library, pro
 
 
 class Entry:
-    """A line of a benchmark's file, whose fields are looked at one by one."""
+    """One line of a benchmark's file with checked access to its fields."""
 
     def __init__(self, line: bytes, where: str) -> None:
         self.where, self.values = where, parse_line(line, where)
 
     def text(self, name: str) -> str:
-        """A field that is a text."""
+        """Return a field that must be a text."""
         value = self.values.get(name)
         if not isinstance(value, str):
             raise self.refusal(name, "a text")
         return value
 
     def texts(self, name: str) -> list[str]:
-        """A field that is a list of texts."""
+        """Return a field that must be a list of texts."""
         value = self.values.get(name)
         if not (isinstance(value, list) and value and all(isinstance(item, str) for item in value)):
             raise self.refusal(name, "a list of texts")
         return value
 
     def refusal(self, name: str, expected: str) -> NammTransferError:
-        """The error that names a field of the wrong kind."""
+        """Make the error that names a field of the wrong type."""
         return NammTransferError(f"{self.where}: {name!r} is {str(self.values.get(name))[:80]!r}; expected {expected}")
 
 
 Read = Callable[["Task", Entry], tuple[dict[str, str], tuple[Any, ...]]]
-"""From a line to the fields of its task's prompt, `context` among them, and the right answers."""
+"""Function of a line that returns the fields of its task's prompt, `context` among them, and the right answers."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a benchmark's lines are, one `TASK.jsonl` a task."""
+    """Location of a benchmark's files, one `TASK.jsonl` a task."""
 
     repository: str
-    """Data set on the hub"""
+    """Data set repository on the hub."""
     archive: str | None = None
-    """Zip file in it with `data/TASK.jsonl`; None if the files lie open"""
+    """Zip file in the repository with `data/TASK.jsonl`; None if the files are not archived."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,20 @@ class Task:
     """One task of a benchmark."""
 
     benchmark: str
-    """Name of the benchmark: longbench"""
+    """Name of the benchmark, for example longbench."""
     name: str
-    """Its file's name, without .jsonl"""
+    """Name of the task: its file's name without .jsonl."""
     prompt: str
-    """Template, in `str.format`'s syntax"""
+    """Prompt template in `str.format`'s syntax."""
     answer_tokens: int
-    """Most tokens of an answer"""
+    """Largest number of tokens in an answer."""
     metric: Metric
     place: Place
     read: Read
     stop: str | None = None
-    """An answer ends before this"""
+    """Text before which an answer ends."""
     first_line: bool = False
-    """Only the first line of an answer is scored"""
+    """True if only the first line of an answer is scored."""
 
     @property
     def id(self) -> str:
@@ -86,14 +86,14 @@ class TextBenchmark:
     """A benchmark of long texts, each task with a prompt, an answer length and a metric of its own."""
 
     name: str
-    """On the command line: `--tasks NAME:TASK`"""
+    """Name on the command line: `--tasks NAME:TASK`."""
     title: str
-    """How a report calls it"""
+    """Name in reports."""
     tasks: tuple[Task, ...]
 
     @property
     def headline(self) -> dict[str, Any]:
-        """The official score: every task counts alike."""
+        """Return the official score, a mean in which every task has the same weight."""
         categories = [task.name for task in self.tasks]
         return {
             "name": f"{self.title.split(' (')[0]} average",
@@ -103,7 +103,7 @@ class TextBenchmark:
 
 
 def tasks_of(benchmark: str, place: Place, read: Read) -> tuple[Task, ...]:
-    """The tasks in `BENCHMARK.toml` beside this file, in its order."""
+    """Read the tasks from `BENCHMARK.toml` beside this file, in its order."""
     entries = protocol(benchmark)["tasks"].items()
     return tuple(
         Task(benchmark, name, **{**entry, "metric": METRICS[entry["metric"]]}, place=place, read=read)
@@ -119,27 +119,27 @@ class Question:
     """`longbench:trec/12`, counted from 0 in the file's order"""
     task: Task
     prompt: str
-    """The template, filled in"""
+    """Complete prompt, made from the template."""
     references: tuple[Any, ...]
-    """Right answers, each in the form the metric takes"""
+    """Right answers, each in the form that the metric accepts."""
     right: str
-    """The first of them, for a reader"""
+    """First right answer as text, for a reader of the report."""
     context: str
     """SHA-256 of the text that the question is about: questions about one text are no independent draws"""
 
-    def trim(self, said: str) -> str:
-        """What counts as the answer in what a model said, which ended with its end-of-text token or for its length."""
-        return said if self.task.stop is None else said.split(self.task.stop)[0]
+    def trim(self, answer: str) -> str:
+        """Cut a generated text at the task's stop text, which the answer does not include."""
+        return answer if self.task.stop is None else answer.split(self.task.stop)[0]
 
     def score(self, answer: str) -> float:
-        """Best metric over the references, from 0 to 1."""
+        """Return the best metric over the references, from 0 to 1."""
         if self.task.first_line:
             answer = answer.lstrip("\n").split("\n")[0]
         return max(self.task.metric.score(answer, reference) for reference in self.references)
 
 
 def shorten(text: str, limit: int, tokenizer: Any) -> str:
-    """A prompt of more than `limit` tokens without its middle: the text of its first and of its last limit // 2 tokens.
+    """Remove the middle of a prompt of more than `limit` tokens: its first and last limit // 2 tokens are kept.
 
     The halves are joined as text, so that the result may have a few tokens more or less. Special tokens do not count.
 

@@ -8,21 +8,21 @@ from namm_transfer.evals.tasks import registry
 from namm_transfer.evals.tasks.text.questions import Task, TextBenchmark
 
 PACKAGE = "namm_transfer.evals.tasks.text"
-"""Every module in it may define benchmarks."""
+"""Package whose modules define the built-in benchmarks."""
 
 
 def benchmarks(names: Iterable[str] = ()) -> dict[str, TextBenchmark]:
-    """The benchmarks of this package, and those of other packages that are named."""
+    """Load the benchmarks of this package, and the named ones of other packages."""
     others = {name: registry.find(name, PACKAGE, TextBenchmark) for name in names if name in known()}
     return {**registry.built_in(PACKAGE, TextBenchmark), **others}
 
 
 def known() -> list[str]:
-    """All names that `benchmarks` takes."""
+    """List all names that `benchmarks` accepts."""
     return registry.names(PACKAGE, TextBenchmark)
 
 
 TASKS: dict[str, Task] = {
     task.id: task for item in registry.built_in(PACKAGE, TextBenchmark).values() for task in item.tasks
 }
-"""The tasks of this package's benchmarks."""
+"""List the tasks of this package's benchmarks by their identifiers."""

@@ -15,22 +15,22 @@ from namm_transfer.errors import NammTransferError
 from namm_transfer.files import safe_join
 
 CHUNK = 1 << 20
-"""Bytes in memory at a time."""
+"""Size of the buffer in bytes."""
 
 
 class _Joined:
-    """The bytes of several files, one after the other."""
+    """A stream of the bytes of several files, one after the other."""
 
     def __init__(self, parts: Sequence[Path]) -> None:
         self._parts = iter(parts)
         self._file: IO[bytes] | None = None
         self.length = 0
-        """Bytes read so far"""
+        """Number of bytes read so far."""
         self.content = 0
-        """Bytes read up to the last that is not zero"""
+        """Number of bytes read up to the last one that is not zero."""
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes, none at the end."""
+        """Read at most `size` bytes; none at the end."""
         while True:
             if self._file is None:
                 part = next(self._parts, None)
@@ -80,7 +80,7 @@ def unpack(parts: Sequence[Path], root: Path, name: str) -> Path:
 
 
 def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, name: str) -> None:
-    """Write one member below `folder`; what is there in full length already was written by an earlier run."""
+    """Write one member below `folder`, unless an earlier run has written it in full length."""
     plain = member.isdir() or (member.isreg() and not member.issparse())
     if not plain:
         raise NammTransferError(f"archive member {member.name!r} is a link, a device or a sparse file; expected a file")
@@ -88,7 +88,7 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, name: st
     if not path.is_relative_to(safe_join(folder, name)):
         if member.isdir() and path == folder.resolve():
             return  # "./"
-        raise NammTransferError(f"archive member {member.name!r} lies outside the folder {name!r} it should be in")
+        raise NammTransferError(f"archive member {member.name!r} is outside the expected folder {name!r}")
     if member.isdir():
         path.mkdir(parents=True, exist_ok=True)
     elif not path.is_file() or path.stat().st_size != member.size:

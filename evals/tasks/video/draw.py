@@ -17,7 +17,7 @@ GROUND = {
 
 
 def draw(film: Film, times: np.ndarray, size: int) -> np.ndarray:
-    """Frames of a film at the given times in seconds.
+    """Draw frames of a film at the given times in seconds.
 
     Args:
         film: What to draw.
@@ -40,7 +40,7 @@ def draw(film: Film, times: np.ndarray, size: int) -> np.ndarray:
 
 
 def _shot(shot: Shot, times: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """(n, size, size, 3) float32 frames of one shot."""
+    """Draw frames of one shot, (n, size, size, 3) float32."""
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size
     y, x = axis[None, :, None], axis[None, None, :]
     time = times[:, None, None]
@@ -73,7 +73,7 @@ def _paint(picture: np.ndarray, distance: np.ndarray, color: tuple[int, int, int
 
 
 def _ground(shot: Shot, x: np.ndarray, y: np.ndarray, time: np.ndarray, size: int) -> np.ndarray:
-    """The textured place, drifting slowly; (n, size, size, 3) float32."""
+    """Draw the slowly drifting texture of a place, (n, size, size, 3) float32."""
     x = x + shot.texture + 0.02 * time
     two_pi = np.float32(2 * np.pi)
     match shot.place:
@@ -99,7 +99,7 @@ def _ground(shot: Shot, x: np.ndarray, y: np.ndarray, time: np.ndarray, size: in
 
 
 def _outline(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Signed distance-like function of a shape with half-width about 1: negative inside."""
+    """Compute a signed distance-like function of a shape with half-width about 1, negative inside."""
     r = np.hypot(u, v)
     match shape:
         case "circle":
@@ -126,7 +126,7 @@ def _outline(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _glitch(film: Film, time: float, size: int) -> np.ndarray:
-    """(size, size, 3) uint8: a picture without anything of the film."""
+    """Draw the picture of a disturbance, (size, size, 3) uint8, which shows nothing of the film."""
     axis = (np.arange(size) + 0.5) / size
     match film.glitch:
         case "flash":

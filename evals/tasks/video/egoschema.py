@@ -13,7 +13,7 @@ QUESTIONS, ANSWERS, OPTIONS = "questions.json", "subset_answers.json", tuple(f"o
 
 
 def load_egoschema(root: Path) -> list[VideoQuestion]:
-    """The 500 questions whose answers are public: `questions.json`, `subset_answers.json` and `videos/Q_UID.mp4`.
+    """Load the 500 questions with public answers: `questions.json`, `subset_answers.json`, `videos/Q_UID.mp4`.
 
     The authors publish no prompt: options are listed as letters, as for a file of one's own.
 

@@ -24,7 +24,7 @@ VERSION = 1  # of the drawing; part of the file names, so that an old cache is n
 
 
 def cache_folder() -> Path:
-    """`$NAMM_TRANSFER_CACHE/videos`, or `~/.cache/namm-transfer/videos`."""
+    """Return the cache folder: `$NAMM_TRANSFER_CACHE/videos`, or `~/.cache/namm-transfer/videos`."""
     root = os.environ.get("NAMM_TRANSFER_CACHE") or Path.home() / ".cache" / "namm-transfer"
     return Path(root) / "videos"
 
@@ -50,7 +50,7 @@ def generate(
 
 
 def manifest_entries(film: Film, name: str) -> list[dict]:
-    """One question of every type about a film, as entries of a benchmark file.
+    """Make one question of every type about a film, as entries of a benchmark file.
 
     Which of several questions of a type is taken, and where its right answer stands, rotate with the seed.
     """

@@ -11,7 +11,7 @@ from namm_transfer.evals.tasks.video.questions import VideoQuestion
 
 
 def load_generated(films: int, seconds: int, split: str = "test", folder: Path | None = None) -> list[VideoQuestion]:
-    """Questions about generated films, which are written on first use (into the cache folder unless one is given).
+    """Load questions about generated films, which are written on first use (to the cache folder by default).
 
     The shipped model answers in words and has not learnt to point at letters: it is asked the bare question, and the
     options are compared as answers, each of them one token.

@@ -23,7 +23,7 @@ FIELDS = {
 
 
 def load_longvideobench(root: Path) -> list[VideoQuestion]:
-    """The validation questions from the folder of LongVideoBench as it is downloaded, with its own prompt and sampling.
+    """Load the validation questions from LongVideoBench's downloaded folder, with the official prompt and sampling.
 
     `videos/` and `subtitles/` are unpacked on first use from `videos.tar.part.*` and `subtitles.tar`. At most one frame
     a second is sampled. A film or a subtitle file that cannot be read fails its own samples alone.
@@ -49,7 +49,7 @@ def load_longvideobench(root: Path) -> list[VideoQuestion]:
 
 
 def without_subtitles(root: Path) -> list[VideoQuestion]:
-    """The same questions with the frames alone."""
+    """Load the validation questions without subtitles."""
     return [replace(question, subtitles=None) for question in load_longvideobench(root)]
 
 

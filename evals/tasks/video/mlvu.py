@@ -30,7 +30,7 @@ SYSTEM = (
 
 
 def load_mlvu(root: Path) -> list[VideoQuestion]:
-    """The questions of the tasks whose file is in MLVU's folder, with the prompt of its official evaluation.
+    """Load the questions of the tasks whose file is in MLVU's folder, with the prompt of its official evaluation.
 
     A video that is missing fails its own samples alone. The official files hold two questions whose answer is none of
     the options; they stay in and are never answered right.

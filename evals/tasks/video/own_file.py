@@ -16,7 +16,7 @@ OPTIONAL = {"id": str, "question_type": str, "duration": float}
 
 
 def load_json(file: Path, root: Path | None = None) -> list[VideoQuestion]:
-    """A JSON list of objects in MLVU's form.
+    """Load questions from a JSON list of objects in MLVU's form.
 
     Each has `video` (path relative to `root`, by default the file's folder), `question`, `candidates` (2 to 26 texts
     that differ) and `answer` (one of the candidates, verbatim); `id`, `question_type` and `duration` (seconds) may be

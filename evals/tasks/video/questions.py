@@ -1,4 +1,4 @@
-"""What a benchmark about videos is: a folder that becomes multiple-choice questions, and how its authors score it."""
+"""Video benchmarks: the multiple-choice questions in a downloaded folder, and the official score."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ class VideoQuestion:
     """One multiple-choice question about one video file."""
 
     id: str
-    """Unique in its benchmark"""
+    """Identifier, unique in its benchmark."""
     root: Path
-    """Folder its video must lie in"""
+    """Folder that must contain the video."""
     name: str
-    """The video's path in there, as the annotations have it"""
+    """The video's path in `root`, as given in the annotations."""
     prompt: str
-    """What the user says, in the benchmark's official form"""
+    """The user's message, in the benchmark's official form."""
     options: tuple[str, ...]
     answer: int | None
     """Index of the right option; None where the annotations name none of the options, and every answer is wrong"""
     kind: str
     """Question type"""
     duration: float | None
-    """Seconds, if the annotations say"""
+    """Length in seconds, if annotated."""
     lead: str = prompts.LEAD
-    """How the answer begins"""
+    """Given beginning of the answer."""
     by_letter: bool = True
-    """The answer is an option's letter; else it is the option itself"""
+    """True if the answer is an option's letter; else it is the option's text."""
     groups: tuple[str, ...] = ()
-    """What else its score is averaged by: a duration group, a topic"""
+    """Further groups over which scores are averaged, such as a duration group or a topic."""
     frames: int | None = None
-    """Frames to sample at most"""
+    """Largest number of frames to sample."""
     sampling: Rule = "uniform"
-    """The rule that chooses the frames, see `adapters/video/sampling.py`"""
+    """Name of the sampling rule, see `adapters/video/sampling.py`."""
     subtitles: SubtitleFile | None = None
-    """What is said in the video"""
+    """Subtitles of the video."""
     flaw: str | None = None
-    """Why the question cannot be scored; it fails alone, and the others are asked"""
+    """Reason why the question cannot be scored; only this question then fails."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of the annotations, which go into the record"""
+    """Further fields of the annotations, stored in the record."""
 
     @property
     def video(self) -> Path:
-        """Where the video lies; `VideoError` if the annotations name a place outside `root`."""
+        """Path of the video; `VideoError` if the annotations name a place outside `root`."""
         try:
             return safe_join(self.root, self.name)
         except NammTransferError as error:
@@ -63,13 +63,13 @@ class VideoQuestion:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """Continuations of `lead`, one an option: its letter, or the option itself."""
+        """Continuations of `lead`, one for each option: its letter or its text."""
         words = prompts.letters(self.options) if self.by_letter else self.options
         return words if self.lead else tuple(f" {word}" for word in words)
 
     @property
     def cluster(self) -> str:
-        """One name for a video, however the annotations write its path: questions on it are no independent draws."""
+        """Normalised path of the video, which groups its questions into one cluster: they are not independent draws."""
         try:
             name = self.video.resolve().relative_to(self.root.resolve()).as_posix()
         except (NammTransferError, OSError, ValueError, RuntimeError):
@@ -79,14 +79,14 @@ class VideoQuestion:
 
 @dataclass(frozen=True)
 class VideoBenchmark:
-    """A benchmark that lies in a folder which the user has downloaded."""
+    """A video benchmark in a folder that the user has downloaded."""
 
     name: str
-    """On the command line: `--benchmark NAME`"""
+    """Name on the command line: `--benchmark NAME`."""
     annotations: tuple[str, ...]
-    """Files or folders in there with the questions, which a report names and hashes"""
+    """Files or folders with the questions, which a report names and hashes."""
     load: Callable[[Path], list[VideoQuestion]]
-    """The questions in the folder; `NammTransferError` if they cannot be read, naming file and entry"""
+    """Function that loads the folder's questions; its `NammTransferError` names file and entry."""
     headline: Mapping[str, Any]
     """The official score: `name`, `rule` ("mean over categories" or "mean over samples") and `categories`, all of them,
     so that a report can say which are missing"""
@@ -95,19 +95,19 @@ class VideoBenchmark:
 
 
 def check_options(options: Sequence[Any], where: str) -> None:
-    """Raise `NammTransferError` unless these are 2 to 26 texts."""
+    """Raise `NammTransferError` unless the options are 2 to 26 texts."""
     if not (2 <= len(options) <= 26 and all(isinstance(option, str) for option in options)):
         raise NammTransferError(f"{where}: 'candidates' is {repr(list(options))[:200]}; expected 2 to 26 texts")
 
 
 def indistinct(options: Sequence[str]) -> tuple[int, int] | None:
-    """Indices of the first two options that are the same but for case, white space and Unicode's forms."""
+    """Find the first two options that are equal up to case, white space and Unicode normalisation; their indices."""
     plain = [" ".join(unicodedata.normalize("NFKC", option).casefold().split()) for option in options]
     return next(((plain.index(text), at) for at, text in enumerate(plain) if plain.index(text) < at), None)
 
 
 def flaw_of(options: Sequence[str], answer: int | None, where: str) -> str | None:
-    """Why a question of an official file cannot be scored: its right option is there twice; else None.
+    """Return the reason why a question cannot be scored if its right option occurs twice, else None.
 
     Two equal wrong options do no harm to an answer by letter, and official files have some.
     """

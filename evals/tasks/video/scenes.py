@@ -49,7 +49,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Film:
-    """A whole video before it is drawn."""
+    """The scene graph of a whole video."""
 
     split: str
     seed: int
@@ -57,16 +57,16 @@ class Film:
     shots: tuple[Shot, ...]
     glitch: str
     glitch_start: int
-    """The disturbance begins at this second."""
+    """Second at which the disturbance begins."""
     glitch_seconds: int = 2
-    """And lasts this long; 0 for none."""
+    """Duration of the disturbance in seconds; 0 for none."""
 
     def shot_at(self, second: float) -> Shot:
-        """The shot on screen at a time in seconds."""
+        """Return the shot on screen at a time in seconds."""
         return next(shot for shot in self.shots if second < shot.end)
 
     def glitch_at(self, second: float) -> str | None:
-        """The disturbance on screen at a time in seconds, if there is one."""
+        """Return the disturbance on screen at a time in seconds, if there is one."""
         return self.glitch if 0 <= second - self.glitch_start < self.glitch_seconds else None
 
 
@@ -80,14 +80,14 @@ class Question:
     answer: int
 
     def turned_to(self, place: int) -> Question:
-        """The same question with its right answer at another place, the wrong ones in unchanged order."""
+        """Return this question with the right answer moved to another place, the wrong ones in unchanged order."""
         others = [option for option in self.options if option != self.options[self.answer]]
         others.insert(place, self.options[self.answer])
         return Question(self.kind, self.text, tuple(others), place)
 
 
 def make_film(split: str, seed: int, seconds: int = 64) -> Film:
-    """The film of a split ("train", "validation", "test") and a seed; `seconds` (at least 16) is its length."""
+    """Make the film of a split ("train", "validation", "test") and a seed; `seconds` (at least 16) is its length."""
     if split not in SPLITS:
         raise NammTransferError(f"split {split!r} does not exist; choose one of {', '.join(SPLITS)}")
     if seconds < 16:
@@ -122,21 +122,21 @@ def make_film(split: str, seed: int, seconds: int = 64) -> Film:
 def random_shot(
     rng: np.random.Generator, start: int, end: int, place: str, shape: str, color: str, needle: bool
 ) -> Shot:
-    """A shot of given content with a random path, size and texture."""
+    """Make a shot of given content with a random path, size and texture."""
     x0, y0, x1, y1 = (float(value) for value in rng.uniform(0.42, 0.58, size=4))
     radius, texture = float(rng.uniform(0.3, 0.36)), float(rng.uniform(0, 1))
     return Shot(start, end, place, shape, color, (x0, y0, x1, y1), radius, texture, needle)
 
 
 def _lengths(rng: np.random.Generator, is_needle: np.ndarray, seconds: int) -> np.ndarray:
-    """Whole seconds a shot: NEEDLE_SECONDS for needles, at least 2 and random for the others, together `seconds`."""
+    """Draw shot lengths in whole seconds: NEEDLE_SECONDS for needles, at least 2 for others, `seconds` in all."""
     lengths = np.where(is_needle, NEEDLE_SECONDS, 2)
     share = np.where(is_needle, 0.0, rng.uniform(0.5, 1.5, size=len(lengths)))
     return lengths + rng.multinomial(seconds - int(lengths.sum()), share / share.sum())
 
 
 def _places(rng: np.random.Generator, lengths: np.ndarray) -> list[str]:
-    """One place a shot; the main place fills between 40 % and 60 % of the film, each other one at most half of that."""
+    """Draw a place for each shot; the main one fills 40 % to 60 % of the film, each other at most half of that."""
     total = int(lengths.sum())
     while True:
         main, *others = rng.permutation(PLACES)
@@ -154,7 +154,7 @@ def _places(rng: np.random.Generator, lengths: np.ndarray) -> list[str]:
 
 
 def questions(film: Film, every: bool = False) -> list[Question]:
-    """The questions of a film, needles first; the right answer's position rotates with seed and question.
+    """Make the questions of a film, needles first; the right answer's position rotates with seed and question.
 
     With `every`, each shape that is on screen in one shot only is asked about, not just the short needles.
     """
@@ -170,7 +170,7 @@ def questions(film: Film, every: bool = False) -> list[Question]:
 
 
 def _asked(film: Film, rng: np.random.Generator, every: bool) -> Iterator[tuple[str, str, str, list[str]]]:
-    """(kind, text, right option, at least three wrong ones) of every question."""
+    """List (kind, text, right option, at least three wrong ones) of every question."""
     seen = [shot.shape for shot in film.shots]
     needles = [shot for shot in film.shots if shot.needle or (every and seen.count(shot.shape) == 1)]
     for index in rng.permutation(len(needles)):

@@ -18,16 +18,16 @@ class SubtitleFile:
     """A JSON list of lines, each `{timestamp: [start, end], text}` or `{start: "HH:MM:SS.mmm", end: ..., line}`."""
 
     root: Path
-    """Folder it must lie in"""
+    """Folder that must contain the file."""
     name: str
-    """Its path in there, as the annotations have it"""
+    """Path in `root`, as given in the annotations."""
     begins: float
-    """The film's first second in the file's time: films are cut from longer ones whose subtitles are whole"""
+    """The film's first second in the file's time: films may be clips of longer ones with complete subtitles."""
     seconds: float
     """Length of the film; where a line without an end goes to"""
 
     def read(self) -> tuple[Subtitle, ...]:
-        """Its lines in the film's time.
+        """Read the subtitles, with times relative to the film.
 
         Raises:
             NammTransferError: the file leaves its folder, cannot be read, or has a line that does not fit; the message

@@ -1,4 +1,4 @@
-"""Small pictures of the frames that a memory kept most and least of, beside a report that shows them."""
+"""Thumbnails of the frames whose tokens the cache kept most and least, for reports."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from namm_transfer.files import write_atomic
 SIDE = 64
 """Longest side in pixels."""
 LIMIT = 3000
-"""Bytes of a picture."""
+"""Largest size of a thumbnail in bytes."""
 EVERY = 16
-"""A film of so few frames is shown whole."""
+"""Number of frames up to which all frames of a film are shown."""
 ENDS = 4
-"""Frames most kept and frames least kept of a longer one."""
+"""Number of most kept and of least kept frames shown of a longer film."""
 
 
 def most_and_least(kept: np.ndarray) -> list[int]:
-    """The frames to show, ascending: all of a few, else the four most and the four least kept, earlier ones first.
+    """Choose the frames to show, ascending: all if they are few, else the four most and the four least kept.
 
     Args:
         kept: (layers, heads, frames) shares of the frames' tokens that are held.

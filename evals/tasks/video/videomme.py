@@ -24,7 +24,7 @@ ASK = (
 
 
 def load_videomme(root: Path) -> list[VideoQuestion]:
-    """The questions of the folder as the hub has it, with the official prompt; videos are `data/VIDEO_ID.mp4`.
+    """Load the questions of the hub's folder, with the official prompt; videos are `data/VIDEO_ID.mp4`.
 
     Raises:
         NammTransferError: the table is missing or damaged, pyarrow is not installed, or a row does not fit.

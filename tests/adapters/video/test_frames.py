@@ -207,4 +207,4 @@ def test_a_picture_that_decord_gets_wrong_hands_the_film_to_pyav(monkeypatch, tm
     reader = open_video(path)
     assert reader.backend == "decord"
     assert films.numbers(reader.frames([9, 20, 33])) == [9, 20, 33]
-    assert (reader.backend, reader.fallback) == ("pyav", "decord shows another picture")
+    assert (reader.backend, reader.fallback) == ("pyav", "decord returns another picture than PyAV")

@@ -1,14 +1,12 @@
 """Our rule, and the official ones against arithmetic done by hand."""
 
 import coded_films as films
-import numpy as np
 import pytest
 
 from namm_transfer import NammTransferError
 from namm_transfer.adapters.video.frames import VideoError, open_video
 from namm_transfer.adapters.video.sampling import (
     SAMPLING,
-    indices_at,
     length_warning,
     longvideobench_indices,
     mlvu_indices,
@@ -49,13 +47,6 @@ def slow_then_fast(tmp_path):
     """20 pictures half a second apart, then 40 pictures 50 ms apart: 12 seconds, 5 a second on average."""
     times = [500 * place if place < 20 else 10000 + 50 * (place - 20) for place in range(60)]
     return films.write(tmp_path / "a.mkv", 60, stamps=times.__getitem__)
-
-
-def test_a_time_finds_the_picture_on_screen(slow_then_fast):
-    film = open_video(slow_then_fast, "pyav")
-    asked = indices_at(film, np.array([-1, 0, 0.49, 0.5, 9.9, 10.02, 10.05, 99]))
-    assert asked.tolist() == [0, 0, 0, 1, 19, 20, 21, 59]
-    assert films.numbers(film.frames(sorted(set(asked.tolist())))) == [0, 1, 19, 20, 21, 59]
 
 
 def test_every_rule_is_found_by_its_name(slow_then_fast):

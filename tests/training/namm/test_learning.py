@@ -11,7 +11,7 @@ from tiny_text import save_tiny_llama
 
 from namm_transfer import NAMM, NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
-from namm_transfer.evals.tasks.text.families import make_quiz
+from namm_transfer.evals.tasks.text.families import make_multi_question_prompt
 from namm_transfer.moments import Moments
 from namm_transfer.namm import FEATURES, RECENCY, SIZE, WIDTH
 from namm_transfer.training.namm.config import EvolutionConfig
@@ -166,16 +166,16 @@ def test_a_checkpoint_of_another_run_is_refused(adapter, tmp_path):
 
 
 def test_a_text_hides_what_is_asked(adapter):
-    (text, answer), *more = make_quiz("train", 0, 5, tokens=900, count=adapter.count)
+    (text, answer), *more = make_multi_question_prompt("train", 0, 5, tokens=900, count=adapter.count)
     assert 1 <= 1 + len(more) <= 5
     for _, wanted in [("", answer), *more]:
         assert wanted.strip() in text
-    assert make_quiz("train", 0, 5, tokens=900, count=adapter.count) == [(text, answer), *more]
-    assert make_quiz("train", 0, 6, tokens=900, count=adapter.count) != [(text, answer), *more]
+    assert make_multi_question_prompt("train", 0, 5, tokens=900, count=adapter.count) == [(text, answer), *more]
+    assert make_multi_question_prompt("train", 0, 6, tokens=900, count=adapter.count) != [(text, answer), *more]
 
 
 def test_prompts_differ_in_what_they_hide(adapter):
-    prompts = [make_quiz("train", 0, n, tokens=900, count=adapter.count) for n in range(40)]
+    prompts = [make_multi_question_prompt("train", 0, n, tokens=900, count=adapter.count) for n in range(40)]
     assert len({len(prompt) for prompt in prompts}) > 2
     texts = [prompt[0][0] for prompt in prompts]
     for said in ("The pass key is", "Prices:", "The magic number of", "works as a", "was born in"):

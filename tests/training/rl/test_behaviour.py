@@ -10,7 +10,7 @@ import torch
 
 from namm_transfer import NammTransferError
 from namm_transfer.evals.tasks.rl import datasets
-from namm_transfer.evals.tasks.rl.tasks import TASKS, normalised_score
+from namm_transfer.evals.tasks.rl.tasks import TASKS, task
 from namm_transfer.files import asset
 from namm_transfer.training.rl import collect, experience
 from namm_transfer.training.rl.actor import BehaviourActor, load_actor, save_actor
@@ -43,7 +43,7 @@ def test_actor_of_another_environment_or_shape(tmp_path):
 def test_shipped_policies_are_medium(env):
     actor, facts = load_actor(asset(f"behaviour/{env}-medium"), env)
     played = list(collect.collect(collect.sampled(actor, 50_000), env, steps=1, seed=50_000))
-    score = normalised_score(env, float(np.mean([episode.episode_return for episode in played])))
+    score = task(env).score(float(np.mean([episode.episode_return for episode in played])))
     assert 30 < score < 70, "40 to 60 over more episodes"
     assert 40 <= facts["measured"]["score"] <= 60
 

@@ -10,7 +10,7 @@ from namm_transfer import NammTransferError, policies
 from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, random_policy, rollout
-from namm_transfer.evals.tasks.rl.tasks import TASKS, normalised_score
+from namm_transfer.evals.tasks.rl.tasks import TASKS, task
 from namm_transfer.files import asset
 from namm_transfer.training.rl import card, collect, train
 
@@ -102,9 +102,7 @@ def test_shipped_models_beat_random_actions(env, tier):
     returns = card.measure(adapter, env, adapter.statistics.target_return, 3, first_seed=60_000)
     random_returns = rollout(Environments(env, 3), range(60_000, 60_003), random_policy(env, 0))
     chance = np.mean([episode.episode_return for episode in random_returns])
-    assert normalised_score(env, returns.mean()) > normalised_score(env, float(chance)) + (
-        20 if tier == "medium" else 5
-    )
+    assert task(env).score(returns.mean()) > task(env).score(float(chance)) + (20 if tier == "medium" else 5)
 
 
 @pytest.mark.parametrize("name", ["updates", "learning_rate", "tokens", "width", "layers", "seed", "max_ep_len"])

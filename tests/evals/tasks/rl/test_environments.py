@@ -14,7 +14,7 @@ import pytest
 from namm_transfer import NammTransferError
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, random_policy, rollout
-from namm_transfer.evals.tasks.rl.tasks import TASKS, make, normalised_score, task
+from namm_transfer.evals.tasks.rl.tasks import TASKS, make, task
 
 
 def still(observations, rewards):
@@ -30,8 +30,8 @@ def test_spaces_are_what_the_task_says(name):
 
 
 def test_normalised_score_is_0_for_random_and_100_for_the_expert():
-    assert normalised_score("hopper", -20.272305) == 0
-    assert normalised_score("walker2d", 4592.3) == pytest.approx(100)
+    assert task("hopper").score(-20.272305) == 0
+    assert task("walker2d").score(4592.3) == pytest.approx(100)
 
 
 def test_no_log_file_and_no_notice(tmp_path, capfd):
