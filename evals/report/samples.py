@@ -148,7 +148,7 @@ def _card(records: list[Brief], run: Run, folder: Path | None) -> Card:
     first, reference = records[0], run.baseline.spec if run.baseline else None
     full = next((record for record in records if record.policy == reference), None)
     acting = [record for record in records if not run.policy(record.policy).baseline]
-    told = next(
+    featured = next(
         (record for record in acting if run.policy(record.policy).name == "namm"), acting[0] if acting else None
     )
     details = first.details
@@ -161,14 +161,14 @@ def _card(records: list[Brief], run: Run, folder: Path | None) -> Card:
         category=first.category,
         question=str(details.get("question", ""))[-TEXT_LIMIT:],
         expected=str(expected),
-        thumbnails=_pictures(first.id, told, folder) if folder else [],
-        entries=[_entry(record, full, folder, record is told) for record in records],
+        thumbnails=_pictures(first.id, featured, folder) if folder else [],
+        entries=[_entry(record, full, folder, record is featured) for record in records],
     )
 
 
-def _entry(record: Brief, full: Brief | None, folder: Path | None, told: bool) -> Entry:
+def _entry(record: Brief, full: Brief | None, folder: Path | None, featured: bool) -> Entry:
     arrays = _arrays(record, folder)
-    words = arrays.keys() >= {"pieces", "tokens"} and told  # prompts are long, so only one entry shows it
+    words = arrays.keys() >= {"pieces", "tokens"} and featured  # prompts are long, so only one entry shows it
     return Entry(
         record=record,
         answer=(record.answer or _facts(record))[:TEXT_LIMIT],
@@ -210,15 +210,15 @@ def thumbnails(folder: Path, sample: str) -> list[Path]:
     return [there[i] for i in np.linspace(0, len(there) - 1, min(THUMBNAILS, len(there))).round().astype(int)]
 
 
-def _pictures(sample: str, told: Brief | None, folder: Path) -> list[tuple[str, str]]:
+def _pictures(sample: str, featured: Brief | None, folder: Path) -> list[tuple[str, str]]:
     """The sample's thumbnails, each with the share of that frame which the policy kept."""
-    frames = _arrays(told, folder).get("frames") if told else None
+    frames = _arrays(featured, folder).get("frames") if featured else None
     found = []
     for path in thumbnails(folder, sample):
         frame = int(path.stem)
         words = f"frame {frame}"
-        if frames is not None and told is not None and frame < frames.shape[2]:
-            words += f": {percent(float(frames[:, :, frame].mean()))} kept by {told.policy}"
+        if frames is not None and featured is not None and frame < frames.shape[2]:
+            words += f": {percent(float(frames[:, :, frame].mean()))} kept by {featured.policy}"
         found.append((words, _data_uri("jpeg", path.read_bytes())))
     return found
 

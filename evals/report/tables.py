@@ -66,18 +66,6 @@ def _bytes(count: float) -> str:
     return f"{count:.0f} B"
 
 
-def _whole_percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-def _one_decimal(value: float) -> str:
-    return f"{value:.1f}"
-
-
-def _two_decimals(value: float) -> str:
-    return f"{value:.2f}"
-
-
 POLICY = Column("policy", "the eviction policy, as written on the command line", "policy", numeric=False)
 VERDICT = Column("verdict", "how it compares with the full cache; defined at the top", "verdict", numeric=False)
 COUNT = Column("n", "samples tried (control: episodes)", "n")
@@ -90,8 +78,13 @@ KEPT = Column(
     "kept_share",
     percent,
 )
-UPDATES = Column("updates", "times the policy decided what to keep, per sample", "updates_mean", _one_decimal)
-ACTED = Column("acted", "share of the samples long enough for the policy to act at all", "acted_share", _whole_percent)
+UPDATES = Column("updates", "times the policy decided what to keep, per sample", "updates_mean", "{:.1f}".format)
+ACTED = Column(
+    "acted",
+    "share of the samples long enough for the policy to act at all",
+    "acted_share",
+    lambda share: f"{100 * share:.0f} %",
+)
 
 SUMMARY = [
     POLICY,
@@ -118,9 +111,9 @@ OVERALL = [
     Column("vs full", "difference to the full cache's interquartile mean on the same episodes", "diff_full", signed),
     Column("95 % interval", "paired stratified bootstrap interval of that difference", "diff_ci", _interval(signed)),
     Column("P(better)", "probability that an episode scores more than one under the full cache, ties half",
-           "improvement", _dash(_two_decimals)),
+           "improvement", _dash("{:.2f}".format)),
     Column("P 95 %", "stratified bootstrap interval of that probability; 0.5 is no difference", "improvement_ci",
-           _interval(_two_decimals)),
+           _interval("{:.2f}".format)),
     KEPT,
     UPDATES,
     ACTED,
@@ -132,7 +125,7 @@ COSTS = [
     Column("tokens kept", "tokens a KV head keeps when the answer begins (control: at the end)", "tokens_held", number),
     Column("peak", "most tokens a KV head held at any time, as a share of all that were seen", "peak_share", percent),
     Column("bytes kept", "memory of keys, values and the policy's own state", "bytes_held", _dash(_bytes)),
-    Column("s/sample", "wall time in seconds", "seconds", _two_decimals),
+    Column("s/sample", "wall time in seconds", "seconds", "{:.2f}".format),
     ACTED,
 ]
 
