@@ -56,8 +56,8 @@ class Scores:
         return np.mean(parts, axis=0) - penalty * self.kept.mean(0)
 
     def signal(self, penalty: float) -> float:
-        """Compute the reliability of the members' differences: 1 if other prompts would show the same ones, 0 on average
-        if all members are equally good and differ by chance alone. NaN if it is undefined.
+        """Compute how reliable the members' differences are: 1 if other prompts would show the same ones, 0 on
+        average if all members are equally good and differ by chance alone. NaN if it is undefined.
 
         The factor by which James and Stein shrink means, 1 - (members - 3) / (members - 1) / F, with F of the members
         in a two-way analysis of variance, prompts by members. One generation's value is noisy and may be negative:
