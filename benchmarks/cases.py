@@ -63,8 +63,11 @@ def stopwatch() -> Callable[[str], Measured]:
 def policy(side: str) -> EvictionPolicy:
     """Make a policy from its notation; ``namm`` here scores every token 0, at the cost of any other NAMM.
 
-    ``shipped`` is namm-text, and ``shipped-together`` the same with the heads of a layer stored together.
+    ``shipped`` is namm-text, ``shipped-together`` the same with the heads of a layer stored together, and
+    ``shipped-layer`` with as many tokens in all heads of a layer.
     """
+    if side == "shipped-layer":
+        return NAMM.from_pretrained("namm-text", selection="layer")
     if side.startswith("shipped"):
         return (NAMM if side == "shipped" else TogetherNAMM).from_pretrained("namm-text")
     name, _, options = side.partition(":keep=")
@@ -72,7 +75,12 @@ def policy(side: str) -> EvictionPolicy:
 
 
 def language_model(case: str, attention: str, tokens: int) -> tuple[Any, Tensor]:
-    """Load the toy model and random tokens, or SmolLM2-135M and Python's documentation; tokens (1, tokens) int64."""
+    """Load the toy model and random tokens, or SmolLM2-135M in bfloat16 and Python's documentation:
+    (1, tokens) int64.
+
+    The case ``heads`` is a model of 32 layers x 32 KV heads, as Vicuna-7B's, so narrow that its time is calls and not
+    arithmetic; some of its heads attend up to three times as sharply as others, so that they keep different numbers.
+    """
     torch.manual_seed(0)
     if case == "lm":
         from namm_transfer.adapters.causal_lm import CausalLMAdapter
@@ -89,6 +97,14 @@ def language_model(case: str, attention: str, tokens: int) -> tuple[Any, Tensor]
         max_position_embeddings=65536,
     )
     ids = torch.randint(0, 1000, (1, tokens), generator=torch.Generator().manual_seed(0))
+    if case == "heads":
+        config.update(dict(hidden_size=256, intermediate_size=256, num_hidden_layers=32))
+        config.update(dict(num_attention_heads=32, num_key_value_heads=32, head_dim=8))
+        many = LlamaForCausalLM._from_config(config, attn_implementation=attention).eval()
+        for layer in many.model.layers:
+            sharpness = torch.logspace(0, 0.5, 32)[torch.randperm(32)]
+            layer.self_attn.q_proj.weight.unflatten(0, (32, 8)).mul_(sharpness[:, None, None])
+        return many, ids
     return LlamaForCausalLM._from_config(config, attn_implementation=attention).eval(), ids
 
 
@@ -264,6 +280,7 @@ def main() -> None:
     programs: dict[str, Callable[[str, int], Measured]] = {
         "toy": partial(prefill, "toy"),
         "lm": partial(prefill, "lm"),
+        "heads": partial(prefill, "heads"),
         "decision-transformer": decision_transformer,
         "evolution": evolution,
         "video": video,

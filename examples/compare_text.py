@@ -17,7 +17,7 @@ tokens = adapter.tokenizer(Path(sys.argv[1]).read_text(encoding="utf-8"), return
 first, second = tokens.tensor_split(2, dim=1)
 
 print(f"{'policy':<24}{'held':>6}{'nats a token':>14}")
-for spec in ("full", "namm", "h2o:keep=0.5", "snapkv:keep=0.5", "streaming:keep=0.5", "random:keep=0.5"):
+for spec in ("full", "namm", "h2o:keep=0.5", "snapkv:keep=0.5", "streaming:keep=0.5"):
     cache = adapter.memory(policies.make(spec, update_interval=128))
     with torch.inference_mode():
         adapter.model(first, **{CACHE: cache}, logits_to_keep=1)

@@ -8,9 +8,11 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
+import tiny_video_models
 import transformers
 from cache import test_attention as models
 from places import ROOT
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as VIDEO_LANGUAGE
 
 from namm_transfer import NAMM, policies
 from namm_transfer.namm import NAMM as NammClass
@@ -51,6 +53,14 @@ def served_table() -> str:
     return table(("model", "configuration in transformers", "layers"), rows)
 
 
+def video_table() -> str:
+    """Every class of video-language models that the tests serve."""
+    own = {"llava_next_video": "LlavaNextVideoForConditionalGeneration"}
+    rows = [(kind, f"`{name}`", "`llava_next_video`") for kind, name in own.items()]
+    rows += [(kind, f"`{VIDEO_LANGUAGE[kind]}`", "`video_language`") for kind in tiny_video_models.KINDS]
+    return table(("model type", "class in transformers", "adapter"), rows)
+
+
 def refused_table() -> str:
     """Every architecture that the tests see refused, with the error of this version of transformers."""
     rows = []
@@ -66,6 +76,7 @@ def refused_table() -> str:
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "policies": ("docs/policies.md", policy_table),
     "served": ("docs/models.md", served_table),
+    "video": ("docs/models.md", video_table),
     "refused": ("docs/models.md", refused_table),
 }
 

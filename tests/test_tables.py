@@ -15,4 +15,4 @@ def test_a_table_is_what_the_code_says(name):
     if version and version[1] != transformers.__version__:
         pytest.skip(f"the table of errors is that of transformers {version[1]}")
     assert found == make(), f"{path} is out of date: python tests/tables.py writes it anew"
-    assert found.count("\n") >= 8
+    assert found.count("\n") >= 6

@@ -1,7 +1,7 @@
-"""The command `namm-transfer`, and how every script of this package ends.
+"""The command `namm-transfer`, and the exit statuses of every script of this package.
 
-`namm-transfer rl --env hopper` is `python evals/rl.py --env hopper` without a checkout; over several processes or
-machines it is `accelerate launch -m namm_transfer.evals.rl --env hopper`.
+`namm-transfer rl --env hopper` does the same as `python evals/rl.py --env hopper` in a checkout. To use several
+processes or machines, run `accelerate launch -m namm_transfer.evals.rl --env hopper`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ OK, CHECK_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 @dataclasses.dataclass
 class Command:
-    """One word of the command line."""
+    """A subcommand of `namm-transfer`."""
 
     module: str
-    """Module whose `main(arguments)` it runs."""
+    """Module whose `main(arguments)` the command runs."""
     extra: str | None
-    """Extra of the package that brings what the module needs."""
+    """Optional extra of the package that installs the module's dependencies; None if it needs none."""
     purpose: str
-    """A line for the help text."""
+    """One line for the help text."""
 
 
 COMMANDS = {
@@ -60,7 +60,7 @@ Then read runs/rl/report.html, or put reports together and check them:
   namm-transfer report merge runs/video runs/rl --out runs/transfer
   namm-transfer report verify runs/video --samples 2
 
-A run that was interrupted goes on with the same command and --resume. Several processes or machines:
+A run that was interrupted continues with the same command and --resume. Several processes or machines:
 accelerate launch -m namm_transfer.evals.rl --env hopper
 
 Exit status: 0 done; 1 a check failed, or an evaluation under a policy scored nothing; 2 something you can put right,
@@ -68,12 +68,12 @@ named in one line; 130 interrupted."""
 
 
 def usage() -> str:
-    """The help text."""
+    """The help text of `namm-transfer`."""
     return USAGE.format(commands="\n".join(f"  {name:<8} {command.purpose}" for name, command in COMMANDS.items()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
+    """Run the command that the arguments (`sys.argv[1:]` by default) name and return the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["--version"]:
         print(f"namm-transfer {metadata.version('namm-transfer')}")
@@ -109,18 +109,18 @@ def script(main: Callable[[], Any]) -> NoReturn:
 
 
 def status(main: Callable[[], Any], name: str) -> int:
-    """Run `main` and return the exit status. What the user can put right is one line on stderr and no traceback.
+    """Run `main` and return the exit status. Errors that the user can fix print one line on stderr, no traceback.
 
     Args:
-        main: returns an exit status, a `Report` (which fails if a policy scored nothing), or None.
-        name: what the line begins with.
+        main: function that returns an exit status, a `Report` (a failure if a policy scored nothing), or None.
+        name: prefix of the error line.
     """
     try:
         result = main()
     except NammTransferError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return USER_ERROR
-    except BrokenPipeError:  # the reader of the output went away, as `head` does
+    except BrokenPipeError:  # the program that reads the output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CHECK_FAILED
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Which policies an evaluation compares, and whose cache size each of them is given."""
+"""The policies that an evaluation compares, and the cache size that each policy with match=NAME is given."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ class Entry:
     """One policy of a comparison."""
 
     spec: PolicySpec
-    """As the command line names it."""
+    """The policy as the command line names it."""
     policy: EvictionPolicy
-    """The policy built from it. With `match=NAME` it does not know yet how much to keep."""
+    """The policy built from the spec. With `match=NAME` its cache size is not known yet."""
     match: PolicySpec | None = None
-    """The policy whose cache size it is given; None if it has a size of its own."""
+    """The policy whose cache size this one is given; None if it has a size of its own."""
 
 
 def lineup(specs: Sequence[PolicySpec], update_interval: int) -> list[Entry]:
-    """The policies to compare, in order. A policy that another one wants to match is added before it if it is missing.
+    """Build the policies to compare, in order. If the target of a match=NAME is missing, it is added before.
 
     Args:
-        specs: the policies asked for.
-        update_interval: tokens between two updates, for policies whose spec does not say.
+        specs: the requested policies.
+        update_interval: tokens between two updates, for policies whose spec does not set it.
 
     Raises:
-        NammTransferError: no policy at all, a value that a policy refuses, or a match=NAME that fits none or several.
+        NammTransferError: there is no policy, a policy rejects a value, or a match=NAME fits no policy or several.
     """
     if not specs:
         raise NammTransferError("no policy to evaluate; expected something like --policy full,namm")
@@ -50,7 +50,7 @@ def lineup(specs: Sequence[PolicySpec], update_interval: int) -> list[Entry]:
 
 
 def _target(entry: Entry, entries: Sequence[Entry]) -> PolicySpec | None:
-    """The policy whose cache size `entry` asks for; None if it has a size of its own."""
+    """The policy whose cache size `entry` is to match; None if it has a size of its own."""
     name = entry.policy.match
     if name is None:
         return None
@@ -65,6 +65,6 @@ def _target(entry: Entry, entries: Sequence[Entry]) -> PolicySpec | None:
 
 
 def _named(name: str, asking: PolicySpec, specs: Sequence[PolicySpec]) -> list[PolicySpec]:
-    """Which of `specs`, other than the one that asks, match=name can mean: that very spec, or all of that policy."""
+    """The specs other than `asking` that match=name may mean: one with exactly that text, else all of that name."""
     others = [spec for spec in specs if spec != asking]
     return [spec for spec in others if spec.text == name] or [spec for spec in others if spec.name == name]

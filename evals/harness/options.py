@@ -1,4 +1,4 @@
-"""The flags that every evaluation has, and how flags are read: command line first, then a TOML file, then defaults."""
+"""The flags that every evaluation has, read from the command line, then from a TOML file, then from defaults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from namm_transfer.policies import PolicySpec
 
 @dataclasses.dataclass
 class EvalOptions:
-    """Flags that every evaluation has. A script's own options inherit from this and may give other defaults."""
+    """The flags that every evaluation has. The options of a script inherit from this and may change defaults."""
 
     policy: tuple[str, ...] = ("full,namm,streaming:match=namm,h2o:match=namm",)
     """Policies to compare, out of full, recent, streaming, h2o, l2, value-norm, keydiff, leverage, tova, snapkv,
@@ -34,28 +34,28 @@ class EvalOptions:
     """The policy acts each time a sequence has grown by this many tokens; spectral policies need a multiple of 16."""
 
     limit: int | None = None
-    """Evaluate only the first so many samples; all of them if not given."""
+    """Evaluate only this many samples, from the first on; all of them if not given."""
 
     seed: int = 0
-    """Seed of everything random in this evaluation."""
+    """Seed of all random numbers in this evaluation."""
 
     out: Path = Path("runs/evaluation")
-    """Folder of the records and of report.json, report.md and report.html."""
+    """Output folder for the records and for report.json, report.md and report.html."""
 
     resume: bool = False
-    """Go on from the records in the --out folder: finished samples are not repeated, failed ones are tried again."""
+    """Continue from the records in the --out folder: finished samples are not repeated, failed ones are tried again."""
 
     config: Path | None = None
-    """TOML file with defaults for these flags (keys are the names of the flags); a flag overrules the file."""
+    """TOML file with defaults for these flags (keys are the names of the flags); flags take precedence."""
 
     threads: int = 1
-    """CPU threads a process. Another number may change the last bit of a result; for speed, start more processes."""
+    """CPU threads per process. Another number may change the last bits of a result; for speed, start more processes."""
 
     def policies(self) -> list[PolicySpec]:
-        """The policies of `policy`, parsed: from here on nothing reads their text.
+        """Parse the policies of `--policy`.
 
         Raises:
-            NammTransferError: an unknown policy or key, a value of the wrong type, or a key that belongs to no policy.
+            NammTransferError: a policy or key is unknown, a value has the wrong type, or a key follows no policy.
         """
         return [policies.parse(text) for text in split_policies(self.policy)]
 
@@ -64,14 +64,14 @@ Options = TypeVar("Options")
 
 
 def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Options:
-    """Options of a dataclass from the command line: its flags, then the file of its `--config`, then its defaults.
+    """Read the options of a dataclass from the command line, then the file of `--config`, then its defaults.
 
-    `--help` shows the docstring of the class's module and the one under each field. Flags in `arguments`
-    (`sys.argv[1:]` unless given) that are wrong end the program with a message, as command line tools do.
+    `--help` shows the docstring of the class's module and the one under each field. Wrong flags in `arguments`
+    (`sys.argv[1:]` unless given) end the program with a message, as usual for command line tools.
 
     Raises:
-        NammTransferError: the file is not there, is no TOML, or has a key or value that does not fit; or something is
-            no text.
+        NammTransferError: the file is missing, is not TOML, or has an unknown key or a value of the wrong type; or an
+            argument is not valid text.
     """
     given = _gathered(sys.argv[1:] if arguments is None else arguments, "--policy")
     _check_text(given, "the command line")
@@ -84,13 +84,12 @@ def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Opt
 
 
 def from_toml(kind: type[Options], path: Path) -> Options:
-    """An object of a dataclass from a TOML file whose keys are its fields, dashes standing for underscores.
+    """Make an object of a dataclass from a TOML file whose keys are its fields; dashes may replace underscores.
 
-    Fields that the file leaves out get their defaults. ``"none"`` is what it writes for a field that may be None, since
-    TOML has no null.
+    Missing fields get their defaults. ``"none"`` stands for None in fields that may be None, since TOML has no null.
 
     Raises:
-        NammTransferError: the file cannot be read, or has a key or value that does not fit; names file, key and value.
+        NammTransferError: the file cannot be read, or a key or value is wrong; names file, key and value.
     """
     where = f"--config {str(path)!r}"
     known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
@@ -119,14 +118,15 @@ def _read_toml(path: Path, where: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise NammTransferError(f"{where}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, or nested too deeply
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or nested too deeply
         raise NammTransferError(f"{where} is no TOML: {error}") from None
 
 
 def split_policies(values: Iterable[str]) -> list[str]:
-    """The single policies in the values of `--policy`, in order and without repeats.
+    """Split the values of `--policy` into single policies, in order and without repeats.
 
-    A comma separates; but a part `key=value` with no `:` before its `=` continues the policy before it.
+    Commas separate policies, except before a part `key=value` without `:` before its `=`, which belongs to the policy
+    before it.
 
     >>> split_policies(["full,streaming:sinks=4,window=252", "namm"])
     ['full', 'streaming:sinks=4,window=252', 'namm']
@@ -145,7 +145,7 @@ def split_policies(values: Iterable[str]) -> list[str]:
 
 
 def _gathered(arguments: Sequence[str], flag: str) -> list[str]:
-    """The arguments with all uses of a repeatable flag made one: `--policy a --policy b` to `--policy a b`."""
+    """Combine all uses of a repeatable flag: `--policy a --policy b` becomes `--policy a b`."""
     rest: list[str] = []
     values: list[str] = []
     inside = False
@@ -162,7 +162,7 @@ def _gathered(arguments: Sequence[str], flag: str) -> list[str]:
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    """The value of the last use of a flag, before the arguments are really parsed."""
+    """The value of the last use of a flag, found before the arguments are fully parsed."""
     value = None
     for argument, following in zip(arguments, [*arguments[1:], None], strict=False):
         if argument == flag:
@@ -173,7 +173,7 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
 
 
 def _check_text(value: Any, where: str) -> None:
-    """Refuse strings that no file and no file name can hold: half a surrogate pair, or a NUL."""
+    """Raise an error for strings that cannot be written to a file: with a lone surrogate or a NUL character."""
     if isinstance(value, str) and (any("\ud800" <= letter <= "\udfff" for letter in value) or "\0" in value):
         raise NammTransferError(f"{where}: {_shortened(value)} is no text; expected UTF-8 without NUL bytes")
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What an evaluation is going to do: its samples, its policies, and what decides whether earlier records fit it."""
+"""The plan of an evaluation: its samples, its policies, and the `Run` that earlier records must match to resume."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from namm_transfer.evals.report import ledger, provenance
 from namm_transfer.evals.report.schema import Policy, Run
 
 LOCATIONS = ("policy", "out", "resume", "config")
-"""Options that do not decide a result; `policy` is recorded on its own, parsed."""
+"""Options that are not recorded, as they do not influence results; `policy` is recorded in parsed form."""
 
 
 @dataclasses.dataclass
 class Plan:
-    """What is to be evaluated, the same in every process."""
+    """The samples and policies to evaluate, identical in every process."""
 
     run: Run
-    """As the records say it."""
+    """The run as the ledgers record it."""
     samples: list[Sample]
-    """All samples, in the order that decides the batches."""
+    """All samples, in the order in which they are grouped into batches."""
     entries: list[Entry]
-    """The policies. Those with a size of their own are evaluated before those that match one of them."""
+    """The policies. Those with a cache size of their own are evaluated before those that match one of them."""
 
 
 def make_plan(
     options: EvalOptions, task: str, samples: Sequence[Sample], description: dict[str, Any], batch: int, processes: int
 ) -> Plan:
-    """The plan of an evaluation.
+    """Make the plan of an evaluation.
 
     Raises:
-        NammTransferError: unknown policies, or no samples, or two of the same name.
+        NammTransferError: a policy is unknown, there are no samples, or two samples have the same id.
     """
     chosen = list(samples)[: options.limit]
     if not chosen:
@@ -66,12 +66,12 @@ def make_plan(
 
 
 def shared(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
-    """What `make` returns in the main process, in every process; its error is raised in all of them."""
+    """Call `make` in the main process and return its result, or raise its error, in every process."""
     result: list[Any] = [None]
     if accelerator.is_main_process:
         try:
             result = [make()]
-        except (NammTransferError, OSError) as error:  # every process has to hear of it, or the others wait for ever
+        except (NammTransferError, OSError) as error:  # every process must learn of it, or the others wait for ever
             result = [error]
     broadcast_object_list(result)
     if isinstance(result[0], NammTransferError | OSError):
@@ -86,12 +86,12 @@ def defaults(options: EvalOptions) -> dict[str, Any]:
 
 
 def prepare(options: EvalOptions, plan: Plan) -> list[str]:
-    """Make the --out folder ready for this plan; returns what the user should be told. For one process only."""
+    """Make the --out folder ready for this plan and return messages for the user. Call it in one process only."""
     return ledger.prepare(options.out, plan.run, options.resume, defaults(options))
 
 
 def plain(value: Any) -> Any:
-    """A JSON-able copy: paths become strings, NumPy and torch numbers and arrays Python's, NaN and infinity None."""
+    """A JSON-able copy: paths become strings, NumPy and torch values Python's, NaN and infinity None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -106,7 +106,7 @@ def plain(value: Any) -> Any:
 
 
 def recorded(entry: Entry) -> Policy:
-    """The policy as records name it."""
+    """The policy as the ledgers record it."""
     return Policy(
         spec=entry.spec.text,
         name=entry.spec.name,
@@ -118,7 +118,7 @@ def recorded(entry: Entry) -> Policy:
 
 
 def _prompts(samples: list[Sample]) -> dict[str, str]:
-    """`prompts_sha256` of all that is asked, in order; nothing where nothing is asked."""
+    """`prompts_sha256` over all prompts in order; empty if no sample has a prompt."""
     asked = "\0".join(sample.prompt for sample in samples)
     return {"prompts_sha256": _digest(asked)} if asked.strip("\0") else {}
 

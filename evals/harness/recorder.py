@@ -1,4 +1,4 @@
-"""What came of the samples, written down by one process: records into its ledger, arrays into the array store."""
+"""Store the outcomes of one process: records in its ledger, arrays in the array store."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from namm_transfer.cache.report import RowReport
 from namm_transfer.evals.harness.plan import Plan, plain
 from namm_transfer.evals.harness.sample import Outcome
 from namm_transfer.evals.report import ledger
-from namm_transfer.evals.report.arrays import ArrayStore
+from namm_transfer.evals.report.records import ArrayStore
 from namm_transfer.evals.report.schema import Record
 
 
 class Recorder:
-    """The ledger of one process and the arrays its records name.
+    """The ledger of one process and the arrays that its records refer to.
 
     Args:
         out: folder of the evaluation.
-        plan: what is evaluated.
-        process: number of this process, which has a ledger file of its own.
+        plan: plan of the evaluation.
+        process: index of this process; each process has its own ledger file.
     """
 
     def __init__(self, out: Path, plan: Plan, process: int) -> None:
@@ -31,14 +31,14 @@ class Recorder:
         self._arrays = ArrayStore(out)
 
     def add(self, policy: str, index: int, outcome: Outcome, *, seconds: float, sizes: str | None) -> None:
-        """Write down one sample; it is on the disk when this returns.
+        """Record one sample and sync it to disk.
 
         Args:
             policy: spec of the policy.
-            index: place of the sample in the plan.
-            outcome: what came of it. One whose score is no finite number counts as failed.
-            seconds: wall time it took.
-            sizes: SHA-256 of the sizes that a policy with match=NAME was given.
+            index: position of the sample in the plan.
+            outcome: result of the sample. It counts as failed if its score is not a finite number.
+            seconds: wall-clock time it took.
+            sizes: SHA-256 of the cache sizes that a policy with match=NAME was given.
         """
         sample, error = self._samples[index], outcome.error
         if error is None and not math.isfinite(outcome.score):
@@ -63,7 +63,7 @@ class Recorder:
         )
 
     def close(self) -> None:
-        """Close the ledger; nothing is lost without it."""
+        """Close the ledger. All records are already on disk."""
         self._ledger.close()
 
 

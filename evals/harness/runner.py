@@ -1,7 +1,7 @@
 """The loop over policies and samples that every evaluation shares. It can be killed, resumed, and split over processes.
 
-`run` takes a sample one way: the plan says that it is to be evaluated (`plan`), the evaluator answers it (here), its
-record goes to the disk (`recorder`), and at the end the report is made of all records (`namm_transfer.evals.report`).
+`run` makes the plan (`plan`), calls the evaluator on each batch of samples, records every outcome on disk (`recorder`),
+and at the end makes the report over all records (`namm_transfer.evals.report`).
 """
 
 from __future__ import annotations
@@ -31,26 +31,25 @@ from namm_transfer.evals.harness.recorder import Recorder
 from namm_transfer.evals.harness.sample import Evaluate, Outcome, Sample
 from namm_transfer.evals.report import ledger
 from namm_transfer.evals.report.analysis import build
-from namm_transfer.evals.report.arrays import ArrayStore
 from namm_transfer.evals.report.pages import terminal, write
-from namm_transfer.evals.report.records import mean_history
+from namm_transfer.evals.report.records import ArrayStore, mean_history
 from namm_transfer.evals.report.schema import Record, Report
 from namm_transfer.policy import EvictionPolicy
 
 __all__ = ["EvalOptions", "Evaluate", "Outcome", "Sample", "parse", "run", "start"]
 
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
-"""Operating system errors that say nothing about a sample: the disk is full, its quota is used up, it is read-only, or
+"""Operating system errors that stop the run instead of failing a sample: the disk is full, over quota or read-only, or
 no more files can be opened."""
 
 
 def start(options: EvalOptions) -> Accelerator:
-    """Join the processes of `accelerate launch` (or be the only one), set threads and seeds.
+    """Join the processes of `accelerate launch`, if there are any, and set threads and seeds.
 
-    Call it before loading a model, which belongs on `start(options).device`. Safe to call again: `run` does.
+    Call it before loading a model, and load the model to `start(options).device`. `run` calls it again, which is safe.
 
     Raises:
-        NammTransferError: threads, seed or limit mean nothing.
+        NammTransferError: threads, seed or limit are out of range.
     """
     limited = options.limit is None or options.limit > 0
     if not (1 <= options.threads <= 1024 and 0 <= options.seed < 2**32 and limited):
@@ -59,7 +58,7 @@ def start(options: EvalOptions) -> Accelerator:
             "a seed from 0 to 4294967295 and a positive limit"
         )
     # Without an accelerator, only cpu=True makes the processes of `accelerate launch --multi_gpu` find each other. A
-    # process may finish hours before another and has to wait for it.
+    # process may finish hours before another, so the timeout is long.
     patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[patience])
     torch.set_num_threads(options.threads)
@@ -80,27 +79,27 @@ def run(
     """Evaluate every sample under every policy, write the report, print its summary.
 
     Args:
-        options: the resolved flags; all fields, a subclass's too, are recorded.
+        options: the resolved flags; all fields are recorded, including those of a subclass.
         task: name of the row in the summary, for example ``"video"`` or ``"rl/hopper"``.
         samples: all samples, the same list in every process; `options.limit` cuts it.
         evaluate: see `Evaluate`. It must return the same for the same samples, whatever ran before.
-        description: what was evaluated, JSON-able. `model` and `data` are a folder or hub id; what lies on this machine
-            is hashed, so let `data` name the annotations rather than a folder of videos. `score` is what the score is,
-            with its unit ("accuracy, %"); `dtype`; `chance` the score of guessing; `world` the data set or environment
-            version behind the numbers. `headline` names the score that a benchmark's authors report:
+        description: JSON-able facts about the evaluation. `model` and `data` are a path or hub id; local files are
+            hashed, so let `data` name the annotations rather than a folder of videos. `score` names the score with
+            its unit ("accuracy, %"), `dtype` the number format, `chance` the score of guessing, `world` the data set
+            or environment version. `headline` describes the official score of a benchmark:
             ``{"name": "M-Avg", "rule": "mean over categories" or "mean over samples", "categories": [...]}``.
-        batch: how many samples `evaluate` gets at once. The composition of a batch depends on the order of the samples
-            alone, never on the number of processes or on a resume.
-        check: called once in the main process when the plan stands and before anything is written; what it raises
-            stops the evaluation before its first sample.
+        batch: number of samples `evaluate` gets at once. The composition of a batch depends only on the order of the
+            samples, not on the number of processes or on a resume.
+        check: called once in the main process after planning and before anything is written; an error that it raises
+            stops the evaluation.
 
     Returns:
         The report over everything in `options.out`, in every process.
 
     Raises:
-        NammTransferError: unknown policies, an empty or ambiguous list of samples, records in `options.out` that were
-            made with another configuration, or a disk that is full. Finished samples are on the disk.
-        SystemExit: with status 130 after Ctrl-C; finished samples are on the disk.
+        NammTransferError: a policy is unknown, there are no samples or two have the same id, the records in
+            `options.out` are of another configuration, or the disk is full. Finished samples are on disk.
+        SystemExit: with status 130 after Ctrl-C; finished samples are on disk.
     """
     accelerator = start(options)
     plan = make_plan(options, task, samples, description, batch, accelerator.num_processes)
@@ -124,7 +123,7 @@ def run(
 
 
 def _evaluate_all(out: Path, plan: Plan, evaluate: Evaluate, accelerator: Accelerator) -> None:
-    """First the policies with a cache size of their own, then those that are given the size of one of these."""
+    """Evaluate first the policies with a cache size of their own, then those that match the size of one of these."""
     sized = {entry.spec.text: entry.policy for entry in plan.entries if entry.match is None}
     _work(out, plan, sized, {}, evaluate, accelerator)
     matching = [entry for entry in plan.entries if entry.match is not None]
@@ -138,7 +137,7 @@ def _evaluate_all(out: Path, plan: Plan, evaluate: Evaluate, accelerator: Accele
 
 
 def _sizes(out: Path, plan: Plan, entry: Entry) -> list[list[float]]:
-    """Mean tokens a head held under the policy that `entry` matches, (layers, updates), over all samples."""
+    """Mean tokens a KV head kept under the policy that `entry` matches, (layers, updates), over all samples."""
     assert entry.match is not None
     found = [record for record in _records(out, plan) if record.policy == entry.match.text]
     if len(found) < len(plan.samples):
@@ -150,7 +149,7 @@ def _sizes(out: Path, plan: Plan, entry: Entry) -> list[list[float]]:
 
 
 def _outdated(record: Record, digests: dict[str, str]) -> bool:
-    """Whether a record was made with other sizes than now: a sample of the policy to be matched failed at that time."""
+    """True if a record was made with other cache sizes than now, because a sample of the matched policy had failed."""
     return record.sizes_sha256 is not None and record.sizes_sha256 != digests.get(record.policy, record.sizes_sha256)
 
 
@@ -166,9 +165,9 @@ def _work(
     evaluate: Evaluate,
     accelerator: Accelerator,
 ) -> None:
-    """Evaluate this process's share of what is missing under each of these policies, record by record."""
+    """Evaluate and record this process's share of the missing samples under each of these policies."""
     done = {(record.policy, record.index) for record in _records(out, plan)}
-    accelerator.wait_for_everyone()  # nobody appends before all have read what is there
+    accelerator.wait_for_everyone()  # no process appends before all have read the ledgers
     recorder = Recorder(out, plan, accelerator.process_index)
     todo = [(spec, *chunk) for spec in lineup for chunk in _chunks(plan, spec, done, accelerator)]
     bar = tqdm(
@@ -196,9 +195,9 @@ def _work(
 def _chunks(
     plan: Plan, spec: str, done: set[tuple[str, int]], accelerator: Accelerator
 ) -> Iterator[tuple[range, set[int]]]:
-    """This process's batches with something left to do, as (indices of the samples, those that are missing).
+    """This process's unfinished batches, as (indices of the samples, indices of those that are missing).
 
-    A batch is evaluated as a whole even if some of it is done: another composition could be another rounding.
+    A batch is evaluated as a whole even if part of it is done, since another composition may round differently.
     """
     count, size = len(plan.samples), plan.run.batch
     for number, first in enumerate(range(0, count, size)):
@@ -209,7 +208,7 @@ def _chunks(
 
 
 def _outcomes(evaluate: Evaluate, chunk: list[Sample], policy: EvictionPolicy) -> list[Outcome]:
-    """The outcomes of a batch; if it raises, each sample gets its own chance, so that only the culprit fails."""
+    """Evaluate a batch; if that raises, evaluate its samples one by one, so that only those at fault fail."""
     try:
         outcomes = evaluate(chunk, policy)
     except Exception as error:
@@ -224,7 +223,7 @@ def _outcomes(evaluate: Evaluate, chunk: list[Sample], policy: EvictionPolicy) -
 
 
 def _fatal(error: BaseException | None) -> OSError | None:
-    """The `OSError` behind an exception, however wrapped, that stops a run rather than failing a sample; else None."""
+    """The `OSError` with an errno in `FATAL` in the chain of an exception's causes; None if there is none."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, OSError) and error.errno in FATAL:
@@ -235,7 +234,7 @@ def _fatal(error: BaseException | None) -> OSError | None:
 
 
 def _stopped(error: OSError, out: Path) -> NammTransferError:
-    """One line on why the run stopped."""
+    """An error that states in one line why the run stopped."""
     place = f" ({error.filename})" if error.filename else ""
     return NammTransferError(
         f"stopped: {error.strerror or error}{place}; finished samples are in {out}, go on from them with --resume"
@@ -243,13 +242,13 @@ def _stopped(error: OSError, out: Path) -> NammTransferError:
 
 
 def _short(error: Exception) -> str:
-    """Type, message and place of an exception in at most 400 characters."""
+    """Type, message (cut to 300 characters), file and line of an exception."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {str(error)[:300]} [{Path(frame.filename).name}:{frame.lineno}]"
 
 
 def _report(out: Path, accelerator: Accelerator) -> Report:
-    """The report over everything in the folder, written and printed by the main process."""
+    """Make the report over everything in the folder; the main process writes and prints it."""
     report = build(out)
     if accelerator.is_main_process:
         ArrayStore(out).pack()

@@ -1,4 +1,4 @@
-"""What goes into an evaluation and what comes out of it: a `Sample`, and its `Outcome` under one policy."""
+"""Input and output of an evaluator: a `Sample`, and its `Outcome` under one policy."""
 
 from __future__ import annotations
 
@@ -17,47 +17,47 @@ class Sample:
     """One unit of evaluation: a question, a document, an episode."""
 
     id: str
-    """Unique within the evaluation and the same in every run of it."""
+    """Name that is unique within the evaluation and the same in every run."""
 
     category: str
-    """Group of the report's table by category: a question type, a task, an environment seed."""
+    """Category in the report, such as a question type, a task or an environment seed."""
 
     payload: Any = None
-    """The evaluator's own object; never written anywhere."""
+    """Arbitrary object for the evaluator; it is not recorded."""
 
     cluster: str | None = None
-    """Name shared by samples that are no independent draws, such as several questions about one video."""
+    """Label shared by samples that are not independent, such as several questions about one video."""
 
     prompt: str = ""
-    """What the model is asked in words, if in words; the run records a checksum of all prompts."""
+    """Text of the prompt, if there is one; the run records a checksum of all prompts."""
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What came of one sample under one policy."""
+    """The result of one sample under one policy."""
 
     score: float
-    """Higher is better, in the unit of the description's `score`. An unparsed answer is recorded as 0."""
+    """Score in the unit of the description's `score`, higher is better. An unparsed answer is recorded as 0."""
 
     memory: RowReport | None
     """The sample's row of `cache.report()`, taken when the first answer token is produced (text, video) or averaged
     over the steps (control); None only if the sample failed before there was a cache."""
 
     answer: str | None = None
-    """What the model said, for the reader of the report."""
+    """The model's answer, as shown in the report."""
 
     unparsed: bool = False
-    """True if the answer could not be understood; it counts as wrong, and the report says how many there were."""
+    """True if the answer could not be parsed; it counts as wrong, and the report counts such answers."""
 
     error: str | None = None
-    """Why the sample failed. `run` fills this in for an exception; set it only for a failure found without one."""
+    """Reason why the sample failed. `run` sets it for exceptions; set it only for failures that raise none."""
 
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Anything else worth keeping, JSON-able: the question, the right answer, an episode's return, `bytes` held."""
+    """Further JSON-able values to record: the question, the right answer, an episode's return, `bytes` of cache."""
 
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """Arrays for the page's figures, such as the kept share of each frame; they go to kept.npz."""
+    """Arrays for the page's figures, such as the kept share of each frame; they are stored in kept.npz."""
 
 
 Evaluate = Callable[[list[Sample], EvictionPolicy], list[Outcome]]
-"""Answers up to `batch` samples under one policy and returns one outcome a sample, in the order given."""
+"""Function that evaluates up to `batch` samples under one policy and returns their outcomes in the same order."""

@@ -10,23 +10,22 @@ from typing import Annotated
 import tyro
 
 from namm_transfer.errors import NammTransferError
-from namm_transfer.evals.report import comparison, from_lm_eval, gallery, pages, verification
+from namm_transfer.evals.report import comparison, from_lm_eval, pages, publish, verification
 from namm_transfer.evals.report.analysis import build
-from namm_transfer.evals.report.merge import merge
 
 
 def merge_command(folders: Annotated[tuple[Path, ...], tyro.conf.Positional], /, *, out: Path) -> None:
-    """Make one report of several evaluations.
+    """Merge several evaluations into one report.
 
     Args:
-        folders: Folders that evaluations wrote, each with a task of its own.
+        folders: Folders that evaluations wrote, each of a different task.
         out: Folder of the merged records and of report.json, report.md and report.html.
     """
     if not folders:
         raise NammTransferError(
             "nothing to merge; expected folders, as in: report merge runs/video runs/rl --out runs/all"
         )
-    print(pages.terminal(merge(folders, out), out))
+    print(pages.terminal(publish.merge(folders, out), out))
 
 
 def render_command(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
@@ -43,15 +42,15 @@ def render_command(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
 def verify_command(
     folder: Annotated[Path, tyro.conf.Positional], /, *, samples: int = 3, seed: int = 0, tolerance: float = 0.0
 ) -> int:
-    """Evaluate some samples again as recorded and compare; the exit status is 0 if all came out again, else 1.
+    """Evaluate some samples again and compare with the records; exit status 0 if all are reproduced, else 1.
 
-    Where NAMM, model, data or options are not those recorded it says so and ends with 2.
+    If NAMM, model, data or options differ from those recorded, it names the differences and exits with 2.
 
     Args:
         folder: Folder that an evaluation or a merge wrote.
-        samples: Samples of each task; each is evaluated under all policies.
-        seed: Of the choice of samples.
-        tolerance: Largest difference of a score that counts as equal; everything else has to be equal. On another
+        samples: Number of samples of each task; each is evaluated under all policies.
+        seed: Seed of the choice of samples.
+        tolerance: Largest difference of a score that counts as equal; everything else must be equal. On another
             processor the last bits of a score may differ.
     """
     results = verification.verify(folder, samples=samples, seed=seed, tolerance=tolerance)
@@ -62,11 +61,11 @@ def verify_command(
 def diff_command(
     first: Annotated[Path, tyro.conf.Positional], second: Annotated[Path, tyro.conf.Positional], /
 ) -> None:
-    """Say what changed from one report to another, and whether the scores differ by more than chance.
+    """Compare two reports: configuration, versions, and scores with the significance of their differences.
 
     Args:
         first: Folder of the earlier report.
-        second: Folder of the later one.
+        second: Folder of the later report.
     """
     print(comparison.in_words(comparison.diff(first, second)))
 
@@ -74,13 +73,13 @@ def diff_command(
 def gallery_command(
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional], /, *, out: Path = Path("docs/reports")
 ) -> None:
-    """Write index.html, index.md and headline.svg over several reports.
+    """Write a gallery of several reports: index.html, index.md and headline.svg.
 
     Args:
         folders: Folders that evaluations or merges wrote.
         out: Folder of the gallery.
     """
-    for item in gallery.write(folders, out):
+    for item in publish.write_gallery(folders, out):
         print(f"{item.link}: {item.report.headline}")
     print(f"gallery: {out / 'index.html'}  (also index.md and headline.svg)")
 
@@ -88,19 +87,19 @@ def gallery_command(
 def from_lm_eval_command(
     folder: Annotated[Path, tyro.conf.Positional], /, *, out: Path, metric: str | None = None
 ) -> None:
-    """Make a report of what lm-eval's model namm scored under several policies.
+    """Convert lm-eval results of the model namm under several policies into a report.
 
     Args:
-        folder: --output_path of lm-eval, run once for each policy with --log_samples.
+        folder: The --output_path of lm-eval, which was run once per policy with --log_samples.
         out: Folder of the records and of report.json, report.md and report.html.
-        metric: Metric that is the score; by default the first of each task of which more is better.
+        metric: Metric to use as the score; by default the first of each task for which higher is better.
     """
     from_lm_eval.convert(folder, out, metric)
     render_command(out)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one of them; returns the exit status."""
+    """Run the subcommand that the arguments name and return the exit status."""
     status = tyro.extras.subcommand_cli_from_dict(
         {
             "merge": merge_command,
@@ -111,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "from-lm-eval": from_lm_eval_command,
         },
         prog="namm-transfer report",
-        description="Reports are a pure function of the records that evaluations write.",
+        description="Merge, render, verify, compare and publish reports, which depend only on the recorded results.",
         args=arguments,
     )
     return status if isinstance(status, int) else 0

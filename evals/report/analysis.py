@@ -1,7 +1,7 @@
-"""From the records in a folder to the `Report`: a pure function, whatever order the records were written in.
+"""Compute the `Report` from the records in a folder, independently of the order in which they were written.
 
-Where several reinforcement-learning tasks lie together they are also taken as one: the middle is then the interquartile
-mean with a stratified bootstrap, beside it the probability of improvement (Agarwal et al., 2021; see `statistics`).
+Reinforcement-learning tasks in one folder are also summarised together, by the interquartile mean with a stratified
+bootstrap interval and by the probability of improvement (Agarwal et al., 2021; see `statistics`).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from namm_transfer.evals.report.schema import (
 )
 
 EPISODIC = "rl"
-"""The group whose tasks are taken together. Scores that are right or wrong have no middle half."""
+"""The group whose tasks are summarised together; interquartile means suit returns, not right-or-wrong scores."""
 
 HEADLINE_RULES = ("mean over categories", "mean over samples")
-"""How a benchmark may average; `Run.description["headline"]` names one of them."""
+"""Rules for averaging an official score; `Run.description["headline"]` names one of them."""
 
 CORL = "CORL (Tarasov et al., 2022, arXiv 2210.07105), Decision Transformer, last checkpoint"
 D4RL = "D4RL v2 data and environments"
@@ -44,11 +44,11 @@ DECISION_TRANSFORMER = {
     "halfcheetah": {"medium": 42.2, "medium-replay": 38.9, "medium-expert": 91.6},
     "walker2d": {"medium": 67.6, "medium-replay": 59.9, "medium-expert": 107.1},
 }
-"""Published scores: environment -> data -> normalised score with the usual context of 20 steps."""
+"""Published scores: environment -> data set -> normalised score with the usual context of 20 steps."""
 
 
 def build(folder: Path) -> Report:
-    """The report over all records in a folder. Raises what `load` raises."""
+    """Compute the report over all records in a folder; raises the errors of `load`."""
     tasks = load(folder)
     ran = [(task, spec) for task in tasks for spec in task.records if task.records[spec]]
     runs = [task.run for task in tasks]
@@ -91,7 +91,7 @@ def _row(task: Task, spec: str) -> SummaryRow:
 
 
 def _counts(records: Sequence[Record]) -> dict[str, Any]:
-    """The columns that the rows of a task and those of a group share."""
+    """The fields that `SummaryRow` and `Overall` share."""
     finished = [record for record in records if record.error is None]
     return {
         "n": len(records),
@@ -117,17 +117,17 @@ def _mean_of(records: Sequence[Record], name: str) -> float | None:
 
 
 def _detail(records: Sequence[Record], name: str) -> list[float]:
-    """The numbers that the evaluator wrote into `details` under this name."""
+    """The numbers that the evaluator recorded in `details` under this name."""
     return [float(record.details[name]) for record in records if record.error is None and name in record.details]
 
 
 def _members(tasks: Sequence[Task]) -> list[Task]:
-    """The tasks of the group: those whose names begin with its name and a slash."""
+    """The tasks of the group `EPISODIC`: those whose names start with "rl/"."""
     return [task for task in tasks if task.run.task.startswith(f"{EPISODIC}/")]
 
 
 def _overall(tasks: Sequence[Task]) -> list[Overall]:
-    """A row for each policy that was run in every task of the group."""
+    """One row for each policy that was run in every task of the group."""
     members = _members(tasks)
     specs = [spec for spec in (members[0].records if members else {}) if all(t.records.get(spec) for t in members)]
     return [_overall_row(members, spec) for spec in specs]
@@ -158,10 +158,10 @@ def _overall_row(tasks: list[Task], spec: str) -> Overall:
 
 
 def _headlines(task: Task) -> list[Headline]:
-    """The score of each policy as the benchmark's authors average it; none where the run names no such rule.
+    """The official score of each policy; empty if the run's description names no rule for it.
 
     Raises:
-        NammTransferError: the run's description asks for a rule that does not exist.
+        NammTransferError: the run's description names an unknown rule.
     """
     asked = task.run.description.get("headline")
     if asked is None:
@@ -211,7 +211,7 @@ def _cost(task: Task, spec: str) -> Cost:
 
 
 def _returns(task: Task, spec: str) -> list[Returns]:
-    """The spread of the undiscounted returns; nothing for a task without any."""
+    """The distribution of the undiscounted returns; empty for a task without returns."""
     values = _detail(task.records[spec], "return")
     if not values:
         return []
@@ -229,7 +229,7 @@ def _returns(task: Task, spec: str) -> list[Returns]:
 
 
 def _sizes(task: Task, spec: str) -> list[Sizes]:
-    """The cache size after each update; nothing for a policy that never acted."""
+    """The cache size after each update; empty for a policy that never acted."""
     histories = [record.history for record in task.records[spec] if record.history and record.history[0]]
     if not histories:
         return []
@@ -240,7 +240,7 @@ def _sizes(task: Task, spec: str) -> list[Sizes]:
 
 
 def _categories(task: Task) -> list[Category]:
-    """Rows by category, then by the further groups that samples name in `details["groups"]`, as the samples come."""
+    """Rows by category, then by the further groups in the samples' `details["groups"]`, in order of appearance."""
     every = [record for records in task.records.values() for record in records]
     names = dict.fromkeys(sorted({record.category for record in every}))
     names |= dict.fromkeys(name for record in every for name in _groups(record))
@@ -265,7 +265,7 @@ def _categories(task: Task) -> list[Category]:
 
 
 def _groups(record: Record) -> list[str]:
-    """Further groups a sample counts in beside its category: "64 frames", "duration group 600"."""
+    """Groups of a sample in addition to its category, such as "64 frames" or "duration group 600"."""
     return list(record.details.get("groups", []))
 
 
@@ -277,7 +277,7 @@ def _heatmap(task: Task, spec: str) -> list[HeatMap]:
 
 
 def _answers(tasks: Sequence[Task], summary: Sequence[SummaryRow], overall: Sequence[Overall]) -> list[Answer]:
-    """What can be said of a group of several tasks first, then of each task."""
+    """The verdicts on the group, if it has several tasks, then on each task."""
     by_task = {task.run.task: task for task in tasks}
     rows: list[verdict.Row] = [*(row for row in overall if row.tasks > 1), *summary]
     answers = []
@@ -302,7 +302,7 @@ def _answers(tasks: Sequence[Task], summary: Sequence[SummaryRow], overall: Sequ
 
 
 def published(task: str) -> list[Published]:
-    """Scores from papers about a task, by its name; where the name says which data, about these data alone."""
+    """Published scores for a task, by its name; only those of its data set if the name includes one."""
     parts = task.replace("-v5", "").split("/")
     name = next((env for env in DECISION_TRANSFORMER if env in "/".join(parts)), None)
     if parts[0] != EPISODIC or name is None:

@@ -1,4 +1,4 @@
-"""What a reader has to know before believing a report's tables."""
+"""The warnings of a report: missing records, failures, weak baselines, unequal cache sizes, unlike settings."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from namm_transfer.evals.report.schema import Overall, Published, Run, SummaryRo
 from namm_transfer.evals.report.verdict import MIN_UPDATES, number, percent
 
 MATCH_TOLERANCE = 0.02
-"""Relative difference of cache sizes up to which match=NAME counts as met."""
+"""Largest relative difference of cache sizes at which match=NAME counts as met."""
 
 TASKS_OWN = ("env", "dataset", "model", "target_return")
-"""Options in which the tasks of a group may differ."""
+"""Options that may differ between the tasks of a group."""
 
 
 def task_warnings(task: Task, summary: Sequence[SummaryRow], published: Sequence[Published]) -> list[str]:
-    """What a reader has to know before believing the tables of one task."""
+    """Warnings about the tables of one task."""
     rows = {row.policy: row for row in summary if row.task == task.run.task}
     found = [*task.damage, *_missing(task, rows), *_losses(task, rows), *_chance(task), *_unmatched(task, rows)]
     both = [row.policy for row in rows.values() if row.diff_ci and row.diff_ci[0] < 0 < row.diff_ci[1]]
@@ -50,8 +50,8 @@ def _missing(task: Task, rows: dict[str, SummaryRow]) -> list[str]:
 
 
 def _losses(task: Task, rows: dict[str, SummaryRow]) -> list[str]:
-    """Failed samples and unparsed answers; what is the same under several policies is said once."""
-    said: dict[str, list[str]] = {}
+    """Failed samples and unparsed answers; policies with the same message share one line."""
+    texts: dict[str, list[str]] = {}
     for spec, row in rows.items():
         failed = [record for record in task.records[spec] if record.error is not None]
         if failed:
@@ -59,12 +59,12 @@ def _losses(task: Task, rows: dict[str, SummaryRow]) -> list[str]:
                 f"{row.failed} of {row.n} samples failed and are left out of the score "
                 f"({_names(record.id for record in failed)}); the first: {failed[0].error}"
             )
-            said.setdefault(text, []).append(spec)
+            texts.setdefault(text, []).append(spec)
         if row.unparsed:
             text = f"{row.unparsed} of {row.n} answers could not be parsed and count as wrong"
-            said.setdefault(text, []).append(spec)
+            texts.setdefault(text, []).append(spec)
     everywhere = "every policy" if len(rows) > 1 else next(iter(rows), "")
-    return [f"{everywhere if len(specs) == len(rows) else ', '.join(specs)}: {text}" for text, specs in said.items()]
+    return [f"{everywhere if len(specs) == len(rows) else ', '.join(specs)}: {text}" for text, specs in texts.items()]
 
 
 def _names(names: Iterable[str], limit: int = 5) -> str:
@@ -89,7 +89,7 @@ def _chance(task: Task) -> list[str]:
 
 
 def _unmatched(task: Task, rows: dict[str, SummaryRow]) -> list[str]:
-    """Policies that were to have the cache size of another and do not."""
+    """Policies whose cache size differs from that of the policy they match."""
     found = []
     for policy in task.run.policies:
         row, other = rows.get(policy.spec), rows.get(policy.match or "")
@@ -104,7 +104,7 @@ def _unmatched(task: Task, rows: dict[str, SummaryRow]) -> list[str]:
 
 
 def group_warnings(overall: Sequence[Overall], tasks: Sequence[Task], summary: Sequence[SummaryRow]) -> list[str]:
-    """What a reader has to know before believing the rows over a group of tasks."""
+    """Warnings about the rows over a group of tasks."""
     if not overall or overall[0].tasks < 2:
         return []
     names, found = {task.run.task for task in tasks}, []
@@ -123,7 +123,7 @@ def group_warnings(overall: Sequence[Overall], tasks: Sequence[Task], summary: S
 
 
 def _unlike(tasks: Sequence[Task]) -> list[str]:
-    """Tasks whose runs differ in more than what they are about."""
+    """Tasks of a group whose runs differ in options other than `TASKS_OWN`, or in weights."""
     first, found = tasks[0].run, []
     for other in (task.run for task in tasks[1:]):
         both = {policy.spec for policy in first.policies} & {policy.spec for policy in other.policies}
@@ -134,6 +134,6 @@ def _unlike(tasks: Sequence[Task]) -> list[str]:
 
 
 def _settings(run: Run, specs: set[str]) -> dict[str, Any]:
-    """The options that tasks of a group share, and the weights of these policies."""
+    """The options that the tasks of a group should share, and the weights of the given policies."""
     options = {name: value for name, value in run.options.items() if name not in TASKS_OWN}
     return {"options": options, "weights": {p.spec: p.sha256 for p in run.policies if p.spec in specs}}

@@ -1,4 +1,4 @@
-"""What changed between two reports: configuration, versions, and scores, and whether that is more than chance."""
+"""Compare two reports: configuration, versions, and scores with the significance of their differences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from namm_transfer.evals.report.verdict import MIN_DRAWS, number, percent, signe
 
 @dataclasses.dataclass
 class Change:
-    """The scores of one policy of one task in two reports."""
+    """The scores of one policy on one task in two reports."""
 
     task: str
     policy: str
@@ -21,34 +21,34 @@ class Change:
     """Mean score in the first report, in the task's unit."""
     after: float | None
     difference: float | None
-    """After minus before: over the samples that are in both, where they are paired."""
+    """After minus before, over the samples that both reports have, or of the two means if they share none."""
     interval: tuple[float, float] | None
     """95 % bootstrap interval of the difference."""
     paired: int
-    """Samples in both; 0 if there are none and all are compared with all."""
+    """Number of samples in both reports; if 0, the difference is unpaired."""
     draws: int
-    """Independent draws behind the interval."""
+    """Number of independent draws behind the interval."""
     kept: tuple[float | None, float | None]
-    """Mean share of the cache held in each."""
+    """Mean share of the cache kept in each report."""
 
     @property
     def significant(self) -> bool:
-        """Whether the interval excludes zero, from enough draws to say so."""
+        """True if the interval excludes zero and rests on at least `MIN_DRAWS` independent draws."""
         return self.interval is not None and self.draws >= MIN_DRAWS and not self.interval[0] <= 0 <= self.interval[1]
 
 
 @dataclasses.dataclass
 class Difference:
-    """Two reports compared."""
+    """The comparison of two reports."""
 
     configuration: list[str]
-    """What was set differently, a line each."""
+    """Differences of options, description and weights, one line each."""
     circumstances: list[str]
-    """Versions, machine, code: what is recorded and decides nothing on purpose."""
+    """Differences of versions, machine and code, which are not meant to influence results."""
     missing: list[str]
-    """Tasks and policies that only one of them has."""
+    """Tasks and policies that only one report has."""
     changes: list[Change]
-    """One for each policy that both have."""
+    """One change for each policy of each task that both reports have."""
 
 
 def diff(first: Path, second: Path) -> Difference:
@@ -112,7 +112,7 @@ def _change(task: str, policy: str, old: list[Record], new: list[Record]) -> Cha
 
 
 def in_words(result: Difference) -> str:
-    """The comparison for the terminal."""
+    """The comparison as text for the terminal."""
     lines = []
     for title, found in (
         ("configuration", result.configuration),

@@ -1,6 +1,6 @@
-"""One evaluation as its ledgers hold it: a `Run`, with its policies and where it was made, and a `Record` a sample.
+"""Data model of one evaluation: a `Run` with its policies and provenance, and one `Record` per sample and policy.
 
-Shares are fractions of 1, scores have the unit the run's description names, times are in seconds.
+Shares are fractions of 1, scores have the unit that the run's description names, times are in seconds.
 """
 
 from __future__ import annotations
@@ -17,46 +17,46 @@ Positive = Annotated[int, Field(ge=1, le=2**53)]
 
 
 class Strict(BaseModel):
-    """Unknown keys are refused, so that a newer file is noticed instead of half read."""
+    """Base class that refuses unknown keys, so that a file of a newer release is an error and not half read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Record(Strict):
-    """One sample under one policy: a line of the ledger."""
+    """The result of one sample under one policy: a line of the ledger."""
 
     index: Count
-    """Place of the sample in the evaluation's order."""
+    """Position of the sample in the evaluation, from 0."""
     id: str
     category: str
     cluster: str | None = None
-    """Samples of one cluster (questions on one video) are resampled together."""
+    """Label shared by dependent samples (questions on one video); the bootstrap resamples a cluster as a whole."""
     policy: str
-    """As written on the command line."""
+    """The policy's spec, as written on the command line."""
     score: float | None
-    """None if the sample failed."""
+    """Score in the run's unit; None if the sample failed."""
     updates: Count = 0
-    """How many times the policy acted."""
+    """Number of times the policy decided what to keep."""
     seen: Count = 0
-    """Tokens this sample's cache has seen."""
+    """Number of tokens that entered this sample's cache."""
     kept_share: float | None = None
-    """Tokens held when the answer began (RL: averaged over steps) over tokens seen, averaged over layers and heads."""
+    """Tokens kept when the answer began (RL: averaged over steps) over tokens seen, averaged over layers and heads."""
     peak_share: float | None = None
     kept: list[list[Count]] = []
-    """Tokens held, (layers, KV heads)."""
+    """Number of tokens in the cache, (layers, KV heads)."""
     history: list[list[float]] = []
-    """Mean tokens a head held after each update, (layers, updates)."""
+    """Mean number of tokens a KV head kept after each update, (layers, updates)."""
     answer: str | None = None
     unparsed: bool = False
     error: str | None = None
     """Why the sample failed; None if it did not."""
     seconds: float = 0.0
-    """Wall time; a batch's time is shared out evenly."""
+    """Wall-clock time; the time of a batch is divided evenly among its samples."""
     details: dict[str, Any] = {}
     arrays: dict[str, str] = {}
-    """Name -> SHA-256, under which the array lies in kept.npz."""
+    """Array name -> SHA-256, under which kept.npz stores it."""
     sizes_sha256: str | None = None
-    """SHA-256 of the cache sizes that a policy with match=NAME was given; a change of them makes the record void."""
+    """SHA-256 of the cache sizes that a policy with match=NAME was given; if they change, the record is discarded."""
 
     @model_validator(mode="after")
     def _heads_and_updates_alike(self) -> Self:
@@ -66,10 +66,10 @@ class Record(Strict):
 
 
 class Policy(Strict):
-    """One policy of a run. Whoever wants to know what a policy is looks here and never into its spec."""
+    """One policy of a run, with its properties spelled out so that nothing has to parse the spec."""
 
     spec: str
-    """As written on the command line, for example ``h2o:keep=0.5``; the policy's name in records and tables."""
+    """The policy as written on the command line, such as ``h2o:keep=0.5``; records and tables refer to it by this."""
     name: str
     """Name in the registry of policies, for example ``h2o``."""
     update_interval: Positive
@@ -79,15 +79,15 @@ class Policy(Strict):
     match: str | None = None
     """Spec of the policy whose cache size this one was given."""
     sha256: str | None = None
-    """SHA-256 of the weights and statistics, for policies that have some."""
+    """SHA-256 of the weights and statistics; None for a policy without any."""
 
 
 class Provenance(Strict):
-    """How and where a run was made. Differs between runs of equal result, so comparisons leave it out."""
+    """Command, versions and machine of a run. Runs with equal results may differ in it, so comparisons leave it out."""
 
     command: str
     started: str
-    """UTC, ISO 8601."""
+    """Start time, UTC, ISO 8601."""
     versions: dict[str, str]
     platform: str
     cpu: str
@@ -99,12 +99,12 @@ class Provenance(Strict):
 
     @property
     def code(self) -> tuple[Any, ...]:
-        """What may change a result without being part of a run's identity."""
+        """Code and package versions, which may change a result without being part of a run's identity."""
         return self.git_hash, self.git_dirty, self.versions
 
 
 class Run(Strict):
-    """One evaluation: everything that decides its records, and how it was made. First line of a ledger."""
+    """One evaluation: everything that determines its records, and its provenance. It is the first line of a ledger."""
 
     schema_version: Literal[2] = 2
     task: str
@@ -114,31 +114,31 @@ class Run(Strict):
     batch: Positive
     policies: list[Policy]
     options: dict[str, Any]
-    """Resolved flags, without those that only say where files lie."""
+    """Resolved flags, without those that only name file locations."""
     description: dict[str, Any]
-    """What was evaluated: model, data, their SHA-256, dtype, prompts, what the score is."""
+    """Model, data and their SHA-256, dtype, prompts, and the meaning and unit of the score."""
     provenance: Provenance
     resumed: list[Provenance] = []
-    """Later starts of this run with other code or packages, whose records stand among the others."""
+    """Provenance of later starts of this run with other code or packages; their records are among the others."""
 
     @property
     def latest(self) -> Provenance:
-        """Provenance of the last start that had other code or packages than the one before."""
+        """Provenance of the last start whose code or packages differ from those of the one before."""
         return [self.provenance, *self.resumed][-1]
 
     @property
     def baseline(self) -> Policy | None:
-        """The policy that the others are compared with: the first that keeps every token."""
+        """The policy that the others are compared with: the first one that keeps every token; None if there is none."""
         return next((policy for policy in self.policies if policy.baseline), None)
 
     def policy(self, spec: str) -> Policy:
-        """The policy that was written as `spec`; `KeyError` if the run has none."""
+        """The policy written as `spec`; raises `KeyError` if the run has none."""
         return {policy.spec: policy for policy in self.policies}[spec]
 
     @model_validator(mode="before")
     @classmethod
     def _from_version_1(cls, data: Any) -> Any:
-        """Version 1 recorded a policy as its spec alone, ``name`` or ``name:key=value,...``."""
+        """Complete the policies of schema version 1, which recorded only specs, ``name`` or ``name:key=value,...``."""
         if not isinstance(data, dict) or data.get("schema_version") != 1:
             return data
         options = data.get("options")
@@ -147,17 +147,17 @@ class Run(Strict):
         return {**data, "schema_version": SCHEMA_VERSION, "policies": policies}
 
     def identity(self) -> dict[str, Any]:
-        """What two runs must share for their records to belong together.
+        """The configuration that two runs must share for their records to be combined.
 
-        Files count by content, not by place. Of the description only what the options do not decide is in it: model,
-        data, their number format and the prompts; the rest is words for the reader, which may be improved.
+        Files are identified by content, not by path. From the description it takes only model, data, dtype and
+        prompts; the rest is text for the reader, whose wording may change.
         """
         found = self.configuration()
         decisive = {key: value for key, value in found["description"].items() if key in _DECISIVE or _is_digest(key)}
         return {**found, "description": decisive}
 
     def configuration(self) -> dict[str, Any]:
-        """All that was set or chosen, without how and where the run was made; files count by content, not by place."""
+        """Everything that was set or chosen, without provenance; files are identified by content, not by path."""
         found = json.loads(self.model_dump_json(exclude={"provenance", "resumed", "schema_version"}))
         placed = {key.removesuffix("_sha256") for key in self.description if _is_digest(key)}
         found["description"] = {key: value for key, value in found["description"].items() if key not in placed}

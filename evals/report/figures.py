@@ -1,4 +1,4 @@
-"""Figures as SVG text to be put into the page: they follow its colours, and the same numbers give the same bytes."""
+"""Figures as inline SVG. They follow the page's colours, and equal numbers give equal bytes."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from namm_transfer.evals.report.schema import Report, Run, SummaryRow
 from namm_transfer.evals.report.verdict import MIN_UPDATES, Row, number, percent, policy_of, unit
 
 INK = "#010203"
-"""Drawn in this colour, shown in the page's text colour."""
+"""Placeholder colour that `inline` replaces by the page's text colour."""
 
 COLOURS = ("#d55e00", "#0084c8", "#009e73", "#cc79a7", "#b8860b", "#7a6ff0", "#8c8c8c")
-"""Told apart by the colour-blind (after Okabe and Ito), and visible on white and on black."""
+"""Colours of the lines, distinguishable for colour-blind readers (after Okabe and Ito), on white and on black."""
 
 MARKS = "osD^vPX"
 
 MAX_MAPS = 6
-"""Heat maps a task shows."""
+"""Most heat maps shown per task."""
 
 UNIFORM = 0.01
-"""Heads whose kept shares differ by at most this have one budget."""
+"""Largest difference of the kept shares at which all KV heads count as having the same budget."""
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -45,28 +45,28 @@ STYLE: dict[Any, Any] = {
 }
 
 ADAPTING = "<style>svg { color: #1f2328 } @media (prefers-color-scheme: dark) { svg { color: #e6edf3 } }</style>"
-"""A figure in a file of its own follows the reader's colour scheme by itself."""
+"""Style with which a stand-alone SVG file follows the reader's colour scheme."""
 
 
 @dataclasses.dataclass
 class Drawing:
-    """A figure and the words for those who cannot see it."""
+    """A figure with its caption and text alternative."""
 
     svg: str
     """Inline SVG."""
     caption: str
-    """What it shows and how to read it."""
+    """Caption that explains the figure."""
     alternative: str
-    """Its numbers in words."""
+    """Text alternative with the numbers."""
 
 
 def score_against_size(report: Report, run: Run, name: str) -> Drawing | None:
-    """Score over cache size of one task, vertical bars the paired intervals; None if nothing was scored.
+    """Plot score against cache size for one task, with paired intervals as bars; None if nothing was scored.
 
     Args:
-        report: where the numbers stand.
-        run: the task.
-        name: unique in the page, since the parts of all figures share one name space.
+        report: the report that has the numbers.
+        run: the run of the task.
+        name: prefix of the SVG ids, unique in the page.
     """
     scored = [row for row in report.summary if row.task == run.task and row.score is not None]
     rows = [row for row in scored if row.kept_share is not None]
@@ -126,7 +126,7 @@ def _points(
 
 
 def kept_shares(report: Report, run: Run, name: str) -> Drawing | None:
-    """Heat maps of the share kept by layer and KV head, a panel a policy; None if nothing was recorded."""
+    """Heat maps of the share kept by layer and KV head, one panel per policy; None if nothing was recorded."""
     maps = [item for item in report.heatmaps if item.task == run.task][:MAX_MAPS]
     if not maps:
         return None
@@ -164,7 +164,7 @@ def kept_shares(report: Report, run: Run, name: str) -> Drawing | None:
 
 
 def sizes_by_update(report: Report, run: Run, name: str) -> Drawing | None:
-    """Tokens a KV head holds after each update, a line a policy; None if no policy acted."""
+    """Plot the tokens a KV head keeps after each update, one line per policy; None if no policy acted."""
     lines = [item for item in report.sizes if item.task == run.task]
     if not lines:
         return None
@@ -173,7 +173,7 @@ def sizes_by_update(report: Report, run: Run, name: str) -> Drawing | None:
         longest = max(lines, key=lambda item: item.interval * len(item.held))
         seen = longest.interval * np.arange(len(longest.held) + 1)
         axes.plot(seen, seen, color=INK, linestyle="--", linewidth=1, label="everything")
-        for i, item in enumerate(lines):  # thinner and thinner, since sizes that were matched lie on each other
+        for i, item in enumerate(lines):  # each line thinner than the last, since matched sizes coincide
             tokens = item.interval * np.arange(1, len(item.held) + 1)
             width, style = max(1.2, 6 - 1.5 * i), ("-", "-.", ":")[i // len(COLOURS) % 3]
             colour = COLOURS[i % len(COLOURS)]
@@ -197,13 +197,13 @@ def sizes_by_update(report: Report, run: Run, name: str) -> Drawing | None:
 
 
 def changes(reports: Sequence[tuple[str, Report]]) -> str:
-    """An SVG file with a panel a domain: change of the score against the full cache, in % of its score.
+    """An SVG file with the change of the score against the full cache, in % of its score, one panel per domain.
 
-    Tasks in a group of several are one panel; a hollow point is a policy that hardly acted. A domain where the full
-    cache scores nothing has none.
+    The tasks of a group share one panel; a hollow point marks a policy that hardly acted. Domains in which the full
+    cache scores 0 are left out.
 
     Args:
-        reports: each with its name.
+        reports: (name, report) pairs.
     """
     panels = [(title, report, full, rows) for name, report in reports for title, full, rows in _panels(name, report)]
     with rc_context({**STYLE, "svg.hashsalt": "headline"}):
@@ -225,9 +225,9 @@ def changes(reports: Sequence[tuple[str, Report]]) -> str:
 
 
 def _panels(name: str, report: Report) -> list[tuple[str, Row, list[Row]]]:
-    """(title, full cache, rows to show) of each domain of a report.
+    """Title, full-cache row and rows to show for each domain of a report.
 
-    A domain that is alone has the name of its report, since two reports may be of one task.
+    The only domain of a report is named after the report, since several reports may have the same task.
     """
     grouped = [row for row in report.overall if row.tasks > 1]
     groups = tuple(f"{row.task}/" for row in grouped)
@@ -248,7 +248,7 @@ def _panels(name: str, report: Report) -> list[tuple[str, Row, list[Row]]]:
 
 
 def _relative(full: Row, row: Row) -> list[float]:
-    """Middle, low and high end of a row's difference, in % of the full cache's score."""
+    """Estimate, lower and upper bound of a row's difference, in % of the full cache's score."""
     low, high = row.diff_ci or (0.0, 0.0)
     return [100 * value / abs(full.score or 1.0) for value in (row.diff_full or 0.0, low, high)]
 
@@ -273,7 +273,7 @@ def _change(axes: Axes, title: str, runs: Sequence[Run], full: Row, rows: Sequen
 
 
 def _label(name: str) -> str:
-    """A name with at most 30 letters, its beginning and its end: long ones leave no room for the axes."""
+    """Shorten a name to 30 characters by cutting out its middle, to leave room for the axes."""
     return name if len(name) <= 30 else f"{name[:14]}…{name[-15:]}"
 
 
@@ -285,7 +285,7 @@ def _svg(draw: Callable[[Axes], None], name: str, size: tuple[float, float]) -> 
 
 
 def inline(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element that scales, takes the page's text colour, and whose names are its own."""
+    """The figure as a scalable <svg> element in the page's text colour, with ids prefixed by `name`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
@@ -301,5 +301,5 @@ def inline(figure: Figure, name: str) -> str:
 
 
 def _tenth(number: re.Match[str]) -> str:
-    """A coordinate to a tenth of a point, finer than a screen shows."""
+    """Round a coordinate to a tenth of a point, finer than a screen shows."""
     return f"{float(number[0]):.1f}".removesuffix(".0")

@@ -1,8 +1,8 @@
-"""The records of a run on disk: append-only JSON lines, one file a process, each line durable before the next sample.
+"""The records of a run on disk: append-only JSON lines, one file per process, synced to disk after every line.
 
 The first line of a file is the `Run`, every other line a `Record`. A process that is killed leaves at most one damaged
-line at the end of its file; reading stops there and says so, and `prepare` cuts it off before a run goes on. What is
-published is compressed (`records-*.jsonl.gz`).
+line at the end of its file; reading stops there and reports it, and `prepare` truncates it before a run resumes.
+Published ledgers are compressed (`records-*.jsonl.gz`).
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from namm_transfer.evals.report.evaluation import SCHEMA_VERSION, Provenance, Re
 from namm_transfer.files import make_folder, put_aside, safe_name, write_atomic
 
 MOST_BYTES = 1 << 29
-"""A compressed ledger that unpacks to more is refused; the largest published one has a hundredth of that."""
+"""Largest decompressed size of a ledger, in bytes; the published ones are a hundred times smaller."""
 
 
 @dataclasses.dataclass
 class Contents:
-    """What could be read of one ledger file."""
+    """The readable part of one ledger file."""
 
     path: Path
-    """The file."""
+    """The ledger file."""
     run: Run | None
-    """Its first line; None if not even that is whole."""
+    """The run in its first line; None if that line is damaged."""
     records: list[Record]
-    """The records before the damage, in the order they were written."""
+    """The records before any damage, in the order they were written."""
     intact_bytes: int
-    """Length of the undamaged beginning."""
+    """Length of the undamaged beginning, in bytes."""
     damage: str | None
-    """What is wrong behind it, None if nothing is."""
+    """A message about the damage; None if the whole file is readable."""
 
 
 def read(path: Path) -> Contents:
@@ -65,10 +65,10 @@ def read(path: Path) -> Contents:
 
 
 def content(path: Path) -> bytes:
-    """The lines of a ledger; of a compressed one that is cut off, those before the cut.
+    """The bytes of a ledger, decompressed; a truncated .gz file gives those before the end.
 
     Raises:
-        NammTransferError: it is called .gz and is no such file.
+        NammTransferError: a .gz file is not in gzip format, or unpacks to more than `MOST_BYTES`.
     """
     data = path.read_bytes()
     if path.suffix != ".gz":
@@ -99,31 +99,31 @@ def find(folder: Path) -> list[Path]:
 
 
 def path_of(folder: Path, task: str, process: int) -> Path:
-    """Where process number `process` keeps its records of `task`."""
+    """Path of the ledger in which process number `process` writes its records of `task`."""
     return folder / f"records-{safe_name(task)}-{process}.jsonl"
 
 
 def read_task(folder: Path, task: str) -> list[Contents]:
-    """All ledgers of one task in a folder, those of other tasks left alone."""
+    """Read all ledgers of one task in a folder."""
     stem = path_of(folder, task, 0).name.removesuffix("0.jsonl")
     found = [read(path) for path in find(folder) if path.name.startswith(stem)]
     return [contents for contents in found if contents.run is None or contents.run.task == task]
 
 
 def prepare(folder: Path, run: Run, resume: bool, defaults: Mapping[str, Any] | None = None) -> list[str]:
-    """Make the folder ready for a run to write into, by one process, before any of them opens its ledger.
+    """Make the folder ready for a run. One process calls this before any process opens its ledger.
 
-    With `resume`, earlier ledgers of the task must be of the same run, lose their damaged ends and the records of
-    failed samples, and note a change of the code, and compressed ones are unpacked; without, they are renamed to *.old.
+    With `resume`, earlier ledgers of the task must be of the same run: damaged ends and failed samples are removed,
+    compressed ledgers unpacked, and a change of the code recorded. Otherwise they are renamed to *.old.
 
     Args:
-        folder: the evaluation's --out.
-        run: the run that is about to begin or to go on.
-        resume: whether to go on.
-        defaults: option -> its default; an option that a run of an older release lacks had this value.
+        folder: the evaluation's --out folder.
+        run: the run that is about to start or resume.
+        resume: True to continue from the records in the folder.
+        defaults: option -> default value, assumed for options that the run of an older release did not record.
 
     Returns:
-        What the user should be told.
+        Messages for the user.
 
     Raises:
         NammTransferError: a ledger was made with another configuration; the message names the differences.
@@ -146,7 +146,7 @@ def prepare(folder: Path, run: Run, resume: bool, defaults: Mapping[str, Any] | 
             os.truncate(contents.path, contents.intact_bytes)
             notes.append(f"{contents.damage}; the damaged end is evaluated again")
         if contents.run is not None and contents.run.latest.code != run.provenance.code:
-            _go_on(contents.path, contents.run, run.provenance)
+            _record_restart(contents.path, contents.run, run.provenance)
             notes.append(f"{contents.path.name} was made with other code or packages; the report says so")
     failed = drop(folder, run.task, lambda record: record.error is not None) if resume else 0
     return [*notes, f"{failed} failed samples are tried again"] if failed else notes
@@ -159,7 +159,7 @@ def _differences_of(old: Run, new: Run, defaults: Mapping[str, Any]) -> list[str
 
 
 def drop(folder: Path, task: str, unwanted: Callable[[Record], bool]) -> int:
-    """Take records out of the ledgers of a task, by one process while none of them is open; how many there were."""
+    """Remove the unwanted records from the ledgers of a task, and return their number. No ledger may be open."""
     dropped = 0
     for contents in read_task(folder, task):
         left = [record for record in contents.records if not unwanted(record)]
@@ -171,7 +171,7 @@ def drop(folder: Path, task: str, unwanted: Callable[[Record], bool]) -> int:
 
 
 def _unpack(path: Path) -> Path:
-    """A compressed ledger as one that can be appended to."""
+    """Replace a compressed ledger by an uncompressed one, which can be appended to."""
     unpacked = path.with_suffix("")
     if unpacked.exists():
         raise NammTransferError(f"{path} and {unpacked.name} are the same ledger: expected one of them")
@@ -180,15 +180,15 @@ def _unpack(path: Path) -> Path:
     return unpacked
 
 
-def _go_on(path: Path, begun: Run, now: Provenance) -> None:
-    """Write into the first line that another sitting follows."""
+def _record_restart(path: Path, begun: Run, now: Provenance) -> None:
+    """Add the provenance of the resumed run to the first line."""
     first = begun.model_copy(update={"resumed": [*begun.resumed, now]}).model_dump_json()
     _, _, records = path.read_bytes().partition(b"\n")
     write_atomic(path, first.encode() + b"\n" + records)
 
 
 def differences(old: Any, new: Any, name: str = "", sides: tuple[str, str] = ("there", "here")) -> list[str]:
-    """Where two JSON values differ, as `options.seed: 0 there, 1 here`."""
+    """Differences between two JSON values, one line each, such as `options.seed: 0 there, 1 here`."""
     if old == new:
         return []
     if isinstance(old, dict) and isinstance(new, dict):
@@ -199,7 +199,7 @@ def differences(old: Any, new: Any, name: str = "", sides: tuple[str, str] = ("t
 
 
 class Ledger:
-    """One process's file, open for appending."""
+    """The ledger file of one process, open for appending."""
 
     def __init__(self, path: Path, run: Run) -> None:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 -- open for as long as the run lasts
@@ -207,10 +207,10 @@ class Ledger:
             self._append(run.model_dump_json())
 
     def add(self, record: Record) -> None:
-        """Append a record; it is on the disk when this returns.
+        """Append a record and sync it to disk.
 
         Raises:
-            OSError: it cannot be written, the disk being full for example. The records before it are untouched.
+            OSError: it cannot be written, for example because the disk is full; earlier records are intact.
         """
         self._append(record.model_dump_json())
 
@@ -221,11 +221,11 @@ class Ledger:
                 rest = rest[self._file.write(rest) :]
             _to_disk(self._file.fileno())
         except BaseException:
-            self._file.truncate(end)  # no half of a line stays, which frees its space as well
+            self._file.truncate(end)  # leave no partial line, and free its space
             raise
 
     def close(self) -> None:
-        """Close the file; nothing is lost without it."""
+        """Close the file. All records are already on disk."""
         self._file.close()
 
 

@@ -1,4 +1,4 @@
-"""A report as files and on the terminal: report.json, report.md and one self-contained report.html."""
+"""Render a report as report.json, report.md, one self-contained report.html, and text for the terminal."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from namm_transfer.evals.report.schema import Provenance, Report, Run
 from namm_transfer.files import write_atomic
 
 JSON_LIMIT = 150_000
-"""Bytes of report.json; records that do not fit are left to the ledgers beside it."""
+"""Largest size of report.json in bytes; records that do not fit are only in the ledgers beside it."""
 
 HTML_LIMIT = 950_000
-"""Bytes of report.html; samples are left out until it fits."""
+"""Largest size of report.html in bytes; samples are left out until it fits."""
 
 TERMINAL = 100
-"""Columns of running text on the terminal."""
+"""Width of paragraphs on the terminal, in characters."""
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write the three files; each appears whole or not at all."""
+    """Write report.json, report.md and report.html, each atomically."""
     write_atomic(folder / "report.json", as_json(report))
     write_atomic(folder / "report.md", as_markdown(report))
     write_atomic(folder / "report.html", as_html(report, folder))
 
 
 def as_json(report: Report) -> str:
-    """The report as JSON, an entry a line, of at most `JSON_LIMIT` bytes.
+    """The report as JSON, one entry per line, of at most `JSON_LIMIT` bytes.
 
-    If need be the records lose their details, answers and arrays, or are left out; the ledgers have them.
+    If it would be larger, the records lose their details, answers and arrays, or are left out; the ledgers have them.
     """
     text = _lines(report)
     if len(text.encode()) > JSON_LIMIT:
@@ -60,7 +60,7 @@ def _lines(report: Report) -> str:
 
 
 def terminal(report: Report, folder: Path) -> str:
-    """What a run ends with: the answer, the tables, what failed, and where to read on."""
+    """The text printed at the end of a run: headline, tables, verdicts, warnings, and the path of the report."""
     parts = [report.headline, textwrap.fill(verdict.DEFINITION, TERMINAL, break_on_hyphens=False)]
     parts += [tables.as_text(table) for table in _group(report)]
     for run in report.runs:
@@ -74,7 +74,7 @@ def terminal(report: Report, folder: Path) -> str:
 
 
 def as_markdown(report: Report) -> str:
-    """The report without figures and samples."""
+    """The report as Markdown, without figures and samples."""
     lines = ["# Memory transfer report", "", tables.escape(report.headline), "", verdict.DEFINITION, ""]
     for answer in verdict.top(report):
         lines.append(f"- **{tables.escape(f'{answer.task}, {answer.policy}')}**: {tables.escape(answer.text)}")
@@ -93,11 +93,11 @@ def as_markdown(report: Report) -> str:
 
 
 def as_html(report: Report, folder: Path | None = None) -> str:
-    """The page: one file, no request to anywhere, its only script known to the browser by its checksum.
+    """The report as one HTML page that makes no requests; its content security policy admits only its own script.
 
     Args:
-        report: what the page shows.
-        folder: where kept.npz and thumbnails/ lie; without it the samples have no time lines.
+        report: the report to show.
+        folder: folder of kept.npz and thumbnails/; without it the samples have no time lines.
     """
     tasks = [_section(report, run, place) for place, run in enumerate(report.runs)]
     page = ""
@@ -127,7 +127,7 @@ def as_html(report: Report, folder: Path | None = None) -> str:
 
 
 def template(name: str) -> Any:
-    """A page template of this folder; what it is given is escaped."""
+    """A Jinja template from this folder; values put into it are escaped."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -136,7 +136,7 @@ def template(name: str) -> Any:
 
 
 def _section(report: Report, run: Run, place: int) -> dict[str, Any]:
-    """What the page shows of one task."""
+    """Tables, figures and provenance of one task, for the page template."""
     drawings = [
         figures.score_against_size(report, run, f"size{place}"),
         figures.sizes_by_update(report, run, f"updates{place}"),
@@ -153,12 +153,12 @@ def _section(report: Report, run: Run, place: int) -> dict[str, Any]:
 
 
 def _group(report: Report) -> list[tables.Table]:
-    """The tables over several tasks; none where no group has several."""
+    """The tables over a group of tasks; empty if no group has more than one task."""
     return [tables.by_task(report), tables.overall(report)] if any(row.tasks > 1 for row in report.overall) else []
 
 
 def _of_task(report: Report, task: str) -> list[tables.Table]:
-    """The tables of a task that have something in them; a benchmark's own score comes before any other."""
+    """The nonempty tables of a task; the official score of a benchmark comes first."""
     alone = not _group(report) and any(task.startswith(f"{row.task}/") for row in report.overall)
     return [
         *tables.headlines(report, task),
@@ -171,7 +171,7 @@ def _of_task(report: Report, task: str) -> list[tables.Table]:
 
 
 def _columns(report: Report) -> list[tables.Column]:
-    """The columns of the main tables, each name once."""
+    """The columns of the main tables, without duplicate names, for the list of their meanings."""
     every = [*tables.SUMMARY, *(tables.OVERALL if report.overall else []), *tables.COSTS]
     every += [*(tables.RETURNS if report.returns else []), *(tables.HEADLINES if report.headlines else [])]
     return list({column.name: column for column in reversed(every)}.values())[::-1]
@@ -186,7 +186,7 @@ def _code(made: Provenance) -> str:
 
 
 def provenance(run: Run) -> list[tuple[str, str]]:
-    """How a run was made, as names and texts."""
+    """Command, versions, machine, options and checksums of a run as (name, text) pairs."""
     made = run.provenance
     pairs = [
         ("command", made.command),

@@ -1,4 +1,4 @@
-"""Where numbers come from: command, versions, machine, git state, and checksums of models and data."""
+"""Collect provenance: command, package versions, machine, git state, and checksums of models and data."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from namm_transfer.evals.report.schema import Provenance
 from namm_transfer.policy import EvictionPolicy
 
 PACKAGES = ("namm-transfer", "torch", "transformers", "accelerate", "numpy", "gymnasium", "mujoco", "decord2", "av")
-"""Distributions whose versions are recorded, those that are installed."""
+"""Distributions whose versions are recorded if they are installed."""
 
 HASHED = ("model", "data")
-"""Keys of a run's description that name files or folders; each gets a neighbour KEY_sha256."""
+"""Keys of a run's description that name files or folders; `with_checksums` adds KEY_sha256 for each."""
 
 
 def collect(processes: int) -> Provenance:
-    """How and where the current process runs."""
+    """The provenance of the current process."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     git_hash = _git("rev-parse", "HEAD")
     return Provenance(
@@ -47,10 +47,10 @@ def collect(processes: int) -> Provenance:
 
 
 def with_checksums(description: dict[str, Any]) -> dict[str, Any]:
-    """The description with `model_sha256` and `data_sha256` beside `model` and `data` where those lie on this machine.
+    """Add `model_sha256` and `data_sha256` to a description whose `model` and `data` are local files or folders.
 
-    Both may be one path or a list of them. A hub id is no path and gets no checksum. Paths in this checkout or among
-    the installed packages are given from there.
+    Each may be one path or a list of paths; a hub id gets no checksum. Paths inside this checkout or the installed
+    packages are made relative to them.
     """
     result = dict(description)
     for key in HASHED:
@@ -66,7 +66,7 @@ def with_checksums(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def _portable(path: Path) -> str:
-    """A path as others can find it: from the installed packages or this checkout, where it lies in one of them."""
+    """A path relative to the installed packages or this checkout, if it is inside one of them."""
     for root in (Path(sysconfig.get_path("purelib")), Path(__file__).parents[2]):
         if path.resolve().is_relative_to(root.resolve()):
             return path.resolve().relative_to(root.resolve()).as_posix()
@@ -74,9 +74,9 @@ def _portable(path: Path) -> str:
 
 
 def weights_sha256(policy: EvictionPolicy) -> str | None:
-    """SHA-256 of a policy's weights and statistics as safetensors; None for a rule without any.
+    """SHA-256 of a policy's weights and statistics as safetensors; None for a policy without any.
 
-    For a saved NAMM it is what `sha256sum model.safetensors` says.
+    For a saved NAMM it equals the output of `sha256sum model.safetensors`.
     """
     if not isinstance(policy, torch.nn.Module):
         return None
@@ -94,7 +94,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of a git command in this package's checkout; None outside of one."""
+    """Output of a git command in this package's checkout; None outside a checkout or if git fails."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,30 +1,44 @@
-"""What a report folder holds: the records of its ledgers by task and policy, and its report.json."""
+"""Read a report folder: the records of its ledgers by task and policy, its arrays, and its report.json."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import math
+import re
+import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pydantic_core
 from pydantic import ValidationError
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.report import ledger
 from namm_transfer.evals.report.schema import SCHEMA_VERSION, Record, Report, Run
+from namm_transfer.files import write_atomic
+
+MOST_ARRAY_BYTES = 1 << 28
+"""Largest array that is unpacked from an archive, in bytes."""
+
+_ARRAY_NAME = re.compile("[0-9a-f]{64}")
+# The archive or member is missing, damaged, encrypted, or compressed in a way that Python cannot read.
+_UNREADABLE = (OSError, KeyError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass
 class Task:
-    """One run and its records."""
+    """One run with its records."""
 
     run: Run
-    """The run; where several ledgers have one, the first."""
+    """The run, as the first ledger that has it states it."""
     records: dict[str, list[Record]]
-    """By policy, in the run's order; each list by index."""
+    """Policy spec -> records, ordered by sample index."""
     damage: list[str]
-    """What could not be read."""
+    """Messages about the parts of the ledgers that could not be read."""
 
     def paired(self, policy: str) -> list[tuple[Record, Record]]:
         """The records of samples that both this policy and the baseline finished: (its own, the baseline's)."""
@@ -37,7 +51,7 @@ class Task:
         ]
 
     def differences(self, policy: str) -> tuple[list[float], list[str]]:
-        """Differences of the score to the baseline's, and the cluster of each."""
+        """Differences between the policy's scores and the baseline's, and the cluster of each."""
         pairs = self.paired(policy)
         clusters = [record.cluster or f"sample {record.index}" for record, _ in pairs]
         return [(record.score or 0.0) - (full.score or 0.0) for record, full in pairs], clusters
@@ -47,7 +61,7 @@ def load(folder: Path) -> list[Task]:
     """The runs of a report folder, in the order they were started.
 
     Raises:
-        NammTransferError: no ledger there, or two of the same task that do not belong together.
+        NammTransferError: there is no ledger, or two of the same task are of different runs.
     """
     contents = [ledger.read(path) for path in ledger.find(folder)]
     if not any(item.run for item in contents):
@@ -78,7 +92,7 @@ def load(folder: Path) -> list[Task]:
 
 
 def _unique(records: list[Record]) -> list[Record]:
-    """One record a sample, in the samples' order: the last one, but none of a failure where there is a result."""
+    """One record per sample, in the samples' order: the last one, where a result takes precedence over a failure."""
     results = {record.index: record for record in records if record.error is None}
     return [record for _, record in sorted(({record.index: record for record in records} | results).items())]
 
@@ -112,7 +126,7 @@ def read(path: Path) -> Report:
 
 
 def mean_history(records: Iterable[Record]) -> list[list[float]]:
-    """Tokens a head held after each update, (layers, updates), each entry the mean over the samples that got so far."""
+    """Mean tokens a KV head kept after each update, (layers, updates), over the samples that reached that update."""
     histories = [record.history for record in records]
     layers = max(map(len, histories), default=0)
     return [_mean_by_update([history[i] for history in histories if i < len(history)]) for i in range(layers)]
@@ -121,3 +135,77 @@ def mean_history(records: Iterable[Record]) -> list[list[float]]:
 def _mean_by_update(rows: list[list[float]]) -> list[float]:
     columns = [[row[i] for row in rows if i < len(row)] for i in range(max(map(len, rows), default=0))]
     return [math.fsum(column) / len(column) for column in columns]  # fsum: the same in whatever order they come
+
+
+class ArrayStore:
+    """The arrays of a report folder, addressed by the SHA-256 of their .npy bytes.
+
+    A run writes each array to a file of its own; `pack` puts them into one kept.npz at the end.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.loose = folder / "arrays"
+        self.packed = folder / "kept.npz"
+
+    def put(self, array: np.ndarray) -> str:
+        """Store an array and return its name; raises `NammTransferError` for object arrays, which would need pickle."""
+        if np.asarray(array).dtype.hasobject:
+            raise NammTransferError(f"cannot store an array of dtype {np.asarray(array).dtype}; expected numbers")
+        buffer = io.BytesIO()
+        np.save(buffer, np.asarray(array), allow_pickle=False)
+        name = hashlib.sha256(buffer.getvalue()).hexdigest()
+        if not (self.loose / f"{name}.npy").exists():
+            write_atomic(self.loose / f"{name}.npy", buffer.getvalue())
+        return name
+
+    def get(self, name: str) -> np.ndarray:
+        """The array of that name; raises `NammTransferError` if it is missing or its SHA-256 differs from its name."""
+        data = self._bytes(name)
+        if data is None or hashlib.sha256(data).hexdigest() != name:
+            raise NammTransferError(f"array {name!r} is {'missing' if data is None else 'damaged'} in {self.packed}")
+        try:
+            return np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, EOFError, MemoryError, OverflowError) as error:
+            raise NammTransferError(f"array {name!r} in {self.packed} is no .npy file: {error}") from None
+
+    def _bytes(self, name: str) -> bytes | None:
+        if not _ARRAY_NAME.fullmatch(name):  # the name comes from a record and becomes part of a path
+            return None
+        loose = self.loose / f"{name}.npy"
+        try:
+            if loose.is_file():
+                return loose.read_bytes()
+            with zipfile.ZipFile(self.packed) as archive:
+                member = archive.getinfo(f"{name}.npy")
+                return archive.read(member) if member.file_size <= MOST_ARRAY_BYTES else None
+        except _UNREADABLE:
+            return None
+
+    def _names(self) -> set[str]:
+        """Names of all arrays in this folder."""
+        loose = {path.stem for path in self.loose.glob("*.npy")}
+        try:
+            with zipfile.ZipFile(self.packed) as archive:
+                return loose | {Path(name).stem for name in archive.namelist()}
+        except _UNREADABLE:
+            return loose
+
+    def pack(self, names: Iterable[str] = (), sources: Iterable[ArrayStore] = (), only: bool = False) -> None:
+        """Pack all arrays of this folder, and the named ones from `sources`, into kept.npz and remove the loose files.
+
+        Arrays of earlier runs are kept, as their records are. Arrays that cannot be found are left out, although the
+        records still name them. With `only`, arrays of this folder that are not named are removed.
+        """
+        stores = [self, *sources]
+        wanted = set(names) if only else self._names().union(names)
+        found = {name: next((data for store in stores if (data := store._bytes(name))), None) for name in wanted}
+        if any(found.values()):
+            buffer = io.BytesIO()
+            with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name in sorted(name for name, data in found.items() if data):
+                    archive.writestr(zipfile.ZipInfo(f"{name}.npy"), found[name] or b"", zipfile.ZIP_DEFLATED)
+            write_atomic(self.packed, buffer.getvalue())
+        for path in self.loose.glob("*.npy"):
+            path.unlink()
+        if self.loose.exists():
+            self.loose.rmdir()

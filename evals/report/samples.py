@@ -1,4 +1,4 @@
-"""The few samples a page shows, chosen without a look at their outcome, with what was kept of each over its time."""
+"""The few samples that a page shows, chosen independently of their outcome, with time lines of the tokens kept."""
 
 from __future__ import annotations
 
@@ -16,82 +16,87 @@ import numpy as np
 from matplotlib.image import imsave
 
 from namm_transfer.errors import NammTransferError
-from namm_transfer.evals.report.arrays import ArrayStore
+from namm_transfer.evals.report.records import ArrayStore
 from namm_transfer.evals.report.schema import Brief, Report, Run
 from namm_transfer.evals.report.verdict import number, percent
 from namm_transfer.files import safe_join, safe_name
 
 RECORDED = 12
-"""Samples of which an evaluation stores what a page may show of them."""
+"""Number of samples whose arrays and thumbnails an evaluation stores."""
 
 SAMPLES = 6
-"""Samples a page shows, over all tasks."""
+"""Number of samples a page shows, over all tasks."""
 
 RULE = "category by category in turn, by the SHA-256 of their names: the outcome has no say in the choice"
 
 TEXT_LIMIT = 500
-"""Characters of an answer that are shown."""
+"""Most characters shown of a question or an answer."""
 
 THUMBNAILS = 8
-"""Frames of a film that are shown, spread evenly."""
+"""Most frames shown of a video, evenly spaced."""
 
 THUMBNAIL_BYTES = 10_000
-"""A larger picture is not embedded."""
+"""Largest thumbnail that is embedded in the page, in bytes."""
 
 COLUMNS = 200
-"""Most columns of a strip; longer time lines are averaged down to this."""
+"""Most pixels of a time line; longer ones are averaged down to this."""
 
 COLOUR = (0.0, 0.45, 0.78)
-"""Colour of a token that is kept; where it is not, the page shows through."""
+"""Colour (RGB) of a kept token; its opacity is the share of heads that keep it."""
 
 LEVELS = 4
-"""Steps between a token that no head keeps any more and one that all keep."""
+"""Level of a token that every head keeps; 0 is one that no head keeps."""
 
 KINDS = ("returns", "states", "actions")
-"""Order of the tokens of a time step (Decision Transformer)."""
+"""Token types of a Decision Transformer's time step, in order."""
 
 
 @dataclasses.dataclass
 class Strip:
-    """One time line."""
+    """A time line of the tokens kept in one sample."""
 
     label: str
-    """What it is of."""
+    """Kind of token: frames, tokens, returns, states or actions."""
     image: str
-    """Data URI of a PNG, one pixel high; a fully coloured pixel is kept by all layers and heads."""
+    """Data URI of a PNG, one pixel high; an opaque pixel is kept by all layers and heads."""
     alternative: str
-    """Its numbers in words, by quarters."""
+    """Text alternative: the mean share kept in each quarter."""
 
 
 @dataclasses.dataclass
 class Entry:
-    """A sample under one policy."""
+    """One sample under one policy, as the page shows it."""
 
     record: Brief
     answer: str
-    """What the model said, cut to `TEXT_LIMIT`, or the facts of an episode."""
+    """The model's answer, cut to `TEXT_LIMIT`, or the numbers of an episode."""
     outcomes: list[str]
-    """Words the browser filters by."""
+    """Labels by which the page can filter, such as "wrong"."""
     strips: list[Strip]
     text: list[tuple[int, str]]
-    """The prompt in runs of tokens kept alike; empty where its words were not recorded or stand elsewhere."""
+    """(level, text) of the prompt, see `runs_of_text`; empty if it was not recorded or another entry shows it."""
 
 
 @dataclasses.dataclass
 class Card:
-    """One sample under all policies."""
+    """One sample under all policies, as the page shows it."""
 
     id: str
     category: str
     question: str
     expected: str
     thumbnails: list[tuple[str, str]]
-    """(what it is, data URI)."""
+    """(description, data URI) of each picture."""
     entries: list[Entry]
 
 
 def choose(samples: Iterable[tuple[str, str]], count: int = RECORDED) -> list[str]:
-    """Names of `count` samples to show (see `RULE`), out of (name, category) of all; of fewer, the first of these."""
+    """Ids of up to `count` samples to show, chosen by `RULE`; a smaller count gives a prefix of the same list.
+
+    Args:
+        samples: (id, category) of every sample.
+        count: how many to choose.
+    """
     by_category: dict[str, list[str]] = {}
     for name, category in dict.fromkeys(samples):
         by_category.setdefault(category, []).append(name)
@@ -102,13 +107,13 @@ def choose(samples: Iterable[tuple[str, str]], count: int = RECORDED) -> list[st
 
 
 def chosen(report: Report, task: str) -> list[str]:
-    """Names of the samples of a task that the page shows; `SAMPLES` over all tasks, one of each at least."""
+    """Ids of the samples of a task that the page shows: `SAMPLES` over all tasks, and at least one per task."""
     named = ((record.id, record.category) for record in report.records if record.task == task)
     return choose(named, max(1, SAMPLES // len(report.runs)))
 
 
 def shown_arrays(report: Report) -> set[str]:
-    """SHA-256 of the arrays that the page draws."""
+    """SHA-256 of the arrays that the page needs."""
     return {
         digest
         for run in report.runs
@@ -118,13 +123,13 @@ def shown_arrays(report: Report) -> set[str]:
 
 
 def cards(report: Report, run: Run, folder: Path | None, count: int = SAMPLES) -> list[Card]:
-    """What the page shows of the first `count` chosen samples of a run.
+    """Cards of the first `count` chosen samples of a run.
 
     Args:
-        report: where the records stand.
-        run: the task.
-        folder: where kept.npz and thumbnails/ lie; None shows answers alone.
-        count: how many samples at most.
+        report: the report that has the records.
+        run: the run of the task.
+        folder: folder of kept.npz and thumbnails/; None shows answers only.
+        count: maximum number of samples.
     """
     records: dict[str, list[Brief]] = {}
     for record in _chosen_records(report, run.task, count):
@@ -143,7 +148,7 @@ def _card(records: list[Brief], run: Run, folder: Path | None) -> Card:
     first, reference = records[0], run.baseline.spec if run.baseline else None
     full = next((record for record in records if record.policy == reference), None)
     acting = [record for record in records if not run.policy(record.policy).baseline]
-    told = next(
+    featured = next(
         (record for record in acting if run.policy(record.policy).name == "namm"), acting[0] if acting else None
     )
     details = first.details
@@ -156,14 +161,14 @@ def _card(records: list[Brief], run: Run, folder: Path | None) -> Card:
         category=first.category,
         question=str(details.get("question", ""))[-TEXT_LIMIT:],
         expected=str(expected),
-        thumbnails=_pictures(first.id, told, folder) if folder else [],
-        entries=[_entry(record, full, folder, record is told) for record in records],
+        thumbnails=_pictures(first.id, featured, folder) if folder else [],
+        entries=[_entry(record, full, folder, record is featured) for record in records],
     )
 
 
-def _entry(record: Brief, full: Brief | None, folder: Path | None, told: bool) -> Entry:
+def _entry(record: Brief, full: Brief | None, folder: Path | None, featured: bool) -> Entry:
     arrays = _arrays(record, folder)
-    words = arrays.keys() >= {"pieces", "tokens"} and told  # one policy is enough: the prompt is long
+    words = arrays.keys() >= {"pieces", "tokens"} and featured  # prompts are long, so only one entry shows it
     return Entry(
         record=record,
         answer=(record.answer or _facts(record))[:TEXT_LIMIT],
@@ -186,7 +191,7 @@ def _outcomes(record: Brief, full: Brief | None) -> list[str]:
 
 
 def _arrays(record: Brief, folder: Path | None) -> dict[str, np.ndarray]:
-    """The arrays of a record that are there; a page without time lines is better than none."""
+    """The arrays of a record; missing or damaged ones are skipped, since a page without time lines is still useful."""
     found = {}
     for name, digest in record.arrays.items():
         try:
@@ -198,22 +203,22 @@ def _arrays(record: Brief, folder: Path | None) -> dict[str, np.ndarray]:
 
 
 def thumbnails(folder: Path, sample: str) -> list[Path]:
-    """Pictures `thumbnails/SAMPLE/FRAME.jpg` of a sample, evenly spread over those that are there and small."""
+    """Paths `thumbnails/SAMPLE/FRAME.jpg` of a sample, evenly spaced among the files of at most `THUMBNAIL_BYTES`."""
     inside = safe_join(folder / "thumbnails", safe_name(sample))
     small = [path for path in inside.glob("*.jpg") if path.stat().st_size <= THUMBNAIL_BYTES and path.stem.isdigit()]
     there = sorted(small, key=lambda path: int(path.stem))
     return [there[i] for i in np.linspace(0, len(there) - 1, min(THUMBNAILS, len(there))).round().astype(int)]
 
 
-def _pictures(sample: str, told: Brief | None, folder: Path) -> list[tuple[str, str]]:
-    """The sample's pictures, each with what the policy kept of that frame."""
-    frames = _arrays(told, folder).get("frames") if told else None
+def _pictures(sample: str, featured: Brief | None, folder: Path) -> list[tuple[str, str]]:
+    """The sample's thumbnails, each with the share of that frame which the policy kept."""
+    frames = _arrays(featured, folder).get("frames") if featured else None
     found = []
     for path in thumbnails(folder, sample):
         frame = int(path.stem)
         words = f"frame {frame}"
-        if frames is not None and told is not None and frame < frames.shape[2]:
-            words += f": {percent(float(frames[:, :, frame].mean()))} kept by {told.policy}"
+        if frames is not None and featured is not None and frame < frames.shape[2]:
+            words += f": {percent(float(frames[:, :, frame].mean()))} kept by {featured.policy}"
         found.append((words, _data_uri("jpeg", path.read_bytes())))
     return found
 
@@ -223,7 +228,7 @@ def _data_uri(kind: str, data: bytes) -> str:
 
 
 def _facts(record: Brief) -> str:
-    """What there is to say of a sample without words: an episode's return, for example."""
+    """The recorded details of a sample without a text answer, such as an episode's return."""
     return ", ".join(
         f"{name} {value_text(value)}"
         for name, value in record.details.items()
@@ -232,16 +237,16 @@ def _facts(record: Brief) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A JSON value for a reader."""
+    """Format a JSON value for display."""
     return value if isinstance(value, str) else number(value) if isinstance(value, float) else json.dumps(value)
 
 
 def strips(arrays: dict[str, np.ndarray]) -> list[Strip]:
-    """The time lines in a sample's arrays.
+    """Draw the time lines of a sample's arrays.
 
     Args:
         arrays: shares in [0, 1] by name: `frames` (layers, KV heads, frames), `kept` (layers, steps, 3),
-            `tokens` (tokens,); others are left alone.
+            `tokens` (tokens,); others are ignored.
     """
     found = []
     if "frames" in arrays:
@@ -269,11 +274,11 @@ def _strip(label: str, shares: np.ndarray) -> Strip:
 
 
 def runs_of_text(pieces: np.ndarray, shares: np.ndarray) -> list[tuple[int, str]]:
-    """A text in runs of tokens kept alike: (level from 0, no head keeps it, to `LEVELS`, all do; the words).
+    """Group a text into runs of tokens that equally many heads keep: (level from 0 to `LEVELS`, text).
 
     Args:
         pieces: (tokens,) strings.
-        shares: (tokens,) share of layers and heads that keep each.
+        shares: (tokens,) share of layers and heads that keep each token.
     """
     levels = np.rint(np.asarray(shares) * LEVELS).astype(int)
     found: list[tuple[int, str]] = []

@@ -1,8 +1,8 @@
-"""The `Report`, computed from the records of evaluations (`evaluation`), and its parts.
+"""Data model of a report: the `Report` that `analysis` computes from the records of evaluations, and its parts.
 
 `schema.json` beside this file is the JSON Schema of `Report`: `python -m namm_transfer.evals.report.schema`.
 
-Shares are fractions of 1, scores have the unit the run's description names, times are in seconds.
+Shares are fractions of 1, scores have the unit that the run's description names, times are in seconds.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ Verdict = Literal["baseline", "helps", "holds", "hurts", "unsettled", "hardly ac
 
 
 class SummaryRow(Strict):
-    """One policy on one task."""
+    """The result of one policy on one task."""
 
     task: str
     policy: str
     n: int
-    """Samples tried, the failed and the unparsed among them."""
+    """Number of samples evaluated, including failed and unparsed ones."""
     score: float | None
     """Mean over the samples that did not fail; an unparsed answer counts as wrong."""
     diff_full: float | None
     """Mean difference to the full cache over the samples that both finished."""
     diff_ci: tuple[float, float] | None
-    """95 % paired bootstrap interval of it; None for fewer than two independent pairs."""
+    """95 % paired bootstrap interval of that difference; None for fewer than two independent pairs."""
     kept_share: float | None
     updates_mean: float
-    """Times the policy acted on a sample that did not fail, on average."""
+    """Mean number of updates per sample, over the samples that did not fail."""
     acted_share: float
-    """Share of the samples that did not fail in which it acted at all."""
+    """Share of the samples that did not fail in which the policy acted at least once."""
     failed: int
     unparsed: int
 
 
 class Overall(Strict):
-    """One policy over all tasks of a group, an environment and its data being a task (RL)."""
+    """The result of one policy over all tasks of a group; in RL a task is an environment with a data set."""
 
     task: str
-    """Name of the group: what stands before the first slash of its tasks' names."""
+    """Name of the group: the part of its tasks' names before the first slash."""
     policy: str
     tasks: int
     n: int
-    """Episodes tried, over all tasks."""
+    """Number of episodes evaluated, over all tasks."""
     score: float | None
     """Interquartile mean over all episodes that did not fail."""
     score_ci: tuple[float, float] | None
-    """95 % stratified bootstrap interval of it."""
+    """95 % stratified bootstrap interval of the score."""
     diff_full: float | None
     """Difference to the full cache's interquartile mean over the episodes that both finished."""
     diff_ci: tuple[float, float] | None
@@ -69,7 +69,7 @@ class Overall(Strict):
 
 
 class Cost(Strict):
-    """What one policy cost on one task, means over its samples."""
+    """Cache size, memory and time of one policy on one task, as means over its samples."""
 
     task: str
     policy: str
@@ -98,20 +98,20 @@ class Returns(Strict):
 
 
 class Sizes(Strict):
-    """How the cache of one policy grew and shrank on one task."""
+    """Cache size of one policy on one task after each update."""
 
     task: str
     policy: str
     interval: int
-    """Tokens from one update to the next."""
+    """Number of tokens between two updates."""
     held: list[float]
-    """Tokens a head held after each update, mean over layers and the samples that got so far."""
+    """Tokens a KV head kept after each update, mean over layers and the samples that reached that update."""
     samples: list[int]
-    """How many samples got so far."""
+    """Number of samples that reached each update."""
 
 
 class Category(Strict):
-    """One category of one task under one policy."""
+    """The result of one policy on one category of a task."""
 
     task: str
     category: str
@@ -125,13 +125,13 @@ class Category(Strict):
 
 
 class Published(Strict):
-    """A number from a paper, shown beside a task's own with its source."""
+    """A score published in a paper, shown beside a task's own scores with its source."""
 
     task: str
     name: str
     value: float
     world: str
-    """What it was measured on."""
+    """Data set or environment version on which it was measured."""
     source: str
 
 
@@ -145,7 +145,7 @@ class Answer(Strict):
 
 
 class Headline(Strict):
-    """A benchmark's score as its authors report it, for one policy of one task: MLVU's M-Avg, for example.
+    """A benchmark's official score, averaged as its authors do, for one policy on one task: MLVU's M-Avg, for example.
 
     Samples that failed count as wrong.
     """
@@ -153,18 +153,18 @@ class Headline(Strict):
     task: str
     policy: str
     name: str
-    """What the authors call it."""
+    """Name that the benchmark's authors give the score."""
     value: float | None
-    """None if nothing was scored."""
+    """The score; None if nothing was scored."""
     unit: str
     parts: dict[str, float]
-    """Category -> its score, in the same unit."""
+    """Category -> score, in the same unit."""
     missing: list[str]
-    """Categories of the benchmark that were expected and of which there is no sample."""
+    """Categories of the benchmark without any sample."""
 
 
 class HeatMap(Strict):
-    """Mean share of the seen tokens that was held, (layers, KV heads)."""
+    """Mean share of the tokens seen that each KV head kept, (layers, KV heads)."""
 
     task: str
     policy: str
@@ -191,20 +191,20 @@ class Brief(Strict):
 
 
 class Report(Strict):
-    """Everything the pages show; a pure function of the records."""
+    """Everything that the pages show. It depends on the records alone."""
 
     schema_version: Literal[2] = 2
     headline: str
-    """The answer over all tasks in one line."""
+    """The result over all tasks in one line."""
     headlines: list[Headline] = Field(default_factory=list)
-    """Scores as the authors of the benchmarks report them."""
+    """Official scores of the benchmarks."""
     answers: list[Answer]
-    """A line for each policy: of a group of tasks first, then of each task."""
+    """One verdict for each policy, on groups of tasks first, then on each task."""
     summary: list[SummaryRow]
     overall: list[Overall]
     costs: list[Cost]
     returns: list[Returns] = Field(default=[])
-    """Of tasks whose samples are episodes; empty for others."""
+    """Episode returns of the tasks whose samples are episodes."""
     sizes: list[Sizes]
     categories: list[Category]
     heatmaps: list[HeatMap]
@@ -213,18 +213,18 @@ class Report(Strict):
     runs: list[Run]
     records: list[Brief]
     records_left_out: int = 0
-    """Records that report.json had no room for; they are in the ledgers."""
+    """Number of records that were left out of report.json for its size; the ledgers have them."""
 
     @model_validator(mode="before")
     @classmethod
     def _from_version_1(cls, data: Any) -> Any:
-        """Version 1 had no headlines; its runs are brought up to date by `Run`."""
+        """Accept schema version 1, which had no headlines; `Run` converts its runs."""
         old = isinstance(data, dict) and data.get("schema_version") == 1
         return {**data, "schema_version": SCHEMA_VERSION} if old else data
 
 
 def json_schema() -> str:
-    """The JSON Schema of `Report`, as shipped in schema.json."""
+    """The JSON Schema of `Report`, the content of schema.json."""
     return json.dumps(Report.model_json_schema(), indent=1, sort_keys=True) + "\n"
 
 

@@ -1,8 +1,8 @@
-"""Means with intervals, for samples that are paired between policies and may come in clusters.
+"""Means with bootstrap intervals, for samples that are paired between policies and may be clustered.
 
-For several tasks at once, the interquartile mean and the probability of improvement of Agarwal et al., "Deep
-Reinforcement Learning at the Edge of the Statistical Precipice" (2021, arXiv 2108.13264), as their library rliable
-defines them; an episode is what they call a run, a task (environment and data) one of their tasks.
+Scores over several tasks are summarised by the interquartile mean and the probability of improvement of Agarwal et al.,
+"Deep Reinforcement Learning at the Edge of the Statistical Precipice" (2021, arXiv 2108.13264), as defined by their
+library rliable, with episodes as its runs, and pairs of an environment and a data set as its tasks.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 9999
-"""Bootstrap resamples; the seed is fixed, so that the same records give the same interval."""
+"""Number of bootstrap resamples; the seed is fixed, so that the same records give the same interval."""
 
 CONFIDENCE = 0.95
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Arithmetic mean, None of nothing."""
+    """Arithmetic mean; None for an empty sequence."""
     return float(np.mean(values)) if len(values) else None
 
 
@@ -28,13 +28,13 @@ def interval(
 ) -> tuple[float, float] | None:
     """95 % percentile bootstrap interval of the mean.
 
-    For a paired comparison give the differences. Samples of one cluster (say, questions on one video) are drawn
-    together, since they are no independent draws; the mean stays the mean over samples.
+    For a paired comparison pass the differences. Samples of one cluster (such as questions on one video) are drawn
+    together, since they are not independent; the mean remains the mean over samples.
 
     Args:
-        values: one number a sample.
-        clusters: one label a sample; every sample on its own if not given.
-        seed: of the resampling.
+        values: one number per sample.
+        clusters: one label per sample; without it every sample is a cluster of its own.
+        seed: seed of the resampling.
 
     Returns:
         (low, high), or None for fewer than two independent draws.
@@ -64,7 +64,7 @@ def interval(
 
 
 def _ratio(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Mean over samples from sums and counts a cluster."""
+    """Mean over samples, from the sum and count of each cluster."""
     return sums.sum(axis=axis) / counts.sum(axis=axis)
 
 
@@ -84,11 +84,12 @@ def interquartile_interval(
 
     Args:
         scores: [task][episode].
-        baseline: scores of the same episodes to subtract the interquartile mean of; an episode is drawn for both.
-        seed: of the resampling.
+        baseline: scores of the same episodes under the baseline; if given, the interval is that of the difference of
+            the two interquartile means, and each episode is drawn for both.
+        seed: seed of the resampling.
 
     Returns:
-        (low, high) in the scores' unit; None where no task has two episodes.
+        (low, high) in the scores' unit; None if no task has two episodes.
     """
     if max(map(len, scores), default=0) < 2:
         return None
@@ -100,7 +101,7 @@ def interquartile_interval(
 def _stratified(
     scores: Sequence[Sequence[float]], paired: Sequence[Sequence[float]] | None, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """(resamples, episodes) drawn task by task, and the same episodes of `paired`."""
+    """Bootstrap draws (resamples, episodes), stratified by task, and the same episodes of `paired`."""
     drawn: list[np.ndarray] = []
     other: list[np.ndarray] = []
     for place, task in enumerate(scores):
@@ -114,13 +115,14 @@ def _stratified(
 def improvement(
     scores: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]], seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
-    """Probability that an episode scores more than one of the baseline, ties half, mean over tasks; 95 % interval.
+    """Probability that an episode scores more than one of the baseline, mean over tasks, and its 95 % interval.
 
-    It is the Mann-Whitney statistic over the number of pairs. As in rliable, both sides are drawn independently.
+    It is the Mann-Whitney statistic divided by the number of pairs: a tie counts half. As in rliable, both sides are
+    resampled independently.
 
     Args:
         scores, baseline: [task][episode]; a task's numbers of episodes may differ.
-        seed: of the resampling.
+        seed: seed of the resampling.
     """
     rng = np.random.default_rng(seed)
     value, resampled = 0.0, np.zeros(RESAMPLES)
@@ -134,7 +136,7 @@ def improvement(
 
 
 def unpaired_interval(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of mean(b) - mean(a) for samples with no partner; None below two a side."""
+    """95 % percentile bootstrap interval of mean(b) - mean(a), unpaired; None if a side has fewer than two samples."""
     if min(len(a), len(b)) < 2:
         return None
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""The tables of a report, once for the terminal, the Markdown page and the HTML page."""
+"""The tables of a report, shared by the terminal, the Markdown page and the HTML page."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from namm_transfer.evals.report.verdict import WORDS, number, percent, signed, u
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One column: what it is called, what it means, and how a row fills it."""
+    """One column of a table: heading, meaning, and the entry of a row that it shows."""
 
     name: str
-    """Its heading."""
+    """Heading of the column."""
     meaning: str
-    """What a newcomer needs to know to read it, with the unit."""
+    """Explanation for the reader, with the unit."""
     field: str
-    """The entry of a row that it shows."""
+    """Key of the row's entry that it shows."""
     show: Callable[[Any], str] = str
-    """Makes text of that entry."""
+    """Function that formats that entry."""
     numeric: bool = True
-    """Right-aligned, sorted by value."""
+    """True for a column that is right-aligned and sorted by value."""
 
 
 @dataclasses.dataclass
 class Cell:
-    """One cell."""
+    """One cell of a table."""
 
     text: str
-    """As shown."""
+    """Formatted text."""
     value: float | str | None
-    """What sorting goes by."""
+    """Sort key; None if the cell has no value."""
 
 
 @dataclasses.dataclass
@@ -44,11 +44,11 @@ class Table:
     """A titled table."""
 
     title: str
-    """Its caption."""
+    """Caption of the table."""
     columns: list[Column]
-    """Headings, left to right."""
+    """Columns from left to right."""
     rows: list[list[Cell]]
-    """As many cells each as there are columns."""
+    """Rows of one cell per column."""
 
 
 def _dash(show: Callable[[Any], str]) -> Callable[[Any], str]:
@@ -66,18 +66,6 @@ def _bytes(count: float) -> str:
     return f"{count:.0f} B"
 
 
-def _whole_percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-def _one_decimal(value: float) -> str:
-    return f"{value:.1f}"
-
-
-def _two_decimals(value: float) -> str:
-    return f"{value:.2f}"
-
-
 POLICY = Column("policy", "the eviction policy, as written on the command line", "policy", numeric=False)
 VERDICT = Column("verdict", "how it compares with the full cache; defined at the top", "verdict", numeric=False)
 COUNT = Column("n", "samples tried (control: episodes)", "n")
@@ -90,8 +78,13 @@ KEPT = Column(
     "kept_share",
     percent,
 )
-UPDATES = Column("updates", "times the policy decided what to keep, per sample", "updates_mean", _one_decimal)
-ACTED = Column("acted", "share of the samples long enough for the policy to act at all", "acted_share", _whole_percent)
+UPDATES = Column("updates", "times the policy decided what to keep, per sample", "updates_mean", "{:.1f}".format)
+ACTED = Column(
+    "acted",
+    "share of the samples long enough for the policy to act at all",
+    "acted_share",
+    lambda share: f"{100 * share:.0f} %",
+)
 
 SUMMARY = [
     POLICY,
@@ -118,9 +111,9 @@ OVERALL = [
     Column("vs full", "difference to the full cache's interquartile mean on the same episodes", "diff_full", signed),
     Column("95 % interval", "paired stratified bootstrap interval of that difference", "diff_ci", _interval(signed)),
     Column("P(better)", "probability that an episode scores more than one under the full cache, ties half",
-           "improvement", _dash(_two_decimals)),
+           "improvement", _dash("{:.2f}".format)),
     Column("P 95 %", "stratified bootstrap interval of that probability; 0.5 is no difference", "improvement_ci",
-           _interval(_two_decimals)),
+           _interval("{:.2f}".format)),
     KEPT,
     UPDATES,
     ACTED,
@@ -132,7 +125,7 @@ COSTS = [
     Column("tokens kept", "tokens a KV head keeps when the answer begins (control: at the end)", "tokens_held", number),
     Column("peak", "most tokens a KV head held at any time, as a share of all that were seen", "peak_share", percent),
     Column("bytes kept", "memory of keys, values and the policy's own state", "bytes_held", _dash(_bytes)),
-    Column("s/sample", "wall time in seconds", "seconds", _two_decimals),
+    Column("s/sample", "wall time in seconds", "seconds", "{:.2f}".format),
     ACTED,
 ]
 
@@ -173,7 +166,7 @@ PUBLISHED = [
 
 
 def make(title: str, columns: Sequence[Column], rows: Iterable[Mapping[str, Any]]) -> Table:
-    """The table of these rows; columns for which no row has a value are left out."""
+    """Build a table from rows; columns without a value in any row are left out."""
     cells = [[Cell(column.show(row[column.field]), _sortable(row[column.field])) for column in columns] for row in rows]
     shown = [i for i in range(len(columns)) if any(row[i].value is not None for row in cells)]
     return Table(title, [columns[i] for i in shown], [[row[i] for i in shown] for row in cells])
@@ -197,7 +190,7 @@ def _run(report: Report, task: str) -> Run:
 
 
 def summary(report: Report, task: str) -> Table:
-    """The main table of one task; beside a benchmark's own score its mean is called what it is."""
+    """The main table of one task; where a benchmark has an official score, the plain mean is headed "mean"."""
     official = any(item.task == task for item in report.headlines)
     columns = [
         dataclasses.replace(SCORE, name="mean") if official and column is SCORE else column for column in SUMMARY
@@ -209,7 +202,7 @@ def summary(report: Report, task: str) -> Table:
 
 
 def headlines(report: Report, task: str) -> list[Table]:
-    """The benchmark's own score of each policy; empty where it has none."""
+    """The table of a benchmark's official score under each policy; empty if the task has none."""
     items = [item for item in report.headlines if item.task == task]
     if not items:
         return []
@@ -240,7 +233,7 @@ def overall(report: Report) -> Table:
 
 
 def by_task(report: Report) -> Table:
-    """Scores of a group's policies, a column a task."""
+    """Scores of a group's policies, one column per task."""
     group = report.overall[0].task
     names = [run.task for run in report.runs if run.task.startswith(f"{group}/")]
     found = {(row.task, row.policy): row for row in report.summary}
@@ -263,35 +256,35 @@ def _with_difference(value: tuple[float | None, float | None]) -> str:
 
 
 def returns(report: Report, task: str) -> list[Table]:
-    """The spread of the undiscounted returns of a control task; empty for others."""
+    """The distribution of the undiscounted returns of a control task; empty for other tasks."""
     rows = _of(report.returns, task)
     return [make(f"{task}: return of an episode, as the environment pays it", RETURNS, rows)] if rows else []
 
 
 def costs(report: Report, task: str) -> Table:
-    """What the policies cost on one task."""
+    """Cache size, memory and time of the policies on one task."""
     return make(f"{task}: size and time", COSTS, _of(report.costs, task))
 
 
 def categories(report: Report, task: str) -> Table:
-    """Scores by category; no rows where a task has one category only."""
+    """Scores by category; without rows if the task has only one category."""
     return make(f"{task}: {unit(_run(report, task))} by category", CATEGORIES, _of(report.categories, task))
 
 
 def published(report: Report, task: str) -> Table:
-    """What others measured; no rows where nothing is known."""
+    """Published scores on the task; without rows if none are known."""
     return make(f"{task}: published numbers", PUBLISHED, _of(report.published, task))
 
 
 def as_text(table: Table) -> str:
-    """The table for a terminal, without columns in which nothing went wrong."""
+    """The table as plain text; the columns failed and unparsed are left out if they are all zero."""
     quiet = ("failed", "unparsed")
     shown = [i for i, c in enumerate(table.columns) if c.name not in quiet or any(row[i].value for row in table.rows)]
     return table.title + "\n\n" + _tabulated(table, shown, "simple", str)
 
 
 def as_markdown(table: Table) -> str:
-    """The table as a GitHub table."""
+    """The table in GitHub's Markdown."""
     return _tabulated(table, range(len(table.columns)), "pipe", escape)
 
 
@@ -307,5 +300,5 @@ def _tabulated(table: Table, shown: Iterable[int], style: str, text: Callable[[s
 
 
 def escape(text: str) -> str:
-    """Text from a model or a file for a Markdown page: one line, and nothing in it is markup."""
+    """Escape untrusted text for Markdown: one line, with every markup character quoted."""
     return "".join(f"\\{c}" if c in "\\`[]<>|!*#" else c for c in " ".join(text.split()))

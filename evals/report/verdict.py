@@ -1,10 +1,10 @@
-"""What a report says in words: a verdict for each policy, and numbers as text.
+"""A verdict for each policy, the sentences that state it, and the formatting of numbers.
 
 `better` and `worse` need a 95 % interval of the difference to the full cache that excludes zero. `non-inferior` needs
 one that includes zero and excludes a loss of more than `MARGIN` of the full cache's score; a wider one is
-`inconclusive`. Where no sample came out differently, a bootstrap sees no spread however few they are, and the rule of
-three takes its place. A policy that acted fewer than `MIN_UPDATES` times a sample gets none of these words: its score
-is that of a cache it hardly touched.
+`inconclusive`. If no score differs at all, a bootstrap interval has no width however few the samples are, and the rule
+of three takes its place. A policy that acted fewer than `MIN_UPDATES` times per sample is not judged, since its score
+is that of an almost full cache.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from namm_transfer.evals.report.schema import (
 Row = SummaryRow | Overall
 
 MIN_UPDATES = 3
-"""Updates a sample, on average, below which a policy is not judged."""
+"""Mean number of updates per sample below which a policy is not judged."""
 
 MARGIN = 0.1
-"""Loss, as a share of the full cache's score, that the interval of a non-inferior policy excludes."""
+"""Margin of non-inferiority: the loss, as a share of the full cache's score, that the interval must exclude."""
 
 MIN_DRAWS = 5
-"""Independent draws below which no verdict is given: four differences have one sign by chance in one case of eight."""
+"""Fewest independent draws for a verdict: four differences have the same sign by chance in one case of eight."""
 
 FEW_DRAWS = 10
-"""Independent draws below which a bootstrap interval is somewhat too narrow; the answer says so."""
+"""Number of independent draws below which the answer warns that a bootstrap interval is too narrow."""
 
 WORDS: dict[Verdict, str] = {
     "baseline": "baseline",
@@ -45,7 +45,7 @@ WORDS: dict[Verdict, str] = {
     "hardly acted": "hardly acted",
     "cannot tell": "not judged",
 }
-"""The words that readers see; report.json keeps the values on the left."""
+"""Verdict in report.json -> word shown to readers."""
 
 DEFINITION = (
     "Verdicts: better or worse, the 95 % interval of the difference to the full cache excludes zero; non-inferior "
@@ -53,7 +53,7 @@ DEFINITION = (
     f"the full cache's score; inconclusive, it is wider than that. Not judged: fewer than {MIN_DRAWS} independent "
     f"pairs of samples. Hardly acted: fewer than {MIN_UPDATES} updates (decisions what to keep) a sample."
 )
-"""One paragraph that stands before the first verdict of every page."""
+"""Definition of the verdicts, shown at the top of every page."""
 
 
 def judge(row: Row, policy: Policy, reference: Row | None, draws: int) -> Verdict:
@@ -74,7 +74,7 @@ def judge(row: Row, policy: Policy, reference: Row | None, draws: int) -> Verdic
 
 
 def _unseen(row: Row, reference: Row, draws: int) -> float:
-    """The loss that may hide where no difference was seen: with 95 %, at most 3 of as many draws lose all they have."""
+    """Largest loss compatible with no observed difference, by the rule of three: at 95 %, 3 draws may lose all."""
     return 3 / draws * abs(reference.score or 0.0) if row.diff_ci == (0, 0) else 0.0
 
 
@@ -82,12 +82,12 @@ def answer(row: Row, policy: Policy, *, reference: Row | None, pairs: int, draws
     """The verdict on a row in a sentence with its numbers.
 
     Args:
-        row: of the summary, or of a group of tasks.
-        policy: what the row is about.
+        row: row of the summary, or of a group of tasks.
+        policy: the policy of the row.
         reference: the baseline's row of the same task or group.
-        pairs: samples behind the difference.
-        draws: independent draws among them: clusters where samples share a video, otherwise as many as pairs.
-        unit: what the score is.
+        pairs: number of samples behind the difference.
+        draws: number of independent draws among them: clusters if samples share a video, otherwise the pairs.
+        unit: meaning and unit of the score.
     """
     word = judge(row, policy, reference, draws)
     counted = f"{pairs} pairs" if draws == pairs else f"{pairs} pairs in {draws} clusters"
@@ -141,18 +141,18 @@ def _improvement(row: Row) -> str:
 
 
 def policy_of(runs: Sequence[Run], task: str, spec: str) -> Policy:
-    """The policy that a task, or the first task of a group, calls `spec`."""
+    """The policy written as `spec` in a task, or in the first task of a group."""
     members = [run for run in runs if run.task == task] or [run for run in runs if run.task.startswith(f"{task}/")]
     return members[0].policy(spec)
 
 
 def top(report: Report) -> list[Answer]:
-    """The answers that belong at the top of a page (see `_top`)."""
+    """The answers shown at the top of a page: see `_top`."""
     return _top(report.answers, report.runs, report.overall)
 
 
 def _top(answers: Sequence[Answer], runs: Sequence[Run], overall: Sequence[Overall]) -> list[Answer]:
-    """Of each task the answers about a NAMM, or all where there is none; a group of tasks stands for its members."""
+    """The answers about a NAMM for each task, or all if there is none; a group replaces its member tasks."""
     groups = tuple(f"{row.task}/" for row in overall if row.tasks > 1)
     judged = [item for item in answers if item.verdict != "baseline" and not item.task.startswith(groups)]
     namms = [item for item in judged if policy_of(runs, item.task, item.policy).name == "namm"]
@@ -167,7 +167,7 @@ def in_one_line(
     overall: Sequence[Overall],
     headlines: Sequence[Headline],
 ) -> str:
-    """Benchmarks' own scores, then the first answer of each task: `Against the full cache. video: namm is ...`."""
+    """The headline: official scores, then each task's first answer, as `Against the full cache. video: namm is ...`."""
     every: list[Row] = [*summary, *overall]
     rows = {(row.task, row.policy): row for row in every}
     first: dict[str, Answer] = {}
@@ -183,7 +183,7 @@ def in_one_line(
 
 
 def _official(headlines: Sequence[Headline], run: Run, item: Answer | None) -> list[str]:
-    """A benchmark's own score of the baseline and of the policy that the answer is about."""
+    """A benchmark's official score under the baseline and under the policy of the answer."""
     wanted = {run.baseline.spec if run.baseline else None, item.policy if item else None}
     shown = [headline for headline in headlines if headline.policy in wanted] or list(headlines[:1])
     if not shown:
@@ -204,12 +204,12 @@ def _clause(item: Answer, row: Row) -> str:
 
 
 def unit(run: Run) -> str:
-    """What the score of a run is, without the explanation that may follow in brackets."""
+    """Meaning and unit of a run's score, without the explanation in brackets that may follow."""
     return str(run.description.get("score", "score")).partition(" (")[0]
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, never in scientific notation for the sizes scores have; a dash for None."""
+    """Format with three significant digits, without scientific notation for usual scores; a dash for None."""
     if value is None:
         return "-"
     if abs(value) >= 1000 or value == 0:
@@ -218,10 +218,10 @@ def number(value: float | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    """`number` with its sign."""
+    """Format like `number`, with a plus sign for positive values."""
     return number(value) if value is None or value <= 0 else f"+{number(value)}"
 
 
 def percent(share: float | None) -> str:
-    """A share as a percentage with one decimal."""
+    """Format a share as a percentage with one decimal; a dash for None."""
     return "-" if share is None else f"{100 * share:.1f} %"

@@ -1,7 +1,7 @@
-"""Does a report come out again? A few of its samples are evaluated anew and compared with what was recorded.
+"""Verify a report: evaluate a few of its samples again and compare the results with the records.
 
-The records of those samples are left out of a copy of the folder, and the evaluation goes on from that copy as from a
-run that was interrupted: same options, same batches, and refused where NAMM, model or data have another checksum.
+The records of those samples are removed from a copy of the folder, and the evaluation resumes from that copy like an
+interrupted run: with the same options and batches, and refused if the NAMM, model or data have another checksum.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from namm_transfer.evals.report.schema import Record
 from namm_transfer.files import write_atomic
 
 EXACT = ("updates", "seen", "kept_share", "peak_share", "kept", "history", "answer", "unparsed", "error", "arrays")
-"""Fields of a record that have to come out again as they were, and with `arrays` every kept position recorded."""
+"""Fields of a record that must be reproduced exactly; `arrays` covers every kept position that was recorded."""
 
 
 @dataclasses.dataclass
 class Verified:
-    """What came of verifying one task."""
+    """The result of verifying one task."""
 
     task: str
     samples: list[str]
-    """Names of the samples that were evaluated again, under every policy."""
+    """Ids of the samples that were evaluated again, under every policy."""
     records: int
-    """How many records that were."""
+    """Number of records that were evaluated again."""
     differences: list[str]
-    """What did not come out again; empty if everything did."""
+    """Differences between recorded and new results; empty if all were reproduced."""
     largest: float
     """Largest difference of a score, in the score's unit."""
     notes: list[str]
-    """What is different about this machine, and may explain differences."""
+    """Differences of versions and machine, which may explain differences of results."""
 
 
 def verify(
@@ -51,15 +51,15 @@ def verify(
     """Evaluate some samples of each task in a report folder again and compare.
 
     Args:
-        folder: what an evaluation or a merge wrote.
-        samples: how many samples of each task, each under all policies.
-        seed: of their choice.
+        folder: report folder that an evaluation or a merge wrote.
+        samples: number of samples of each task; each is evaluated under all policies.
+        seed: seed of their choice.
         tolerance: largest difference of a score that counts as equal, in the score's unit. All else must be equal.
-        evaluate: what evaluates, taking a list of command line arguments; found by the task's name if not given.
+        evaluate: function that evaluates, given command line arguments; by default that of the task's name.
 
     Raises:
-        NammTransferError: no records, an evaluation nobody knows, or NAMM, model, data or options that are not those
-            recorded: the message names the differences.
+        NammTransferError: there are no records, the task is unknown, or the NAMM, model, data or options differ from
+            those recorded; the message names the differences.
     """
     if samples < 1 or tolerance < 0:
         raise NammTransferError(f"--samples {samples} --tolerance {tolerance}: expected one sample at least, and >= 0")
@@ -85,7 +85,7 @@ def _verify(
         lines = [task.run.model_dump_json(), *(record.model_dump_json() for record in left)]
         write_atomic(ledger.path_of(out, task.run.task, 0), "\n".join(lines) + "\n")
         config = write_atomic(Path(scratch) / "config.toml", as_toml(task))
-        with contextlib.redirect_stdout(io.StringIO()):  # a report over what is half a copy
+        with contextlib.redirect_stdout(io.StringIO()):  # hide the report over the partial copy
             evaluate(["--config", str(config), "--out", str(out), "--resume"])
         items = [item for item in load(out) if item.run.task == task.run.task]  # one command may make several tasks
         again = {(record.policy, record.index): record for item in items for record in _all(item)}
@@ -108,14 +108,14 @@ def _all(task: Task) -> list[Record]:
 
 
 def as_toml(task: Task) -> str:
-    """The recorded options as the file that `--config` reads; JSON's strings, numbers and lists are TOML's too."""
+    """The recorded options as TOML for `--config`; JSON strings, numbers and lists are valid TOML."""
     options = {key: value for key, value in task.run.options.items() if value is not None}
     options["policy"] = [policy.spec for policy in task.run.policies]
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in options.items())
 
 
 def compare(old: Record, new: Record, tolerance: float) -> list[str]:
-    """Where two records of one sample differ, in words; times and the rest of `details` may."""
+    """Describe the differences between two records of one sample; times and most `details` are not compared."""
     found = []
     both = old.score is not None and new.score is not None
     if old.score != new.score and not (both and abs((old.score or 0.0) - (new.score or 0.0)) <= tolerance):
@@ -142,7 +142,7 @@ def _notes(task: Task) -> list[str]:
 
 
 def in_words(results: Sequence[Verified], tolerance: float) -> str:
-    """The outcome for the terminal."""
+    """The results as text for the terminal."""
     lines = []
     for result in results:
         lines.append(f"{result.task}: {len(result.samples)} samples, {result.records} records evaluated again")

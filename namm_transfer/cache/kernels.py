@@ -122,5 +122,5 @@ def paged(
     if batch > 1:  # one axis of rows and heads: adding along the first axis is several times faster
         owners = (torch.arange(batch, device=owners.device)[:, None] * kv_heads + owners).flatten()
     mixed.flatten(0, 1).index_add_(0, owners, partial.flatten(0, 1))
-    seen = (_averaged(weights.unflatten(2, (-1, new)), rounding) for weights in (old, now))
-    return mixed.to(query.dtype).view(batch, heads, new, -1), *seen
+    old, now = (_averaged(weights.unflatten(2, (-1, new)), rounding) for weights in (old, now))
+    return mixed.to(query.dtype).view(batch, heads, new, -1), old, now

@@ -34,6 +34,19 @@ class Observer(NAMM):
     evicts = False
 
 
+class StackedNAMM(NAMM):
+    """Many NAMMs as one policy; see `stacked_namm`."""
+
+    members = 1
+
+    def score(self, x: Tensor, real: Tensor | None = None) -> Tensor:
+        """Run each member's network on its own row, whose heads may be shown as rows that follow each other."""
+        shape = x.shape[:-1]
+        by_member = (self.members, -1) if self.members > 1 else shape[:2]
+        real = None if real is None else real.reshape(*by_member, shape[-1])
+        return super().score(x.reshape(*by_member, *x.shape[-2:]), real).reshape(shape)
+
+
 @dataclass(frozen=True)
 class Scores:
     """Scores of the members and of the full cache on prompts."""
@@ -84,7 +97,9 @@ def stacked_namm(vectors: Tensor, statistics: Moments, **options: Any) -> NAMM:
         statistics: normalisation statistics, the same for all.
         options: as for `NAMM`.
     """
-    namm = NAMM.from_vector(torch.zeros(SIZE), mean=statistics.mean, var=statistics.var, **options).to(vectors.device)
+    namm = StackedNAMM.from_vector(torch.zeros(SIZE), mean=statistics.mean, var=statistics.var, **options)
+    namm = namm.to(vectors.device)
+    namm.members = len(vectors)
     sizes = [torch.Size(shape).numel() for shape in SHAPES.values()]
     for (name, shape), part in zip(SHAPES.items(), vectors.float().split(sizes, dim=1), strict=True):
         layer, kind = name.split(".")

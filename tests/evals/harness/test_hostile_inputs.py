@@ -32,7 +32,7 @@ from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapt
 from namm_transfer.evals.harness import parse
 from namm_transfer.evals.harness.lineup import lineup
 from namm_transfer.evals.report import build, read
-from namm_transfer.evals.report.arrays import ArrayStore
+from namm_transfer.evals.report.records import ArrayStore
 from namm_transfer.evals.tasks.rl import d4rl
 from namm_transfer.evals.tasks.text import load as text_load
 from namm_transfer.evals.tasks.text.registry import TASKS

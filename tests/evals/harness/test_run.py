@@ -22,8 +22,7 @@ from namm_transfer.evals.harness import EvalOptions, Outcome, Sample, cli, parse
 from namm_transfer.evals.harness.lineup import lineup
 from namm_transfer.evals.harness.options import split_policies
 from namm_transfer.evals.report import ledger
-from namm_transfer.evals.report.arrays import ArrayStore
-from namm_transfer.evals.report.records import mean_history
+from namm_transfer.evals.report.records import ArrayStore, mean_history
 from namm_transfer.evals.report.schema import Record
 
 SCRIPT = Path(tiny_evaluation.__file__)

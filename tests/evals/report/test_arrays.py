@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from namm_transfer import NammTransferError
-from namm_transfer.evals.report.arrays import ArrayStore
+from namm_transfer.evals.report.records import ArrayStore
 
 
 def test_arrays_survive_packing_and_are_packed_the_same_every_time(tmp_path):

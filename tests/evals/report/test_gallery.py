@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from namm_transfer import NammTransferError
-from namm_transfer.evals.report import gallery
+from namm_transfer.evals.report.publish import write_gallery
 
 MIXED = [40.0, 60.0] * 10
 
@@ -18,7 +18,7 @@ def test_one_command_makes_pages_and_figure(write_folder, tmp_path):
     text = write_folder(tmp_path / "docs/reports/text", {"full": MIXED, "namm": [20.0] * 20}, task="text")
     (tmp_path / "docs/reports.md").write_text("how to read them")
     out = tmp_path / "docs/reports"
-    gallery.write([text, video], out)
+    write_gallery([text, video], out)
     page = (out / "index.html").read_text()
     links = re.findall('href="([^d][^"]*)"', page)
     assert {"video/report.html", "text/report.md", "../reports.md"} <= set(links)
@@ -33,29 +33,29 @@ def test_one_command_makes_pages_and_figure(write_folder, tmp_path):
     assert "h2o:match=namm -100.0 %" in figure.get("aria-label")
     assert "prefers-color-scheme: dark" in (out / "headline.svg").read_text()
     before = (out / "headline.svg").read_bytes()
-    gallery.write(sorted(out.iterdir()), out)  # what docs/reports/* stands for by then: the gallery's own files too
+    write_gallery(sorted(out.iterdir()), out)  # what docs/reports/* stands for by then: the gallery's own files too
     assert (out / "headline.svg").read_bytes() == before
 
 
 def test_the_figure_leaves_out_no_rule_of_the_same_size(write_folder, tmp_path):
     rules = ["h2o", "l2", "streaming", "tova", "snapkv", "random"]
     scores = {"full": MIXED, "namm": [20.0] * 20} | {f"{rule}:match=namm": MIXED for rule in rules}
-    gallery.write([write_folder(tmp_path / "a", scores)], tmp_path)
+    write_gallery([write_folder(tmp_path / "a", scores)], tmp_path)
     label = ElementTree.parse(tmp_path / "headline.svg").getroot().get("aria-label")
     assert all(f"{rule}:match=namm" in label for rule in rules)
 
 
 def test_nothing_to_show_is_an_error_and_nothing_to_compare_a_figure_that_says_so(write_folder, tmp_path):
     with pytest.raises(NammTransferError, match="no reports"):
-        gallery.write([], tmp_path)
-    gallery.write([write_folder(tmp_path / "a", {"namm": MIXED})], tmp_path)
+        write_gallery([], tmp_path)
+    write_gallery([write_folder(tmp_path / "a", {"namm": MIXED})], tmp_path)
     assert "nothing was compared" in (tmp_path / "headline.svg").read_text()
 
 
 def test_two_reports_of_one_task_are_told_apart(write_folder, tmp_path):
     scores = {"full": MIXED, "namm": MIXED}
     folders = [write_folder(tmp_path / name, scores, task="text") for name in ("text", "text-long")]
-    gallery.write(folders, tmp_path)
+    write_gallery(folders, tmp_path)
     label = ElementTree.parse(tmp_path / "headline.svg").getroot().get("aria-label")
     assert "text, " in label
     assert "text-long, " in label

@@ -12,7 +12,7 @@ import pytest
 from namm_transfer import NammTransferError
 from namm_transfer.evals.report import pages, schema, tables
 from namm_transfer.evals.report.analysis import build
-from namm_transfer.evals.report.merge import merge
+from namm_transfer.evals.report.publish import merge
 from namm_transfer.evals.report.schema import Report
 
 HOSTILE = "<script>alert(1)</script> | [x](http://evil.example) `<img src=http://evil.example/a.png>`"

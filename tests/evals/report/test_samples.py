@@ -9,8 +9,8 @@ from PIL import Image
 
 from namm_transfer.evals.report import pages, samples
 from namm_transfer.evals.report.analysis import build
-from namm_transfer.evals.report.arrays import ArrayStore
 from namm_transfer.evals.report.ledger import Ledger, path_of
+from namm_transfer.evals.report.records import ArrayStore
 from namm_transfer.files import safe_name
 
 
