@@ -255,7 +255,7 @@ class Stepper:
 
 
 def kept_tokens(cache: MemoryCache, steps: int, row: int) -> np.ndarray:
-    """Share of heads that hold the return, state and action of each time step: (layers, steps, 3) float32.
+    """Compute the share of heads that hold return, state and action of each time step, (layers, steps, 3) float32.
 
     The value is 0 for the action of the last step, which the model has not seen.
     """

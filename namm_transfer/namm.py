@@ -304,7 +304,7 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         write_atomic(save_directory / "model.safetensors", save(self.state_dict()))
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
-        """Take exactly the expected tensors, or refuse them."""
+        """Load the tensors if they are exactly the expected ones, else refuse them."""
         own = self.state_dict()
         if tensors.keys() != own.keys():
             unknown, missing = sorted(tensors.keys() - own.keys()), sorted(own.keys() - tensors.keys())

@@ -12,9 +12,9 @@ from namm_transfer.adapters.video_language import VideoLanguageAdapter
 
 
 class VideoPrefix:
-    """The cache after the video of the sample before; samples that begin alike get copies of it.
+    """The cache of the previous sample's video; samples with the same video part get copies of it.
 
-    A copy is what reading the video again would give, so that the order of the questions changes no answer.
+    A copy equals the cache that reading the video again would give, so the order of questions changes no answer.
     """
 
     def __init__(self, adapter: VideoLanguageAdapter) -> None:
@@ -22,9 +22,9 @@ class VideoPrefix:
         self._held: tuple[EvictionPolicy, EncodedVideo, MemoryCache] | None = None
 
     def read(self, encoded: EncodedVideo, policy: EvictionPolicy) -> MemoryCache:
-        """A frozen cache that has read the sample's video under `policy`, and nothing of its question.
+        """Read a sample's video, but not its question, into a cache under `policy`, and freeze that cache.
 
-        The question is kept in full, and nothing that it asks for has a say in what is kept of the video.
+        The question is later kept in full, and does not influence which tokens of the video are kept.
         """
         if not encoded.prefix:
             return self._adapter.memory(policy)
@@ -39,7 +39,7 @@ class VideoPrefix:
 
 
 def begin_alike(first: EncodedVideo, second: EncodedVideo) -> bool:
-    """Whether the model reads the same up to the end of the videos."""
+    """Return True if the model reads the same tokens up to the end of the videos."""
     if first.prefix != second.prefix or first.inputs.keys() != second.inputs.keys():
         return False
     pairs = [(name, value, second.inputs[name]) for name, value in first.inputs.items()]

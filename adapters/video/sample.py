@@ -84,7 +84,7 @@ class EncodedVideo:
         return self.length + (self.shift or 0)
 
     def runs_along(self, name: str) -> bool:
-        """Whether an input has a value for every token of the prompt."""
+        """Return True if an input has a value for every token of the prompt."""
         value = self.inputs[name]
         return value.shape[:2] == (1, self.length) and (value.ndim == 2 or name == "inputs_embeds")
 

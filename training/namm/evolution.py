@@ -62,7 +62,7 @@ _HOW = {
 
 
 def learned_by(config: EvolutionConfig) -> list[str]:
-    """Fields that have to stay as they are while learning goes on."""
+    """Return the fields of the configuration that must not change when learning continues."""
     fixed = (*LEARNED, "attention_dtype")
     names = [field.name for field in dataclasses.fields(EvolutionConfig)]
     return [n for n in names if n in fixed or (n.startswith("learn_") and n not in MAY_CHANGE)]
@@ -143,7 +143,7 @@ class Evolution:
         return namm
 
     def best(self) -> NAMM:
-        """The mean with the best validation, as a NAMM."""
+        """Return the mean with the best validation as a NAMM."""
         statistics = self.statistics
         return NAMM.from_vector(self.state.best, mean=statistics.mean, var=statistics.var, **self.config.memory)
 

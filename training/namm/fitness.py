@@ -61,15 +61,15 @@ class Scores:
     """Log-probability under the full cache, (prompts,)."""
 
     def fitness(self, penalty: float) -> np.ndarray:
-        """Log-probability minus the full cache's, mean over prompts, then over families, minus the penalty times the
-        kept share; (members,)."""
+        """Compute the fitness, (members,): log-probability minus the full cache's, averaged over prompts, then over
+        families, minus the penalty times the kept share."""
         names = np.array(self.families)
         gain = self.logprob - self.full_logprob[:, None]
         parts = [gain[names == family].mean(0) for family in dict.fromkeys(self.families)]
         return np.mean(parts, axis=0) - penalty * self.kept.mean(0)
 
     def signal(self, penalty: float) -> float:
-        """Reliability of the differences between members: 1 if other prompts would show the same differences, 0 on
+        """Compute how reliable the members' differences are: 1 if other prompts would show the same ones, 0 on
         average if all members are equally good and differ by chance alone. NaN if it is undefined.
 
         The factor by which James and Stein shrink means, 1 - (members - 3) / (members - 1) / F, with F of the members

@@ -128,7 +128,7 @@ class Learning:
         return self.namm.vector.detach(), self.namm.matrix
 
     def _loss(self, step: int, part: int) -> tuple[Tensor, list[float]]:
-        """Loss and metrics of some prompts of a step, read as one batch; each one's gradient is clipped by itself."""
+        """Compute loss and metrics of some prompts of a step in one batch; each one's gradient is clipped by itself."""
         config, each = self.config, self.config.learn_batch
         common = random.Random(f"{self.seed}/step {step}")  # one length and interval, so that no process waits long
         tokens, interval = common.choice(config.learn_tokens), common.choice(config.learn_intervals)

@@ -167,7 +167,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, stay: Tensor, scaling: fl
 def straight_through_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """The attention function registered as "straight-through"; shapes as transformers has them."""
+    """Compute attention; registered with transformers as "straight-through", with its shapes."""
     output = kwargs["straight_through"].attend(query, key, value, scaling)
     return output.transpose(1, 2).contiguous(), None
 

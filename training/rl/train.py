@@ -115,7 +115,7 @@ class Windows:
 
 
 def new_model(options: Options) -> DecisionTransformerModel:
-    """Initialise a model. Attention dropout is 0, because attention over 3,000 tokens with it cannot use blocks."""
+    """Initialise a model without attention dropout, with which attention over 3,000 tokens cannot run in blocks."""
     reference = task(options.env)
     torch.manual_seed(options.seed)
     config = DecisionTransformerConfig(

@@ -39,7 +39,7 @@ class Trajectory:
         return float(self.rewards.sum())
 
     def returns_to_go(self) -> np.ndarray:
-        """Returns-to-go, (steps,) float64: at each step, the sum of the rewards from there on."""
+        """Compute returns-to-go, (steps,) float64: at each step, the sum of the rewards from there on."""
         return np.cumsum(self.rewards[::-1])[::-1].copy()
 
 

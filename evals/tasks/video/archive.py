@@ -47,7 +47,7 @@ class _Joined:
 
 
 def unpack(parts: Sequence[Path], root: Path, name: str) -> Path:
-    """Unpack a tar, given as its parts in order, whose files lie in a folder `name`, to `root / name`; returns that.
+    """Unpack the folder `name` of a tar, given as its parts in order, to `root / name`, and return that path.
 
     The folder appears when all of it is there. A stopped run leaves `.NAME.partial`, and the next one writes only the
     files that are not in it yet.
