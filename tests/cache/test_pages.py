@@ -123,7 +123,7 @@ def test_heads_together_are_heads_one_at_a_time(watched, least, lengths, calls, 
     for number, following in enumerate(calls):
         q, k, v = tensors(generator, len(counts), new)
         together, single = call(layer, q, k, v, counts, window), apart.call(q, k, v, counts, window)
-        torch.testing.assert_close(together, single, atol=2e-6, rtol=2e-5)
+        torch.testing.assert_close(together, single, atol=2e-5, rtol=1e-4)
         assert torch.equal(layer.positions, apart.positions())
         for head, other in enumerate(apart.layers):
             assert layer.seen == other.seen
@@ -167,7 +167,8 @@ def test_pages_take_what_is_kept(least):
     call(layer, *tensors(generator, 1, 2000), [2000], None)
     for _ in range(40):
         held = int((layer.positions >= 0).sum()) * layer.groups[0].token_bytes
-        assert layer.paged and held <= layer.bytes <= 1.03 * held
+        assert layer.paged
+        assert held <= layer.bytes <= 1.03 * held
         call(layer, *tensors(generator, 1, 1), [1], None)
 
 
