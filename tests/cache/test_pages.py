@@ -123,7 +123,7 @@ def test_heads_together_are_heads_one_at_a_time(watched, least, lengths, calls, 
     for number, following in enumerate(calls):
         q, k, v = tensors(generator, len(counts), new)
         together, single = call(layer, q, k, v, counts, window), apart.call(q, k, v, counts, window)
-        torch.testing.assert_close(together, single, atol=2e-6, rtol=2e-5)
+        torch.testing.assert_close(together, single, atol=2e-5, rtol=1e-4)
         assert torch.equal(layer.positions, apart.positions())
         for head, other in enumerate(apart.layers):
             assert layer.seen == other.seen
