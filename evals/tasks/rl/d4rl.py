@@ -21,7 +21,7 @@ import tyro
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Trajectory
-from namm_transfer.evals.tasks.rl.identity import check_name
+from namm_transfer.evals.tasks.rl.identity import check_first_states, check_name
 from namm_transfer.evals.tasks.rl.tasks import task
 from namm_transfer.files import sha256
 
@@ -119,7 +119,8 @@ def main(options: Options) -> datasets.Dataset:
     """Import a D4RL file and return the new data set as read back.
 
     Raises:
-        NammTransferError: the id is taken, the file's name is that of another environment, or what `read` and
+        NammTransferError: the id is taken, the file's name or the first states of its episodes are those of another
+            environment, or what `read` and
             `datasets.check_trajectory` refuse.
     """
     check_name(options.env, options.file.name, f"the file name {options.file.name!r}")
@@ -130,6 +131,7 @@ def main(options: Options) -> datasets.Dataset:
         raise NammTransferError(f"{options.file} holds no whole episode: no terminal and no timeout")
     for number, trajectory in enumerate(found):
         datasets.check_trajectory(trajectory, options.env, f"{options.file}: episode {number}")
+    check_first_states(options.env, np.stack([trajectory.observations[0] for trajectory in found]), str(options.file))
     left_out = len(arrays["rewards"]) - sum(map(len, found))
     digest = sha256(options.file)
     description = (

@@ -5,8 +5,13 @@ from __future__ import annotations
 import re
 import warnings
 
+import numpy as np
+
 from namm_transfer.errors import NammTransferError
-from namm_transfer.evals.tasks.rl.tasks import task
+from namm_transfer.evals.tasks.rl.tasks import TASKS, flat, make, task
+
+RESETS = 16
+"""Resets of an environment that show where its episodes begin."""
 
 _FAMILIES = {
     "hopper": r"hopper",
@@ -65,3 +70,33 @@ def check_spec(env: str, gym_id: str, what: str) -> None:
         raise NammTransferError(f"{what} was recorded in {gym_id}, expected {own}")
     if gym_id != own:
         warnings.warn(f"{what} was recorded in {gym_id}, another version of {own}", stacklevel=2)
+
+
+def check_first_states(env: str, states: np.ndarray, what: str) -> None:
+    """Check by the first states of episodes, (episodes, size), that data come from the environment of task `env`.
+
+    A file may say nothing of its environment, and HalfCheetah and Walker2d have the same sizes; but where a body stands
+    after a reset tells them apart.
+
+    Raises:
+        NammTransferError: most episodes begin as those of another known task do.
+    """
+    if _begin(env, states):
+        return
+    own = task(env)
+    for name, other in TASKS.items():
+        sizes = (other.observation_size, other.action_size)
+        if name != env and sizes == (own.observation_size, own.action_size) and _begin(name, states):
+            raise NammTransferError(f"{what}: its episodes begin as those of {name} do, expected {env}")
+    warnings.warn(f"{what}: its episodes do not begin as {own.gym_id} does after a reset", stacklevel=2)
+
+
+def _begin(env: str, states: np.ndarray) -> bool:
+    """Return True if most of the states lie where the environment stands after a reset, generously widened."""
+    environment = make(env)
+    resets = np.stack([flat(environment.reset(seed=seed)[0]) for seed in range(RESETS)])
+    environment.close()
+    low, high = resets.min(0), resets.max(0)
+    room = 2 * (high - low) + 0.1
+    inside = ((states >= low - room) & (states <= high + room)).all(1)
+    return bool(inside.mean() > 0.5)

@@ -7,6 +7,7 @@ import pytest
 
 from namm_transfer import NammTransferError
 from namm_transfer.evals.tasks.rl import d4rl, datasets
+from namm_transfer.evals.tasks.rl.environments import Environments, random_policy, rollout
 from namm_transfer.files import sha256
 
 STEPS = 12
@@ -159,3 +160,21 @@ def test_unmarked_ends_and_actions_of_another_unit(tmp_path):
     path = file_of(tmp_path / "b.hdf5", {**arrays(), "actions": arrays()["actions"] * 3})
     with pytest.raises(NammTransferError, match=r"b\.hdf5: episode 0: the action of step \d+ is"):
         d4rl.main(d4rl.Options("hopper", path, "d4rl/hopper/medium-v2"))
+
+
+def test_another_environments_data_are_refused_whatever_the_file_is_called(tmp_path):
+    environments = Environments("walker2d", 2)
+    played = rollout(environments, [0, 1], random_policy("walker2d", 0))
+    ends = np.concatenate([np.arange(len(t)) == len(t) - 1 for t in played])
+    content = {
+        "observations": np.concatenate([t.observations[:-1] for t in played]).astype(np.float32),
+        "next_observations": np.concatenate([t.observations[1:] for t in played]).astype(np.float32),
+        "actions": np.concatenate([t.actions for t in played]).astype(np.float32),
+        "rewards": np.concatenate([t.rewards for t in played]).astype(np.float32),
+        "terminals": ends,
+        "timeouts": np.zeros_like(ends),
+    }
+    path = file_of(tmp_path / "data.hdf5", content)
+    with pytest.raises(NammTransferError, match="begin as those of walker2d do, expected halfcheetah"):
+        d4rl.main(d4rl.Options("halfcheetah", path, "d4rl/halfcheetah/medium-v2"))
+    assert len(d4rl.main(d4rl.Options("walker2d", path, "d4rl/walker2d/medium-v2")).trajectories) == 2
