@@ -7,6 +7,7 @@ are then put together as the model's own forward does it, and the text model rea
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +24,7 @@ from namm_transfer import NammTransferError
 from namm_transfer.adapters.video.frames import in_batches
 from namm_transfer.adapters.video.sample import EncodedVideo, VideoSample
 from namm_transfer.adapters.video.subtitles import interleave
-from namm_transfer.adapters.video_language import FRAMES_AT_ONCE, VideoLanguageAdapter
+from namm_transfer.adapters.video_language import FRAMES_AT_ONCE, VideoLanguageAdapter, facts_of
 from namm_transfer.files import write_atomic
 
 
@@ -97,7 +98,7 @@ class LlavaNextVideoAdapter(VideoLanguageAdapter):
             VideoError: the file cannot be read.
             NammTransferError: choices that are no continuations of the prompt.
         """
-        features, times = self.video_tokens(sample)
+        features, times, facts = self.video_tokens(sample)
         token = self.processor.video_token
         text = self._text(sample)
         pictures = [token * features.shape[1]] * features.shape[0]
@@ -111,13 +112,15 @@ class LlavaNextVideoAdapter(VideoLanguageAdapter):
         frame_of[is_video[0].cpu().numpy()] = np.repeat(np.arange(features.shape[0]), features.shape[1])
         prefix = int(np.flatnonzero(frame_of >= 0)[-1]) + 1
         choices, frames = self._choices(sample, text), np.arange(features.shape[0])
-        return EncodedVideo({"inputs_embeds": embeds}, frame_of, frames, prefix, choices, sample.options)
+        return EncodedVideo({"inputs_embeds": embeds}, frame_of, frames, prefix, choices, sample.options, facts=facts)
 
     @torch.inference_mode()
-    def video_tokens(self, sample: VideoSample) -> tuple[Tensor, Tensor]:
-        """The video's projected tokens, (frames, tokens a frame, width), and its frames' times, (frames,) seconds.
+    def video_tokens(self, sample: VideoSample) -> tuple[Tensor, Tensor, dict[str, str]]:
+        """Decode the sampled frames and embed them, or load what an earlier call left in `feature_folder`.
 
-        From `feature_folder` if they are there.
+        Returns:
+            Projected tokens (frames, tokens a frame, width), times of the frames (frames,) in seconds, and `facts_of`
+            the reading.
         """
         if isinstance(sample.video, tuple):
             raise NammTransferError(f"{len(sample.video)} videos in one prompt: {self.kind} is served with one")
@@ -127,8 +130,8 @@ class LlavaNextVideoAdapter(VideoLanguageAdapter):
             file = self.feature_folder / f"{self._fingerprint(sample)}.safetensors"
             try:
                 found = load_tensors(file.read_bytes())
-                return found["tokens"], found["times"]
-            except (FileNotFoundError, SafetensorError, KeyError):
+                return found["tokens"], found["times"], json.loads(bytes(found["facts"].tolist()))
+            except (FileNotFoundError, SafetensorError, KeyError, ValueError):
                 pass
         (reader,) = self._readers(sample)
         indices = self._chosen(reader, sample)
@@ -139,9 +142,11 @@ class LlavaNextVideoAdapter(VideoLanguageAdapter):
             parts.append(features[0].unflatten(0, (len(frames), -1)))
         tokens = torch.cat(parts).cpu().contiguous()
         times = torch.from_numpy(reader.times[indices])
+        facts = facts_of([reader], sample)
         if file is not None:
-            write_atomic(file, save_tensors({"tokens": tokens, "times": times}))
-        return tokens, times
+            text = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
+            write_atomic(file, save_tensors({"tokens": tokens, "times": times, "facts": text}))
+        return tokens, times, facts
 
     def _fingerprint(self, sample: VideoSample) -> str:
         """A name made of everything that a video's tokens depend on."""

@@ -33,6 +33,22 @@ FRAMES_AT_ONCE = 16
 """Frames decoded together; bounds memory, changes no result."""
 
 
+def facts_of(readers: Sequence[FrameReader], sample: VideoSample) -> dict[str, str]:
+    """Describe how the files of a sample were read, for its record.
+
+    Returns:
+        `decoder`: what read them; `fallback`: why it is not what was asked for; `length`: that a film lasts longer or
+        shorter than annotated. Each is there only if there is something to say.
+    """
+    films = [reader for reader in readers if isinstance(reader, FilmReader)]
+    facts = {
+        "decoder": [film.backend for film in films],
+        "fallback": [film.fallback for film in films if film.fallback],
+        "length": list(filter(None, (length_warning(film, sample.duration) for film in films))),
+    }
+    return {name: "; ".join(dict.fromkeys(texts)) for name, texts in facts.items() if texts}
+
+
 class VideoLanguageAdapter(LanguageAdapter):
     """Answers questions about videos with any video-language model that the memory can serve exactly."""
 
@@ -129,8 +145,8 @@ class VideoLanguageAdapter(LanguageAdapter):
                 "subtitles (--benchmark longvideobench-frames)"
             )
         text = self._text(sample)
-        films, metadata = [], []
-        for reader in self._readers(sample):
+        films, metadata, readers = [], [], self._readers(sample)
+        for reader in readers:
             indices = self._chosen(reader, sample)
             films.append(np.concatenate(list(in_batches(reader, indices, FRAMES_AT_ONCE))))
             metadata.append(timed(reader, indices))
@@ -149,7 +165,9 @@ class VideoLanguageAdapter(LanguageAdapter):
         positions, shift = self._positions(inputs)
         frame_of, shares, prefix = lay_out(self.processor, self.model.config.model_type, tensors, list(map(len, films)))
         choices = self._choices(sample, text)
-        return EncodedVideo(tensors, frame_of, shares, prefix, choices, sample.options, positions, shift)
+        return EncodedVideo(
+            tensors, frame_of, shares, prefix, choices, sample.options, positions, shift, facts_of(readers, sample)
+        )
 
     def pictures(self, sample: VideoSample, numbers: Sequence[int]) -> Iterator[np.ndarray]:
         """Some of the sampled frames, (height, width, 3) uint8 each, by their ascending numbers among those sampled."""
@@ -281,21 +299,6 @@ class VideoLanguageAdapter(LanguageAdapter):
 
     def _reader(self, video: Video) -> FrameReader:
         return ArrayReader(video) if isinstance(video, np.ndarray) else open_video(video, self.backend)
-
-    def reading(self, sample: VideoSample) -> dict[str, str]:
-        """Facts about the reading of the sample's files, for its record.
-
-        Returns:
-            `decoder`: what read them; `fallback`: why it is not what was asked for; `length`: that a film lasts longer
-            or shorter than annotated. Each is there only if there is something to say.
-        """
-        films = [reader for reader in self._readers(sample) if isinstance(reader, FilmReader)]
-        facts = {
-            "decoder": [film.backend for film in films],
-            "fallback": [film.fallback for film in films if film.fallback],
-            "length": list(filter(None, (length_warning(film, sample.duration) for film in films))),
-        }
-        return {name: "; ".join(dict.fromkeys(said)) for name, said in facts.items() if said}
 
     def _chosen(self, reader: FrameReader, sample: VideoSample) -> np.ndarray:
         """Numbers of the frames that are shown, ascending: (n,) int64."""

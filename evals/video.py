@@ -245,7 +245,7 @@ def evaluator(
                     "logprobs": [round(value, 5) for value in answer.logprobs],
                     "duration": question.duration,
                     "bytes": memory.bytes,
-                    **adapter.reading(asked),
+                    **encoded.facts,
                     **({"extra": dict(question.extra)} if question.extra else {}),
                 },
                 arrays=kept,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -67,6 +67,8 @@ class EncodedVideo:
     None where the model counts tokens"""
     shift: int | None = None
     """Offset under M-RoPE: position of a token after the prompt minus the number of tokens before it."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """How the video's files were read, see `video_language.facts_of`"""
 
     @property
     def length(self) -> int:

@@ -76,7 +76,7 @@ def test_frames_in_batches_are_encoded_as_in_one_pass(adapter, plain, frames):
     model, processor = plain
     pixels = processor.video_processor(videos=[frames], return_tensors="pt")["pixel_values_videos"]
     expected = model.get_video_features(pixels).pooler_output[0]
-    tokens, times = adapter.video_tokens(sample)
+    tokens, times, _ = adapter.video_tokens(sample)
     assert times.tolist() == list(range(20))
     assert tokens.shape == (20, adapter.tokens_per_frame, expected.shape[-1])
     assert torch.allclose(tokens.flatten(0, 1), expected, atol=1e-5)
@@ -235,7 +235,7 @@ def test_video_tokens_are_kept_in_a_folder(folder, tmp_path):
     write_film(make_film("test", 1, 16), film, fps=2, size=64)
     adapter = LlavaNextVideoAdapter.load(folder, device="cpu", feature_folder=tmp_path / "features")
     sample = VideoSample(film, PROMPT, frames=8)
-    tokens, times = adapter.video_tokens(sample)
+    tokens, times, _ = adapter.video_tokens(sample)
     assert times.tolist() == [1, 3, 5, 7, 9, 11, 13, 15]
     (kept,) = (tmp_path / "features").iterdir()
     stamp = kept.stat().st_mtime_ns
