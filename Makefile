@@ -47,7 +47,7 @@ test: $(VENV)/.stamp
 # The library's own tests with the oldest transformers that pyproject.toml allows, in place of the newest.
 FLOOR := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 test-floor: $(VENV)/.stamp
-	test -d build/floor-$(FLOOR) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/floor-$(FLOOR) 'transformers==$(FLOOR).*'
+	test -d build/floor-$(FLOOR) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --target build/floor-$(FLOOR) 'transformers==$(FLOOR).*'
 	PYTHONPATH=build/floor-$(FLOOR) $(BIN)/python -c 'import transformers; print("transformers", transformers.__version__)'
 	PYTHONPATH=build/floor-$(FLOOR) $(BIN)/python -m pytest -n 2 --dist loadfile tests/cache tests/policies tests/test_namm.py tests/adapters/test_causal_lm.py
 
