@@ -9,8 +9,9 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from namm_transfer import MemoryCache, NammTransferError
 from namm_transfer.adapters.base import LanguageAdapter, default_device
@@ -129,7 +130,9 @@ class CausalLMAdapter(LanguageAdapter):
         """
         folder, keywords = locate(str(source))
         device = torch.device(device or default_device())
-        options: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True)} if keywords else {}
+        # Older versions of transformers have no such configuration and always de-quantise.
+        gguf = getattr(transformers, "GgufConfig", None) if "gguf_file" in keywords else None
+        options: dict[str, Any] = {} if gguf is None else {"quantization_config": gguf(dequantize=True)}
         kind = "causal language model"
         try:
             keywords |= hub_options(folder, kind)

@@ -26,7 +26,7 @@ def model():
     """GPT-2 in float64, which rounds nothing to float32 on the way, as Llama's norm does."""
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=50, n_embd=32, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0, attn_pdrop=0, embd_pdrop=0
+        vocab_size=50, n_embd=32, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.0, attn_pdrop=0.0, embd_pdrop=0.0
     )
     model = GPT2LMHeadModel._from_config(config, attn_implementation="memory").double().eval()
     with torch.no_grad():
