@@ -57,6 +57,13 @@ def test_a_tolerance_is_for_scores_and_is_stated(make_record):
     assert "scores within 1e-06 (largest difference 1e-07)" in verification.in_words([result], 1e-6)
 
 
+def test_bytes_may_differ_by_the_room_that_a_cache_may_take(make_record):
+    old = make_record(0, "namm", 1.0, details={"bytes": 1000})
+    assert verification.compare(old, make_record(0, "namm", 1.0, details={"bytes": 1030}), 0.0) == []
+    for other in ({"bytes": 1040}, {"bytes": 960}, {}):
+        assert verification.compare(old, make_record(0, "namm", 1.0, details=other), 0.0)
+
+
 @pytest.mark.parametrize("key", ["model_sha256", "data_sha256"])
 def test_another_model_or_data_is_refused_by_name(key, folder, tmp_path):
     out = changed(folder, tmp_path / "copy")
