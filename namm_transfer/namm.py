@@ -328,10 +328,8 @@ def _locate(source: str, name: str, hub: dict[str, Any]) -> Path:
 
 @lru_cache(maxsize=32)
 def _sinusoids(ages: int, device: torch.device) -> Tensor:
-    """Compute the features of ages 0 to ``ages`` - 1, (ages, 8) float32; the published table ends at age 32,768.
-
-    The angles are float64: float32 would round away those of large ages.
-    """
+    """Compute the features of ages 0 to ``ages`` - 1, (ages, 8) float32; the published table ends at age 32,768."""
+    # The angles are float64: float32 would round away those of large ages.
     frequencies = 50000.0 ** (-torch.arange(RECENCY // 2, dtype=torch.float64) / 4)
     angles = torch.arange(ages, dtype=torch.float64)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1).float().to(device)
