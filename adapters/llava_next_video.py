@@ -35,7 +35,7 @@ class LlavaNextVideoAdapter(VideoLanguageAdapter):
     model_class = LlavaNextVideoForConditionalGeneration
     model: LlavaNextVideoForConditionalGeneration
     feature_folder: Path | None = None
-    """Where the tokens of videos are kept between calls of `encode`; None keeps none"""
+    """Folder in which the tokens of videos are kept between calls of `encode`; None keeps none"""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class LlavaNextVideoAdapter(VideoLanguageAdapter):
 
     @property
     def tokens_per_frame(self) -> int:
-        """What the vision tower's patches are pooled to."""
+        """Number of tokens that the patches of one frame are pooled to."""
         vision: Any = self.model.config.vision_config
         return (vision.image_size // vision.patch_size // self.model.config.spatial_pool_stride) ** 2
 

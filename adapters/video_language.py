@@ -53,7 +53,7 @@ class VideoLanguageAdapter(LanguageAdapter):
     """Answers questions about videos with any video-language model that the memory can serve exactly."""
 
     kind = "video-language model"
-    """What is loaded, in words for the errors."""
+    """The kind of model, in words for the errors."""
     model_class: Any = AutoModelForImageTextToText
 
     def __init__(self, model: PreTrainedModel, processor: Any, *, backend: str = "decord") -> None:

@@ -55,7 +55,7 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
 class Memory(NamedTuple):
-    """What the memory of one sequence did until its continuation was read, or the first token of its answer came."""
+    """The memory of one sequence up to its continuation, or up to the first token of its answer."""
 
     seen: int
     updates: int
@@ -133,7 +133,7 @@ class NammLM(HFLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What the model says after each context, until a stop sequence."""
+        """Generate a continuation of each context, up to a stop sequence."""
         kinds = [*dict.fromkeys(repr(request.args[1]) for request in requests)]
 
         def place(index: int) -> tuple[int, int, str]:
@@ -204,7 +204,7 @@ class NammLM(HFLM):
         return {"requests": len(every), "kept_share": fmean(shares), "updates": fmean(updates)}
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval writes under `config` of its results: `hf`'s facts, the policy and what its memories did."""
+        """Return the facts of `hf`, the policy and its memories, for `config` in lm-eval's results."""
         own = {
             "policy": recorded(self.entry).model_dump(),
             "provenance": provenance.collect(self.world_size).model_dump(),

@@ -88,7 +88,7 @@ class Options(EvalOptions):
     device_map: str | None = None
     """Spread the model over devices as accelerate does ("auto"); by default it goes to one device."""
     backend: Literal["decord", "pyav"] = "decord"
-    """What decodes the video files."""
+    """Library that decodes the video files."""
     update_interval: int = 32
     """The policy acts each time a prompt has grown by this many tokens (8 frames of the shipped model)."""
     out: Path = Path("runs/video")
@@ -287,7 +287,7 @@ def absent(options: Options, asked: Sequence[VideoQuestion]) -> str:
 def described(
     options: Options, adapter: VideoLanguageAdapter, source: str, asked: Sequence[VideoQuestion]
 ) -> dict[str, Any]:
-    """What the report says of this run; part of its identity."""
+    """Describe this run for the report; part of its identity."""
     benchmark, text = known(options.benchmark), adapter.model.config.get_text_config()
     files = [f"{options.data_root}/{name}" for name in benchmark.annotations] if benchmark else [options.benchmark]
     return {

@@ -68,7 +68,7 @@ class EncodedVideo:
     shift: int | None = None
     """Offset under M-RoPE: position of a token after the prompt minus the number of tokens before it."""
     facts: dict[str, str] = field(default_factory=dict)
-    """How the video's files were read, see `video_language.facts_of`"""
+    """Facts about the reading of the video's files, see `video_language.facts_of`"""
 
     @property
     def length(self) -> int:

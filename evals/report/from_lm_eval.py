@@ -36,17 +36,17 @@ class Scored:
 
     @property
     def memory(self) -> dict[str, Any]:
-        """What the model `namm` wrote."""
+        """The facts that the model `namm` wrote into the results."""
         found: dict[str, Any] = self.results["config"]["namm_transfer"]
         return found
 
     @property
     def policy(self) -> Policy:
-        """What was evaluated."""
+        """The policy that was evaluated."""
         return Policy(**self.memory["policy"])
 
     def setting(self) -> dict[str, Any]:
-        """What all policies of one task must share."""
+        """The facts that all policies of one task must share."""
         config = {key: value for key, value in self.results["configs"][self.task].items() if key != "metadata"}
         documents = [(sample["doc_id"], sample["doc_hash"], sample["prompt_hash"]) for sample in self.samples]
         return {"model": self.results["model_name"], "task configuration": config, "documents": documents}

@@ -85,7 +85,7 @@ def _refuse_unserved(module: nn.Module, arguments: dict[str, Any], served: set[s
 
 @torch.compiler.assume_constant_result
 def _eager_takes(module_class: type, name: str) -> bool:
-    """Whether the eager attention in a model's own file takes an argument of this name beyond the usual ones."""
+    """Return True if the eager attention in a model's own file takes an unusual argument of this name."""
     eager = getattr(sys.modules.get(module_class.__module__), "eager_attention_forward", None)
     return eager is not None and name not in _STANDARD and name in inspect.signature(eager).parameters
 

@@ -21,7 +21,7 @@ _DEFAULT_BLOCK_BYTES = 256 << 20
 
 
 def plan(seen: list[int], remaining: list[int], interval: float, hop: int) -> list[int]:
-    """How many tokens of each sequence to process next, none of them past its next update.
+    """Choose how many tokens of each sequence to process next, none of them past its next update.
 
     With ``hop`` 1, as many as possible. Otherwise either sequences that stand inside a hop finish it while the others
     wait, or all that have tokens left advance by the same whole number of hops, or by less than one.
@@ -115,7 +115,7 @@ def _attend(layer: MemoryLayer, query: Tensor, lengths: list[int], scaling: floa
 def _attend_to_pages(
     layer: MemoryLayer, query: Tensor, lengths: list[int], scaling: float, window: int | None
 ) -> Tensor:
-    """The same over pages and newer tokens; a few queries at a time."""
+    """Attend over pages and the newer tokens, for a few queries at a time."""
     widen = _widened(query)
     found = []
     for group in layer.groups:
@@ -182,7 +182,7 @@ def _block_length(group: HeadGroup, query: Tensor) -> int:
 
 
 def _visible(layer: MemoryLayer, group: HeadGroup, tokens: int, queries: range, window: int | None) -> Tensor | None:
-    """Which of a group's first stored tokens, causality aside, these queries of the newest block may see.
+    """Return which of a group's first stored tokens, causality aside, these queries of the newest block may see.
 
     Returns:
         (batch, rows of the group, queries or 1, tokens) bool; None: all of them.

@@ -15,7 +15,7 @@ _DESCRIBES = {"size", "dim", "stride", "numel", "__len__", "__repr__", "is_conti
 _KEEPS_VALUES = {"contiguous", "to"}
 """Functions that usually return the very same numbers; a conversion to another dtype or device is refused."""
 _ASKED_BY_COMPILE = {"_base", "_is_view", "is_conj", "is_neg", "storage_offset", "untyped_storage"}
-"""What torch.compile asks a tensor before it traces code that gets it."""
+"""Attributes that torch.compile reads of a tensor before it traces code that gets it."""
 
 
 class GuardedTensor(Tensor):
@@ -28,7 +28,7 @@ class GuardedTensor(Tensor):
     """
 
     owner: Any
-    """What travels along with the tensor to the memory attention."""
+    """Facts that travel with a tensor to the memory attention."""
     refusal: str
     """Text of the error, which says what to do."""
 

@@ -117,7 +117,7 @@ class HeadGroup:
             self.storage.drop(_STATE + name)
 
     def view(self, layer: int, layers: int, rows: list[int], seen: list[int], update: int, by_head: bool) -> LayerView:
-        """What the policy is to judge: these rows of the batch, which have seen so many tokens."""
+        """Return the policy's view of these rows of the batch, which have seen so many tokens."""
         batch, heads = len(rows), len(self.heads)
 
         def shown(tensor: Tensor) -> Tensor:

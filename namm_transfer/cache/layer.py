@@ -65,9 +65,9 @@ class MemoryLayer(CacheLayerMixin):
         """Forget everything, the batch size included."""
         self.groups: list[HeadGroup] = []
         self.paged = False
-        """Whether the first group is pages of what was there at the last update, and the second one is newer."""
+        """True if the first group holds pages of the tokens kept at the last update, the second one newer tokens."""
         self.uneven = False
-        """Whether heads may hold different numbers of tokens."""
+        """True if heads may hold different numbers of tokens."""
         self.is_initialized = False
         self.columns = 0
         self.padding: Tensor | None = None
@@ -255,7 +255,7 @@ class MemoryLayer(CacheLayerMixin):
 
     @property
     def is_croppable(self) -> bool:  # type: ignore[override]
-        """Whether tokens can be taken back: only where none are evicted."""
+        """True if tokens can be taken back, which needs a policy that evicts none."""
         return not self.policy.evicts
 
     @property

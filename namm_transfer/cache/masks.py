@@ -27,7 +27,7 @@ class ColumnCount(int):
 
 @dataclass
 class Tokens:
-    """Where a call's real tokens are."""
+    """The places of the real tokens of a call, padding left out."""
 
     counts: list[int]
     """Real tokens of each sequence in this call."""
@@ -36,7 +36,7 @@ class Tokens:
 
 
 class MemoryMask:
-    """What was asked of the mask function under a `MemoryCache`; the memory attention makes its masks from it.
+    """The arguments of the mask function under a `MemoryCache`; the memory attention makes its masks from it.
 
     It is no tensor, since each layer and head holds other tokens; a model that uses it as one gets a
     `NammTransferError`.
@@ -118,7 +118,7 @@ for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), *_OTHERS):
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two mask functions are the same code over the same closed-over values."""
+    """Return True if two mask functions are the same code over the same closed-over values."""
     if not callable(a) or not callable(b):
         if isinstance(a, tuple) and isinstance(b, tuple):
             return len(a) == len(b) and all(map(_same, a, b))
@@ -147,7 +147,7 @@ _RUNS_UNDER_SDPA: dict[type, bool] = {}
 
 @torch.compiler.assume_constant_result
 def runs_under_sdpa(config_class: type) -> bool:
-    """Whether transformers runs the models of a configuration under SDPA; False if that cannot be told."""
+    """Return True if transformers runs the models of a configuration under SDPA, as far as can be told."""
     if config_class not in _RUNS_UNDER_SDPA:
         models = models_of(config_class)
         _RUNS_UNDER_SDPA[config_class] = bool(models) and all(some._supports_sdpa for some in models)

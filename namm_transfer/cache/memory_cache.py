@@ -118,7 +118,7 @@ class MemoryCache(Cache):
         return [sum(column) / len(column) for column in zip(*per_layer, strict=True)]
 
     def report(self) -> MemoryReport:
-        """What is kept, what was seen and how many bytes it takes."""
+        """Report the tokens kept, the tokens seen and the bytes they take."""
         layers = [layer for layer in self.layers if layer.is_initialized]
         if not layers:
             raise NammTransferError("the cache is empty: nothing has gone through the model yet")

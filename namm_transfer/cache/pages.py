@@ -1,4 +1,4 @@
-"""How heads that keep different numbers of tokens are laid out, and the one gather that brings them there.
+"""The layout of KV heads that keep different numbers of tokens, and the one gather that brings them there.
 
 There are two layouts. While a prompt is read, heads of like length lie in a few dense groups, padded at the older end:
 long blocks of queries are fastest so. Between calls, and while single tokens are decoded, the tokens that stood there
@@ -88,7 +88,7 @@ class Arrangement:
         """Chosen tokens of each head, in the sequence that has most."""
 
     def _slots(self, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Of each slot of a layout, (batch, rows, width): the slot its token comes from, and whether there is one."""
+        """Return for each slot of a layout, (batch, rows, width), the slot its token comes from and if there is one."""
         rank = (self.counts[:, layout.heads] - layout.back)[..., None] + torch.arange(
             layout.width, device=layout.heads.device
         )

@@ -40,7 +40,7 @@ class RowReport:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """What a `MemoryCache` holds and what became of each sequence."""
+    """A summary of a `MemoryCache`: tokens and bytes held, and the history of each sequence."""
 
     kept: Tensor
     """(layers, batch, kv_heads) int64: tokens held now."""

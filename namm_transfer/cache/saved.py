@@ -39,7 +39,7 @@ _MODEL = ("model_type", *_SHAPE, "sliding_window", "rope_parameters")
 
 
 def describe_model(config: PreTrainedConfig) -> dict[str, str]:
-    """What is compared of a model: its type, its shape and its rotary embedding, as text."""
+    """Describe a model by its type, its shape and its rotary embedding, as text to be compared."""
     described = {}
     for name in _MODEL:
         try:
@@ -52,7 +52,7 @@ def describe_model(config: PreTrainedConfig) -> dict[str, str]:
 
 
 def describe_policy(policy: EvictionPolicy) -> dict[str, str]:
-    """What is compared of a policy: its class, its options as text, and a digest of its weights."""
+    """Describe a policy by its class, its options and a digest of its weights, as text to be compared."""
     options = {name: value for name, value in vars(policy).items() if not name.startswith("_") and name != "training"}
     tensors = {name: value for name, value in options.items() if isinstance(value, Tensor)}
     if isinstance(policy, nn.Module):

@@ -14,8 +14,8 @@ from torch import Tensor
 _SPARE = 40
 """Stored tokens for one token of room: 2.5 %, so that decoding copies everything once in 40 tokens."""
 _SPARE_WHILE_GROWING = 2
-"""The same within a call that goes on growing: memory that grows by a little again and again never fits into what it
-has just left, and a process ends up holding twice what it uses."""
+"""The same ratio within a call that still grows. Memory that grows in small steps never fits into what it has just left, so
+that a process would end up holding twice what it uses."""
 _WORTH_TRIMMING = 16 << 20
 """Bytes of a layer's tokens above which handing freed pages back costs less than holding them."""
 
@@ -63,12 +63,12 @@ class TokenStorage:
 
     @property
     def requires_grad(self) -> bool:
-        """Whether a stored tensor has a gradient history."""
+        """True if a stored tensor has a gradient history."""
         return any(tensor.requires_grad for tensor in self._tensors.values())
 
     @property
     def recording(self) -> bool:
-        """Whether autograd records the call that is going on."""
+        """True if autograd records the current call."""
         return self._recording
 
     @property
