@@ -1,4 +1,4 @@
-"""What the documentation's pages say otherwise on the site than where they are read on a code host."""
+"""Changes that mkdocs makes to pages for the site; a code host shows the pages as they are."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Which option a generated answer names: many ways to say one, and many to say none or several."""
+"""Parsing of generated answers: many forms that name one option, and many that name none or several."""
 
 # ruff: noqa: RUF001 -- letters that only look like Latin ones are the point
 

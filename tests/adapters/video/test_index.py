@@ -20,7 +20,7 @@ def x264(folder: Path, **options: str) -> Path:
 
 
 def x265(folder: Path, parameters: str) -> Path:
-    """The same by libx265, with its own parameters."""
+    """Encode the film as HEVC with libx265, whose parameters have other names."""
     options = {"x265-params": f"keyint=8:log-level=none:{parameters}"}
     return films.write(folder / "x265.mp4", codec="libx265", **options)
 
