@@ -59,6 +59,7 @@ class MemoryLayer(CacheLayerMixin):
         self.policy = policy
         self.index = index
         self.layers = layers
+        self.on_update: Any = None  # a function that is called with the layer after each update, see History
         self.reset()
 
     def reset(self) -> None:
@@ -75,8 +76,7 @@ class MemoryLayer(CacheLayerMixin):
         self.handover: Handover | None = None
         self.reader: ModuleReference | None = None
         """The attention module that reads this layer."""
-        self.is_frozen = False
-        """See `MemoryCache.freeze`."""
+        self.is_frozen = False  # see MemoryCache.freeze
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take batch size, heads, widths, dtype and device from the first keys and values."""
@@ -229,6 +229,8 @@ class MemoryLayer(CacheLayerMixin):
             self._lay_out(Arrangement(self.groups, chosen, self.kv_heads))
         else:
             self.groups[0].keep(chosen[0])
+        if self.on_update is not None:
+            self.on_update(self)
 
     def _chosen(self, group: HeadGroup, due: list[int]) -> Tensor:
         """The tokens of a group that stay, (batch, heads of the group, stored) bool, after the policy has acted."""
