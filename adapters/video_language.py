@@ -24,9 +24,10 @@ from namm_transfer.adapters.base import LanguageAdapter, default_device
 from namm_transfer.adapters.loading import hub_options, in_short, load_model
 from namm_transfer.adapters.video import prompts
 from namm_transfer.adapters.video.answers import parse_choice
-from namm_transfer.adapters.video.frames import SAMPLING, ArrayReader, FilmReader, FrameReader, in_batches, open_video
+from namm_transfer.adapters.video.frames import SAMPLING, FilmReader, FrameReader, in_batches
 from namm_transfer.adapters.video.layout import lay_out, timed
-from namm_transfer.adapters.video.sample import EncodedVideo, Video, VideoAnswer, VideoSample
+from namm_transfer.adapters.video.reading import readers_of
+from namm_transfer.adapters.video.sample import EncodedVideo, VideoAnswer, VideoSample
 from namm_transfer.adapters.video.sampling import length_warning, model_indices
 
 FRAMES_AT_ONCE = 16
@@ -40,7 +41,7 @@ def facts_of(readers: Sequence[FrameReader], sample: VideoSample) -> dict[str, s
         `decoder`: what read them; `fallback`: why it is not what was asked for; `length`: that a film lasts longer or
         shorter than annotated. Each is there only if there is something to say.
     """
-    films = [reader for reader in readers if isinstance(reader, FilmReader)]
+    films = [film for reader in readers if isinstance(film := getattr(reader, "film", reader), FilmReader)]  # of clips
     facts = {
         "decoder": [film.backend for film in films],
         "fallback": [film.fallback for film in films if film.fallback],
@@ -169,6 +170,11 @@ class VideoLanguageAdapter(LanguageAdapter):
             tensors, frame_of, shares, prefix, choices, sample.options, positions, shift, facts_of(readers, sample)
         )
 
+    def times(self, sample: VideoSample) -> np.ndarray:
+        """When each of the sampled frames is shown, in seconds of its video: (frames,) float64."""
+        readers = self._readers(sample)
+        return np.concatenate([reader.times[self._chosen(reader, sample)] for reader in readers])
+
     def pictures(self, sample: VideoSample, numbers: Sequence[int]) -> Iterator[np.ndarray]:
         """Some of the sampled frames, (height, width, 3) uint8 each, by their ascending numbers among those sampled."""
         first = 0
@@ -294,11 +300,7 @@ class VideoLanguageAdapter(LanguageAdapter):
         return tuple((choice, tokens) for tokens, choice in found.items())
 
     def _readers(self, sample: VideoSample) -> list[FrameReader]:
-        videos = sample.video if isinstance(sample.video, tuple) else (sample.video,)
-        return [self._reader(video) for video in videos]
-
-    def _reader(self, video: Video) -> FrameReader:
-        return ArrayReader(video) if isinstance(video, np.ndarray) else open_video(video, self.backend)
+        return readers_of(sample, self.backend)
 
     def _chosen(self, reader: FrameReader, sample: VideoSample) -> np.ndarray:
         """Numbers of the frames that are shown, ascending: (n,) int64."""

@@ -25,8 +25,7 @@ import numpy as np
 import torch
 
 from namm_transfer import NAMM, EvictionPolicy, NammTransferError
-from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter
-from namm_transfer.adapters.loading import read_model_type
+from namm_transfer.adapters.video.load import load_video_model
 from namm_transfer.adapters.video.prefix import VideoPrefix
 from namm_transfer.adapters.video.sample import EncodedVideo, VideoSample
 from namm_transfer.adapters.video_language import VideoLanguageAdapter
@@ -173,6 +172,8 @@ def as_sample(options: Options, question: VideoQuestion) -> VideoSample:
         question.duration,
         None if options.blind else options.fps,
         options.pixels,
+        None if options.blind else question.span,
+        question.frame_times,
     )
 
 
@@ -194,9 +195,7 @@ def load(options: Options, device: torch.device) -> tuple[VideoLanguageAdapter, 
         "device_map": options.device_map,
         "backend": options.backend,
     }
-    if read_model_type(source, VideoLanguageAdapter.kind) == "llava_next_video":
-        return LlavaNextVideoAdapter.load(source, **given, feature_folder=options.out / "features"), source
-    adapter = VideoLanguageAdapter.load(source, **given)
+    adapter = load_video_model(source, **given, feature_folder=options.out / "features")
     adapter.resolution(options.pixels, 1)  # refuses --pixels before the first question
     return adapter, source
 
@@ -246,6 +245,7 @@ def evaluator(
                     "duration": question.duration,
                     "bytes": memory.bytes,
                     **encoded.facts,
+                    **({"span": list(question.span)} if question.span else {}),
                     **({"extra": dict(question.extra)} if question.extra else {}),
                 },
                 arrays=kept,

@@ -276,7 +276,7 @@ def test_time_stamps_are_those_of_the_film(adapter, frames, monkeypatch):
     reader = ArrayReader(frames)
     reader.times = np.array([0.0, 0.4, 7.0, 9.5, 61.0, 62.25, 90.0, 100.0, 119.9])
     reader.seconds = 120.0
-    monkeypatch.setattr(adapter, "_reader", lambda video: reader)
+    monkeypatch.setattr(adapter, "_readers", lambda sample: [reader])
     encoded = adapter.encode(VideoSample(frames, PROMPT, frames=9))
     text = "".join(adapter.words.convert_ids_to_tokens(encoded.inputs["input_ids"][0]))
     stamps = ["0.2", "8.2", "61.6", "95.0", "119.9"]
