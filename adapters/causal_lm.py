@@ -33,6 +33,8 @@ class Prompt:
     text: str
     answer: str
     """Expected continuation, including the white space that separates it from the prompt."""
+    expected: tuple[str, ...] = ()
+    """Texts that a generated answer has to contain, for tasks that are scored so."""
 
 
 @dataclass(frozen=True)

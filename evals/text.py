@@ -8,7 +8,8 @@
 The prompts of the families are made from text that comes with Python, deterministically from --seed, and are the same
 for every policy, so that differences are paired. The score is graded: the geometric mean of the probabilities the model
 gives to the tokens of the right answer, in %. Each record's `exact` says whether greedy decoding
-gives exactly that answer.
+gives exactly that answer. The families of ruler have a row of their own, scored as RULER is: by the recall of the
+expected texts in a generated answer, with the likelihood beside it.
 
 LongBench and InfiniteBench have prompts, answer lengths and metrics of their own, and rows of their own in the report:
 the model goes on with the prompt, greedily, and its answer gets the task's metric x 100. The last command is the
@@ -17,6 +18,7 @@ protocol of the NAMM paper (arXiv 2410.13166), which stretches the 8192 position
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence, Set
@@ -33,17 +35,31 @@ from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.report.samples import choose
 from namm_transfer.evals.report.schema import Report
 from namm_transfer.evals.tasks.text import prose
-from namm_transfer.evals.tasks.text.families import FAMILIES, HELD_OUT, TRAINED, make_prompt
+from namm_transfer.evals.tasks.text.families import (
+    FAMILIES,
+    HELD_OUT,
+    TRAINED,
+    FamilyGroup,
+    group_of,
+    groups,
+    make_prompt,
+    question_of,
+    recall,
+)
 from namm_transfer.evals.tasks.text.load import Source, find, load, local
 from namm_transfer.evals.tasks.text.questions import Question, Task, TextBenchmark, shorten
 from namm_transfer.evals.tasks.text.registry import benchmarks
 from namm_transfer.files import sha256
 
-GROUPS = {"trained": TRAINED, "held-out": HELD_OUT, "all": tuple(FAMILIES)}
+GROUPS = {"trained": TRAINED, "held-out": HELD_OUT, "all": tuple(FAMILIES)} | {
+    name: tuple(group.families) for name, group in groups().items()
+}
 SAMPLES = 20
 """Prompts of a family unless --samples says otherwise."""
 WORLD = "namm_transfer.evolution.tasks"
 """Name of the families in records; it is part of a run's identity and does not change with the module's place."""
+SPARE = 16
+"""Tokens that a generated answer may take beyond those of the right one."""
 MAX_TOKENS = 32768
 """Most tokens of a benchmark's prompt and answer together, as in the NAMM paper."""
 
@@ -55,9 +71,11 @@ class Options(EvalOptions):
     model: str = "smollm2"
     """Causal language model: folder, hub id, .gguf file, or smollm2 (SmolLM2-135M-Instruct)."""
     tasks: str = "all"
-    """Task families, separated by commas: trained (those the shipped NAMM was trained on), held-out, all, or names. And
-    tasks of benchmarks, longbench:trec or infinitebench:passkey; a name after one belongs to the same benchmark where
-    that has it (longbench:trec,qasper). longbench:all is all of it, or with --data-root what has a file there."""
+    """Task families, separated by commas: trained (those the shipped NAMM was trained on), held-out, all (both and two
+    hard ones), ruler (needles among distractors, chains of variables, word counts, questions about two facts), or
+    names. And tasks of benchmarks, longbench:trec or infinitebench:passkey; a name after one belongs to the same
+    benchmark where that has it (longbench:trec,qasper). longbench:all is all of it, or with --data-root what has a
+    file there."""
     split: Literal["train", "validation", "test"] = "test"
     """Split of the documents from which the families' texts are made."""
     samples: int | None = None
@@ -66,8 +84,9 @@ class Options(EvalOptions):
     tokens: int = 1000
     """Length of the families' prompts in tokens."""
     score: Literal["probability", "exact", "logprob"] = "probability"
-    """Score of the families. probability: geometric mean probability of the answer's tokens, in %. exact: 100 if
-    greedy generation gives exactly the answer. logprob: mean log-probability of its tokens."""
+    """Score of the families; those of ruler are scored by recall. probability: geometric mean probability of the
+    answer's tokens, in %. exact: 100 if greedy generation gives exactly the answer. logprob: mean log-probability of
+    its tokens."""
     data_root: Path | None = None
     """Folder of the benchmarks' files: TASK.jsonl, in it or in its data/, or LongBench's data.zip. By default they come
     from the hub."""
@@ -93,7 +112,7 @@ def asked(options: Options) -> tuple[list[str], list[Task]]:
     given = [name for name in map(str.strip, options.tasks.split(",")) if name]
     known = benchmarks(name.partition(":")[0] for name in given if ":" in name)
     tasks = {task.id: task for item in known.values() for task in item.tasks}
-    choices = [*GROUPS, *(f"{name}:all" for name in known), *FAMILIES, *tasks]
+    choices = [*GROUPS, *(f"{name}:all" for name in known), *dict.fromkeys(itertools.chain(*GROUPS.values())), *tasks]
     families, found, benchmark = list[str](), list[Task](), ""
     for name in given:
         name = f"{benchmark}:{name}" if f"{benchmark}:{name}" in choices else name
@@ -140,37 +159,55 @@ def benchmark_samples(options: Options, sources: dict[Task, Source]) -> list[Sam
     ]
 
 
+def likelihood(answer: TextAnswer) -> float:
+    """Compute the geometric mean probability of the answer's tokens, in %."""
+    return 100.0 * math.exp(answer.logprob)
+
+
 def scored(answer: TextAnswer, kind: str) -> float:
     """Compute the score of an answer; higher is better."""
     if kind == "exact":
         return 100.0 * answer.exact
-    return 100.0 * math.exp(answer.logprob) if kind == "probability" else answer.logprob
+    return likelihood(answer) if kind == "probability" else answer.logprob
 
 
-def likelihoods(options: Options, adapter: CausalLMAdapter) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
-    """Make the function that scores one sample of a family under a policy by the likelihood of its answer."""
+def judged(options: Options, adapter: CausalLMAdapter) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
+    """Make the function that scores one sample of a family under a policy.
+
+    The score is the likelihood of the right answer; for a prompt with expected texts, the recall of these in the answer
+    that the model generates. Under the full cache the question is also asked without its text (the blind baseline).
+    """
+
+    def ask(prompt: Prompt, policy: EvictionPolicy) -> Outcome:
+        encoded, cache = adapter.encode(prompt), adapter.memory(policy)
+        logits = adapter.read(encoded, cache)
+        report, kept = cache.report(), adapter.kept(cache, encoded)  # when the first answer token is produced
+        room = len(encoded.answer) + SPARE
+        text = adapter.generate(encoded, copy.deepcopy(cache), room, logits) if prompt.expected else None
+        answer = adapter.judge(encoded, cache, logits)
+        score = scored(answer, options.score) if text is None else 100.0 * recall(text, prompt.expected)
+        return Outcome(
+            score=score,
+            memory=report.row(0),
+            answer=text,
+            details={
+                "question": prompt.text[-200:],
+                "right_answer": prompt.answer,
+                "logprob": answer.logprob,
+                "exact": answer.exact,
+                "trained": prompt.family in TRAINED,
+                "bytes": report.bytes,
+                **({} if text is None else {"likelihood": likelihood(answer)}),
+            },
+            arrays={**kept, "pieces": adapter.pieces(encoded)},
+        )
 
     def evaluate(samples: list[Sample], policy: EvictionPolicy) -> list[Outcome]:
         (sample,) = samples
-        encoded, cache = adapter.encode(sample.payload), adapter.memory(policy)
-        logits = adapter.read(encoded, cache)
-        report, kept = cache.report(), adapter.kept(cache, encoded)  # when the first answer token is produced
-        answer = adapter.judge(encoded, cache, logits)
-        return [
-            Outcome(
-                score=scored(answer, options.score),
-                memory=report.row(0),
-                details={
-                    "question": sample.payload.text[-200:],
-                    "right_answer": sample.payload.answer,
-                    "logprob": answer.logprob,
-                    "exact": answer.exact,
-                    "trained": sample.category in TRAINED,
-                    "bytes": report.bytes,
-                },
-                arrays={**kept, "pieces": adapter.pieces(encoded)},
-            )
-        ]
+        outcome = ask(sample.payload, policy)
+        if not policy.evicts:
+            outcome.details["blind"] = ask(replace(sample.payload, text=question_of(sample.payload)), policy).score
+        return [outcome]
 
     return evaluate
 
@@ -209,8 +246,10 @@ def answers(
     return evaluate
 
 
-def family_run(options: Options, families: Sequence[str], adapter: CausalLMAdapter) -> dict[str, Any]:
-    """Return the arguments of `run` for the families."""
+def family_run(
+    options: Options, families: Sequence[str], adapter: CausalLMAdapter, group: FamilyGroup | None = None
+) -> dict[str, Any]:
+    """Return the arguments of `run` for the families of a group, or for those of none."""
     units = {
         "probability": "geometric mean probability of the answer's tokens, %",
         "exact": "exact answers, %",
@@ -218,12 +257,13 @@ def family_run(options: Options, families: Sequence[str], adapter: CausalLMAdapt
     }
     description = {
         "data": f"{options.split} documents of Python's own documentation, fingerprint {prose.fingerprint()}",
-        "score": units[options.score],
-        "world": f"{WORLD}, {options.tokens} tokens a prompt",
+        "score": "recall of the expected texts by greedy generation, %" if group else units[options.score],
+        "world": f"{group.title if group else WORLD}, {options.tokens} tokens a prompt",
         "trained_families": list(TRAINED),
     }
     samples = family_samples(options, families, adapter)
-    return dict(task="text", samples=samples, evaluate=likelihoods(options, adapter), description=description)
+    task = f"text/{group.name}" if group else "text"
+    return dict(task=task, samples=samples, evaluate=judged(options, adapter), description=description)
 
 
 def benchmark_run(
@@ -277,7 +317,10 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         device=accelerator.device,
         rope_theta=options.rope_theta,
     )
-    plans = [(families, family_run(options, families, adapter))] if families else []
+    plans = []
+    for group in (None, *groups().values()):
+        if members := [family for family in families if group_of(family) == group]:
+            plans.append((members, family_run(options, members, adapter, group)))
     for name, asks in questions.items():
         plan = benchmark_run(options, known[name], parts[name], asks, adapter)
         plans.append(([task.id for task in parts[name]], plan))
@@ -287,7 +330,8 @@ def main(arguments: Sequence[str] | None = None) -> Report:
             "dtype": str(adapter.dtype).removeprefix("torch."),
             "cache_size": "tokens held over tokens seen when the first answer token is produced",
         }
-        own = replace(options, tasks=",".join(members)) if questions else options  # resumable by itself
+        alone = len(plans) == 1 and not questions
+        own = options if alone else replace(options, tasks=",".join(members))  # resumable by itself
         report = run(own, **plan)
     return report
 
