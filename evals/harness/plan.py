@@ -113,6 +113,7 @@ def recorded(entry: Entry) -> Policy:
         update_interval=entry.policy.update_interval,
         baseline=not entry.policy.evicts,
         match=None if entry.match is None else entry.match.text,
+        allocation=entry.policy.allocation,
         sha256=provenance.weights_sha256(entry.policy),
     )
 

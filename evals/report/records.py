@@ -132,6 +132,27 @@ def mean_history(records: Iterable[Record]) -> list[list[float]]:
     return [_mean_by_update([history[i] for history in histories if i < len(history)]) for i in range(layers)]
 
 
+def mean_history_by_head(records: Iterable[Record]) -> list[list[tuple[float, ...]]]:
+    """Mean tokens that each KV head kept after each update, (layers, updates, heads), over the samples that reached it.
+
+    Raises:
+        NammTransferError: a record does not have these numbers.
+    """
+    found = []
+    for record in records:
+        if record.history and record.history[0] and not record.history_by_head:
+            raise NammTransferError(f"{record.id} under {record.policy!r} has no sizes by head; expected a new run")
+        if record.history_by_head:
+            found.append(record.history_by_head)
+    layers = []
+    for layer in zip(*found, strict=True):
+        heads = range(len(next((updates[0] for updates in layer if updates), [])))
+        layers.append(
+            list(zip(*(_mean_by_update([[sizes[h] for sizes in s] for s in layer]) for h in heads), strict=True))
+        )
+    return layers
+
+
 def _mean_by_update(rows: list[list[float]]) -> list[float]:
     columns = [[row[i] for row in rows if i < len(row)] for i in range(max(map(len, rows), default=0))]
     return [math.fsum(column) / len(column) for column in columns]  # fsum: the same in whatever order they come

@@ -127,6 +127,7 @@ class MemoryCache(Cache):
             seen=layers[0].seen,
             peak=[[s.peak for s in layer.sequences] for layer in layers],
             history=[[s.history[:] for s in layer.sequences] for layer in layers],
+            sizes=[[s.sizes[:] for s in layer.sequences] for layer in layers],
             bytes=sum(layer.bytes for layer in layers),
         )
 
