@@ -14,6 +14,8 @@ import numpy as np
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.report import cautions, statistics, verdict
+from namm_transfer.evals.report.decomposition import decompositions
+from namm_transfer.evals.report.gate import gates
 from namm_transfer.evals.report.records import Task, load, mean_history
 from namm_transfer.evals.report.schema import (
     Answer,
@@ -69,6 +71,8 @@ def build(folder: Path) -> Report:
         sizes=[item for task, spec in ran for item in _sizes(task, spec)],
         categories=[row for task in tasks for row in _categories(task)],
         heatmaps=[item for task, spec in ran for item in _heatmap(task, spec)],
+        decompositions=decompositions(tasks, EPISODIC),
+        gates=gates(tasks),
         published=known,
         warnings=warnings + [line for task in tasks for line in cautions.task_warnings(task, summary, known)],
         runs=runs,
@@ -86,6 +90,7 @@ def _row(task: Task, spec: str) -> SummaryRow:
         score=statistics.mean(_scores(records)),
         diff_full=statistics.mean(differences) if compared else None,
         diff_ci=statistics.interval(differences, clusters) if compared else None,
+        likelihood=statistics.mean(_detail(records, "likelihood")),
         **_counts(records),
     )
 

@@ -91,6 +91,7 @@ SUMMARY = [
     VERDICT,
     COUNT,
     SCORE,
+    Column("likelihood", "mean probability of the right answer's tokens, in %", "likelihood", number),
     Column("vs full", "mean difference to the full cache on the same samples", "diff_full", signed),
     Column("95 % interval", "paired bootstrap interval of that difference", "diff_ci", _interval(signed)),
     KEPT,
