@@ -24,6 +24,7 @@ from namm_transfer.evals.report.schema import (
     Cost,
     Headline,
     HeatMap,
+    Likelihood,
     Overall,
     Published,
     Record,
@@ -71,6 +72,7 @@ def build(folder: Path) -> Report:
         sizes=[item for task, spec in ran for item in _sizes(task, spec)],
         categories=[row for task in tasks for row in _categories(task)],
         heatmaps=[item for task, spec in ran for item in _heatmap(task, spec)],
+        likelihoods=[item for task, spec in ran for item in _likelihood(task, spec)],
         decompositions=decompositions(tasks, EPISODIC),
         gates=gates(tasks),
         published=known,
@@ -90,7 +92,6 @@ def _row(task: Task, spec: str) -> SummaryRow:
         score=statistics.mean(_scores(records)),
         diff_full=statistics.mean(differences) if compared else None,
         diff_ci=statistics.interval(differences, clusters) if compared else None,
-        likelihood=statistics.mean(_detail(records, "likelihood")),
         **_counts(records),
     )
 
@@ -231,6 +232,11 @@ def _returns(task: Task, spec: str) -> list[Returns]:
             max=max(values),
         )
     ]
+
+
+def _likelihood(task: Task, spec: str) -> list[Likelihood]:
+    value = statistics.mean(_detail(task.records[spec], "likelihood"))
+    return [] if value is None else [Likelihood(task=task.run.task, policy=spec, value=value)]
 
 
 def _sizes(task: Task, spec: str) -> list[Sizes]:

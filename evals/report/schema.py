@@ -39,8 +39,6 @@ class SummaryRow(Strict):
     """Share of the samples that did not fail in which the policy acted at least once."""
     failed: int
     unparsed: int
-    likelihood: float | None = None
-    """Mean probability of the right answer's tokens, in %, where the score is another one."""
 
 
 class Overall(Strict):
@@ -165,6 +163,14 @@ class Headline(Strict):
     """Categories of the benchmark without any sample."""
 
 
+class Likelihood(Strict):
+    """Mean probability of the right answer's tokens, in %, beside a score of another kind."""
+
+    task: str
+    policy: str
+    value: float
+
+
 class Allocated(Strict):
     """A rule that keeps as many tokens as another policy (the lender), under one allocation of that number."""
 
@@ -265,6 +271,8 @@ class Report(Strict):
     sizes: list[Sizes]
     categories: list[Category]
     heatmaps: list[HeatMap]
+    likelihoods: list[Likelihood] = Field(default_factory=list)
+    """Likelihoods of the right answers, of tasks that are scored in another way."""
     decompositions: list[Decomposition] = Field(default_factory=list)
     """Where and what: the gain over random eviction in parts, for groups of tasks first, then for each task."""
     gates: list[Gate] = Field(default_factory=list)

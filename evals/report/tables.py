@@ -197,9 +197,11 @@ def summary(report: Report, task: str) -> Table:
         dataclasses.replace(SCORE, name="mean") if official and column is SCORE else column for column in SUMMARY
     ]
     title = str(_run(report, task).description.get("score", "score"))
-    return make(
-        f"{task}: {title}{', mean over samples' * official}", columns, _judged(report, _of(report.summary, task))
-    )
+    beside = {(item.task, item.policy): item.value for item in report.likelihoods}
+    rows = [
+        row | {"likelihood": beside.get((task, row["policy"]))} for row in _judged(report, _of(report.summary, task))
+    ]
+    return make(f"{task}: {title}{', mean over samples' * official}", columns, rows)
 
 
 def headlines(report: Report, task: str) -> list[Table]:

@@ -28,7 +28,6 @@ def test_a_row_of_the_summary(write_folder, tmp_path):
         "acted_share": 1.0,
         "failed": 0,
         "unparsed": 0,
-        "likelihood": None,
     }
     assert (namm.score, namm.diff_full) == (0.25, -0.5)
     assert namm.diff_ci == (-1.0, 0.0)
