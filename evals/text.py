@@ -26,16 +26,18 @@ from typing import Any, Literal
 
 import torch
 
-from namm_transfer import EvictionPolicy, NammTransferError
-from namm_transfer.adapters.causal_lm import CausalLMAdapter, Prompt, TextAnswer
-from namm_transfer.evals.harness import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer import EvictionPolicy, MemoryCache, NammTransferError
+from namm_transfer.adapters.causal_lm import CausalLMAdapter, EncodedPrompt, Prompt, TextAnswer
+from namm_transfer.adapters.context import ContextCaches
+from namm_transfer.evals.harness import Outcome, Sample, parse, run, start
 from namm_transfer.evals.harness.cli import script
+from namm_transfer.evals.harness.options import ContextOptions
 from namm_transfer.evals.report.samples import choose
 from namm_transfer.evals.report.schema import Report
 from namm_transfer.evals.tasks.text import prose
 from namm_transfer.evals.tasks.text.families import FAMILIES, HELD_OUT, TRAINED, make_prompt
 from namm_transfer.evals.tasks.text.load import Source, find, load, local
-from namm_transfer.evals.tasks.text.questions import Question, Task, TextBenchmark, shorten
+from namm_transfer.evals.tasks.text.questions import Question, Task, TextBenchmark
 from namm_transfer.evals.tasks.text.registry import benchmarks
 from namm_transfer.files import sha256
 
@@ -49,7 +51,7 @@ MAX_TOKENS = 32768
 
 
 @dataclass
-class Options(EvalOptions):
+class Options(ContextOptions):
     """Answer questions about long texts under each policy."""
 
     model: str = "smollm2"
@@ -140,6 +142,31 @@ def benchmark_samples(options: Options, sources: dict[Task, Source]) -> list[Sam
     ]
 
 
+def together(samples: Sequence[Sample]) -> list[Sample]:
+    """Bring the questions about one text together, in the order in which the texts come first."""
+    texts = list(dict.fromkeys(sample.cluster for sample in samples))
+    return sorted(samples, key=lambda sample: texts.index(sample.cluster))
+
+
+Read = Callable[[Prompt, EvictionPolicy], tuple[EncodedPrompt, MemoryCache, torch.Tensor]]
+"""Function that reads a prompt under a policy: the prompt in tokens, its cache, (vocabulary,) float32 logits."""
+
+
+def reader(options: Options, adapter: CausalLMAdapter) -> Read:
+    """Make the function that reads a prompt, at once or the context before the question."""
+    contexts = ContextCaches(adapter, options.context_cache)
+
+    def read(prompt: Prompt, policy: EvictionPolicy) -> tuple[EncodedPrompt, MemoryCache, torch.Tensor]:
+        if options.query_agnostic:
+            encoded = adapter.encode_apart(prompt)
+            cache = contexts.read(encoded, policy)
+        else:
+            encoded, cache = adapter.encode(prompt), adapter.memory(policy)
+        return encoded, cache, adapter.read(encoded, cache)
+
+    return read
+
+
 def scored(answer: TextAnswer, kind: str) -> float:
     """Compute the score of an answer; higher is better."""
     if kind == "exact":
@@ -149,11 +176,11 @@ def scored(answer: TextAnswer, kind: str) -> float:
 
 def likelihoods(options: Options, adapter: CausalLMAdapter) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
     """Make the function that scores one sample of a family under a policy by the likelihood of its answer."""
+    read = reader(options, adapter)
 
     def evaluate(samples: list[Sample], policy: EvictionPolicy) -> list[Outcome]:
         (sample,) = samples
-        encoded, cache = adapter.encode(sample.payload), adapter.memory(policy)
-        logits = adapter.read(encoded, cache)
+        encoded, cache, logits = read(sample.payload, policy)
         report, kept = cache.report(), adapter.kept(cache, encoded)  # when the first answer token is produced
         answer = adapter.judge(encoded, cache, logits)
         return [
@@ -176,18 +203,18 @@ def likelihoods(options: Options, adapter: CausalLMAdapter) -> Callable[[list[Sa
 
 
 def answers(
-    context: int, adapter: CausalLMAdapter, shown: Set[str]
+    options: Options, context: int, adapter: CausalLMAdapter, shown: Set[str]
 ) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
     """Make the function that answers a benchmark's question under a policy; ids in `shown` get kept shares too."""
+    read = reader(options, adapter)
 
     def evaluate(samples: list[Sample], policy: EvictionPolicy) -> list[Outcome]:
         (sample,) = samples
         question: Question = sample.payload
         room = question.task.answer_tokens
-        prompt = shorten(question.prompt, context - room, adapter.tokenizer)
-        read = Prompt(question.id, question.task.id, prompt, answer="")
-        encoded, cache = adapter.encode(read), adapter.memory(policy)
-        logits = adapter.read(encoded, cache)
+        prompt = question.within(context - room, adapter.tokenizer, apart=options.query_agnostic)
+        asked = Prompt(question.id, question.task.id, prompt, "", question.asked)
+        encoded, cache, logits = read(asked, policy)
         report = cache.report()  # when the first answer token is produced
         arrays = {**adapter.kept(cache, encoded), "pieces": adapter.pieces(encoded)} if sample.id in shown else {}
         answer = question.trim(adapter.generate(encoded, cache, room, logits))
@@ -255,22 +282,29 @@ def benchmark_run(
         "world": f"{benchmark.title}, its prompts as plain text, greedy answers",
         "headline": benchmark.headline,
     }
-    evaluate = answers(context, adapter, set(choose((s.id, s.category) for s in samples[: options.limit])))
+    evaluate = answers(options, context, adapter, set(choose((s.id, s.category) for s in samples[: options.limit])))
     return dict(task=f"text/{benchmark.name}", samples=samples, evaluate=evaluate, description=description)
 
 
 def main(arguments: Sequence[str] | None = None) -> Report:
     """Parse the command line, ask the questions and write the report."""
     options = parse(Options, arguments)
+    options.check_context()
     families, tasks = asked(options)  # a typing error should not wait for the model
     for task in tasks:
         task.check()
+    if options.query_agnostic and (early := [task.id for task in tasks if task.asks_first]):
+        raise NammTransferError(
+            f"--query-agnostic: {', '.join(early)} ask before the text; expected --tasks without them"
+        )
     accelerator = start(options)
     with accelerator.main_process_first():  # it downloads the files, which the other processes then find
         sources = {task: find(task, options.data_root) for task in tasks}
     known = benchmarks(task.benchmark for task in tasks)
     parts = {name: {task: sources[task] for task in tasks if task.benchmark == name} for name in known}
     questions = {name: benchmark_samples(options, part) for name, part in parts.items() if part}
+    if options.query_agnostic:
+        questions = {name: together(asks[: options.limit]) for name, asks in questions.items()}
     adapter = CausalLMAdapter.load(
         options.model,
         dtype=getattr(torch, options.dtype, None),

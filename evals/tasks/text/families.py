@@ -1,8 +1,9 @@
 """Synthetic text tasks that a small language model solves with its full cache, by recalling facts far back.
 
 Every family is one function from a seeded generator, a split's prose and a number of filler tokens to a prompt and its
-answer. Prompts are plain text, no chat format. The base model's score with its full cache on each family is in the
-card of `assets/namm-text`; a family that it cannot solve at all would only add noise.
+answer. The last paragraph of a prompt is its question. Prompts are plain text, no chat format. The base model's score
+with its full cache on each family is in the card of `assets/namm-text`; a family that it cannot solve at all would only
+add noise.
 """
 
 # ruff: noqa: SIM905 - lists of words read better as words
@@ -266,4 +267,4 @@ def make_prompt(family: str, split: Split, seed: int, number: int, *, tokens: in
     first, _ = make(random.Random(name), prose, tokens, count)
     filler = max(60, 2 * tokens - count(first))  # less what the question and the needles take
     text, answer = make(random.Random(name), prose, filler, count)
-    return Prompt(name, family, text, answer)
+    return Prompt(name, family, text, answer, question=text[text.rindex("\n\n") :])
