@@ -48,7 +48,7 @@ def export(options: argparse.Namespace) -> None:
     from transformers import AutoTokenizer
 
     from namm_transfer.adapters.causal_lm import locate
-    from namm_transfer.evals.tasks.text.families import make_prompt, question_of
+    from namm_transfer.evals.tasks.text.families import make_prompt
     from namm_transfer.evals.text import Options, asked
 
     folder, keywords = locate(options.model)
@@ -65,11 +65,10 @@ def export(options: argparse.Namespace) -> None:
                 prompt = make_prompt(
                     family, "test", 0, number, tokens=options.tokens, count=lambda text: len(ids(text))
                 )
-                question = f"\n\n{question_of(prompt)}"
                 entry = {
                     "id": prompt.id,
-                    "context": ids(prompt.text.removesuffix(question), first=True),
-                    "question": ids(question),
+                    "context": ids(prompt.text.removesuffix(prompt.question), first=True),
+                    "question": ids(prompt.question),
                     "answer": ids(prompt.answer),
                     "expected": prompt.expected,
                 }

@@ -18,23 +18,23 @@ protocol of the NAMM paper (arXiv 2410.13166), which stretches the 8192 position
 
 from __future__ import annotations
 
-import copy
 import itertools
-import math
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from namm_transfer import EvictionPolicy, NammTransferError
-from namm_transfer.adapters.causal_lm import CausalLMAdapter, Prompt, TextAnswer
-from namm_transfer.evals.harness import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer import NammTransferError
+from namm_transfer.adapters.causal_lm import CausalLMAdapter
+from namm_transfer.evals.harness import Sample, parse, run, start
 from namm_transfer.evals.harness.cli import script
+from namm_transfer.evals.harness.options import ContextOptions
 from namm_transfer.evals.report.samples import choose
 from namm_transfer.evals.report.schema import Report
 from namm_transfer.evals.tasks.text import prose
+from namm_transfer.evals.tasks.text.asking import about_benchmarks, about_families
 from namm_transfer.evals.tasks.text.families import (
     FAMILIES,
     HELD_OUT,
@@ -43,11 +43,9 @@ from namm_transfer.evals.tasks.text.families import (
     group_of,
     groups,
     make_prompt,
-    question_of,
-    recall,
 )
 from namm_transfer.evals.tasks.text.load import Source, find, load, local
-from namm_transfer.evals.tasks.text.questions import Question, Task, TextBenchmark, shorten
+from namm_transfer.evals.tasks.text.questions import Task, TextBenchmark
 from namm_transfer.evals.tasks.text.registry import benchmarks
 from namm_transfer.files import sha256
 
@@ -58,14 +56,12 @@ SAMPLES = 20
 """Prompts of a family unless --samples says otherwise."""
 WORLD = "namm_transfer.evolution.tasks"
 """Name of the families in records; it is part of a run's identity and does not change with the module's place."""
-SPARE = 16
-"""Tokens that a generated answer may take beyond those of the right one."""
 MAX_TOKENS = 32768
 """Most tokens of a benchmark's prompt and answer together, as in the NAMM paper."""
 
 
 @dataclass
-class Options(EvalOptions):
+class Options(ContextOptions):
     """Answer questions about long texts under each policy."""
 
     model: str = "smollm2"
@@ -159,91 +155,10 @@ def benchmark_samples(options: Options, sources: dict[Task, Source]) -> list[Sam
     ]
 
 
-def likelihood(answer: TextAnswer) -> float:
-    """Compute the geometric mean probability of the answer's tokens, in %."""
-    return 100.0 * math.exp(answer.logprob)
-
-
-def scored(answer: TextAnswer, kind: str) -> float:
-    """Compute the score of an answer; higher is better."""
-    if kind == "exact":
-        return 100.0 * answer.exact
-    return likelihood(answer) if kind == "probability" else answer.logprob
-
-
-def judged(options: Options, adapter: CausalLMAdapter) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
-    """Make the function that scores one sample of a family under a policy.
-
-    The score is the likelihood of the right answer; for a prompt with expected texts, the recall of these in the answer
-    that the model generates. Under the full cache the question is also asked without its text (the blind baseline).
-    """
-
-    def ask(prompt: Prompt, policy: EvictionPolicy) -> Outcome:
-        encoded, cache = adapter.encode(prompt), adapter.memory(policy)
-        logits = adapter.read(encoded, cache)
-        report, kept = cache.report(), adapter.kept(cache, encoded)  # when the first answer token is produced
-        room = len(encoded.answer) + SPARE
-        text = adapter.generate(encoded, copy.deepcopy(cache), room, logits) if prompt.expected else None
-        answer = adapter.judge(encoded, cache, logits)
-        score = scored(answer, options.score) if text is None else 100.0 * recall(text, prompt.expected)
-        return Outcome(
-            score=score,
-            memory=report.row(0),
-            answer=text,
-            details={
-                "question": prompt.text[-200:],
-                "right_answer": prompt.answer,
-                "logprob": answer.logprob,
-                "exact": answer.exact,
-                "trained": prompt.family in TRAINED,
-                "bytes": report.bytes,
-                **({} if text is None else {"likelihood": likelihood(answer)}),
-            },
-            arrays={**kept, "pieces": adapter.pieces(encoded)},
-        )
-
-    def evaluate(samples: list[Sample], policy: EvictionPolicy) -> list[Outcome]:
-        (sample,) = samples
-        outcome = ask(sample.payload, policy)
-        if not policy.evicts:
-            outcome.details["blind"] = ask(replace(sample.payload, text=question_of(sample.payload)), policy).score
-        return [outcome]
-
-    return evaluate
-
-
-def answers(
-    context: int, adapter: CausalLMAdapter, shown: Set[str]
-) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
-    """Make the function that answers a benchmark's question under a policy; ids in `shown` get kept shares too."""
-
-    def evaluate(samples: list[Sample], policy: EvictionPolicy) -> list[Outcome]:
-        (sample,) = samples
-        question: Question = sample.payload
-        room = question.task.answer_tokens
-        prompt = shorten(question.prompt, context - room, adapter.tokenizer)
-        read = Prompt(question.id, question.task.id, prompt, answer="")
-        encoded, cache = adapter.encode(read), adapter.memory(policy)
-        logits = adapter.read(encoded, cache)
-        report = cache.report()  # when the first answer token is produced
-        arrays = {**adapter.kept(cache, encoded), "pieces": adapter.pieces(encoded)} if sample.id in shown else {}
-        answer = question.trim(adapter.generate(encoded, cache, room, logits))
-        return [
-            Outcome(
-                score=100.0 * question.score(answer),
-                memory=report.row(0),
-                answer=answer,
-                details={
-                    "question": prompt[-200:],
-                    "right_answer": question.right[:500],
-                    "cut": prompt != question.prompt,
-                    "bytes": report.bytes,
-                },
-                arrays=arrays,
-            )
-        ]
-
-    return evaluate
+def together(samples: Sequence[Sample]) -> list[Sample]:
+    """Bring the questions about one text together, in the order in which the texts come first."""
+    texts = list(dict.fromkeys(sample.cluster for sample in samples))
+    return sorted(samples, key=lambda sample: texts.index(sample.cluster))
 
 
 def family_run(
@@ -263,7 +178,8 @@ def family_run(
     }
     samples = family_samples(options, families, adapter)
     task = f"text/{group.name}" if group else "text"
-    return dict(task=task, samples=samples, evaluate=judged(options, adapter), description=description)
+    evaluate = about_families(options, options.score, adapter)
+    return dict(task=task, samples=samples, evaluate=evaluate, description=description)
 
 
 def benchmark_run(
@@ -295,22 +211,30 @@ def benchmark_run(
         "world": f"{benchmark.title}, its prompts as plain text, greedy answers",
         "headline": benchmark.headline,
     }
-    evaluate = answers(context, adapter, set(choose((s.id, s.category) for s in samples[: options.limit])))
+    shown = set(choose((s.id, s.category) for s in samples[: options.limit]))
+    evaluate = about_benchmarks(options, context, adapter, shown)
     return dict(task=f"text/{benchmark.name}", samples=samples, evaluate=evaluate, description=description)
 
 
 def main(arguments: Sequence[str] | None = None) -> Report:
     """Parse the command line, ask the questions and write the report."""
     options = parse(Options, arguments)
+    options.check_context()
     families, tasks = asked(options)  # a typing error should not wait for the model
     for task in tasks:
         task.check()
+    if options.query_agnostic and (early := [task.id for task in tasks if task.asks_first]):
+        raise NammTransferError(
+            f"--query-agnostic: {', '.join(early)} ask before the text; expected --tasks without them"
+        )
     accelerator = start(options)
     with accelerator.main_process_first():  # it downloads the files, which the other processes then find
         sources = {task: find(task, options.data_root) for task in tasks}
     known = benchmarks(task.benchmark for task in tasks)
     parts = {name: {task: sources[task] for task in tasks if task.benchmark == name} for name in known}
     questions = {name: benchmark_samples(options, part) for name, part in parts.items() if part}
+    if options.query_agnostic:
+        questions = {name: together(asks[: options.limit]) for name, asks in questions.items()}
     adapter = CausalLMAdapter.load(
         options.model,
         dtype=getattr(torch, options.dtype, None),

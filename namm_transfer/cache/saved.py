@@ -67,7 +67,11 @@ def describe_policy(policy: EvictionPolicy) -> dict[str, str]:
 
 
 def write(
-    path: str | os.PathLike[str], layers: list[MemoryLayer], model: dict[str, str], policy: EvictionPolicy
+    path: str | os.PathLike[str],
+    layers: list[MemoryLayer],
+    model: dict[str, str],
+    policy: EvictionPolicy,
+    identity: Mapping[str, str],
 ) -> None:
     """Write layers to a safetensors file; the file holds either the old or the new content, never half of one."""
     if not all(layer.is_initialized for layer in layers):
@@ -98,6 +102,7 @@ def write(
         "format": _FORMAT,
         "model": model,
         "policy": describe_policy(policy),
+        "identity": dict(identity),
         "columns": layers[0].columns,
         "layers": described,
     }
@@ -113,6 +118,7 @@ def read(
     model: dict[str, str],
     policy: EvictionPolicy,
     device: torch.device,
+    identity: Mapping[str, str] | None,
 ) -> None:
     """Fill empty layers from a file that `write` wrote."""
     if not Path(path).is_file():
@@ -125,6 +131,8 @@ def read(
             raise NammTransferError(f"{path}: format {header['format']!r}; expected {_FORMAT}")
         _compare(path, "model", header["model"], model)
         _compare(path, "policy", header["policy"], describe_policy(policy))
+        if identity is not None:
+            _compare(path, "identity", header.get("identity", {}), identity)
         _fill(layers, header, tensors)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise NammTransferError(f"{path}: no cache that MemoryCache.save wrote: {error!r}") from None

@@ -1,8 +1,9 @@
 """Synthetic text tasks that a small language model solves with its full cache, by recalling facts far back.
 
 Every family is one function from a seeded generator, a split's prose and a number of filler tokens to a prompt and its
-answer. Prompts are plain text, no chat format. The base model's score with its full cache on each family is in the
-card of `assets/namm-text`; a family that it cannot solve at all would only add noise.
+answer. The last paragraph of a prompt is its question. Prompts are plain text, no chat format. The base model's score
+with its full cache on each family is in the card of `assets/namm-text`; a family that it cannot solve at all would only
+add noise.
 """
 
 # ruff: noqa: SIM905 - lists of words read better as words
@@ -272,11 +273,6 @@ def group_of(family: str) -> FamilyGroup | None:
     return next((group for group in groups().values() if family in group.families), None)
 
 
-def question_of(prompt: Prompt) -> str:
-    """Return the end of a prompt that asks the question, without the text that holds the answer."""
-    return prompt.text.rpartition("\n\n")[2]
-
-
 def recall(answer: str, expected: Sequence[str]) -> float:
     """Compute the share of the expected texts that occur in an answer, upper and lower case being the same (RULER)."""
     return sum(text.lower() in answer.lower() for text in expected) / len(expected)
@@ -301,4 +297,5 @@ def make_prompt(family: str, split: Split, seed: int, number: int, *, tokens: in
     first, _ = make(random.Random(name), prose, tokens, count)
     filler = max(60, 2 * tokens - count(first))  # less what the question and the needles take
     text, answer = make(random.Random(name), prose, filler, count)
-    return Prompt(name, family, text, answer, expected=tuple(answer.strip().split(", ")) if group_of(family) else ())
+    expected = tuple(answer.strip().split(", ")) if group_of(family) else ()
+    return Prompt(name, family, text, answer, text[text.rindex("\n\n") :], expected)

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from namm_transfer.evals.tasks.text import prose as text
-from namm_transfer.evals.tasks.text.families import make_prompt, question_of, recall
+from namm_transfer.evals.tasks.text.families import make_prompt, recall
 from namm_transfer.evals.tasks.text.ruler import DISTRACTORS, HOPS, RULER, TOP, VALUES
 
 
@@ -17,9 +17,8 @@ def words(s: str) -> int:
 def made(family: str, number: int, tokens: int = 400, split: str = "test"):
     """A prompt as (text without the question, question, expected texts)."""
     prompt = make_prompt(family, split, 0, number, tokens=tokens, count=words)
-    question = question_of(prompt)
-    assert prompt.text.endswith(f"\n\n{question}")
-    return prompt.text.removesuffix(question), question, list(prompt.expected)
+    assert prompt.text.endswith(prompt.question)
+    return prompt.text.removesuffix(prompt.question), prompt.question.strip(), list(prompt.expected)
 
 
 @pytest.mark.parametrize("family", RULER.families)
