@@ -34,7 +34,7 @@ VALUES = 4
 """Values of the key in the multi-value task, and keys that the multi-query task asks for."""
 HOPS = 3
 """Assignments from one variable to the next in a chain."""
-COMMON, UNCOMMON = 10, 2
+COMMON, UNCOMMON = 20, 1
 """Times that a common and an uncommon word occur in the list of common words extraction."""
 TOP = 3
 """Words that common and frequent words extraction ask for."""
@@ -62,10 +62,11 @@ def _needles(
     wanted = [(hay.index(f"The number of the {k} is {n}."), k, n) for k, n in facts if k in keys[:asked]]
     wanted.sort(key=lambda fact: fact[0] if asked == 1 else keys.index(fact[1]))
     things = ", the ".join(keys[:asked])
-    noun, verb = ("number", "is") if len(wanted) == 1 else ("numbers", "are")
+    numbers = "number" if len(wanted) == 1 else f"{len(wanted)} numbers"
+    verb = "is" if len(wanted) == 1 else "are, separated by commas,"
     return (
-        f"Remember the numbers in this text.\n\n{hay}\n\nWhich {noun} does the text give for the {things}? "
-        f"The {noun} of the {things} {verb}",
+        f"Remember the numbers in this text.\n\n{hay}\n\nWhich {numbers} does the text give for the {things}? "
+        f"The {numbers} of the {things} {verb}",
         " " + ", ".join(number for _, _, number in wanted),
     )
 
@@ -166,7 +167,7 @@ def frequent_words(rng: random.Random, prose: Sequence[Document], tokens: int, c
 
 
 def two_facts(rng: random.Random, prose: Sequence[Document], tokens: int, count: Count) -> tuple[str, str]:
-    """Make a prompt of documents whose answer takes two facts: where somebody works, and where that company is."""
+    """Make a prompt of documents that asks for two facts of which one leads to the other: a company, and its city."""
     size = 4
     people, firms, cities = rng.sample(NAMES, size), rng.sample(COMPANIES, size), rng.sample(CITIES, size)
     facts = [f"{person} works for {firm}." for person, firm in zip(people, firms, strict=True)]
@@ -179,8 +180,8 @@ def two_facts(rng: random.Random, prose: Sequence[Document], tokens: int, count:
         own = sentences[int(number * step) : int((number + 1) * step)]
         own.insert(rng.randrange(len(own) + 1), fact)
         texts.append(f"Document {number + 1}: {' '.join(own)}")
-    question = f"{people[0]} goes to the office of a company. In which city is that office? It is in"
-    return "\n".join(texts) + f"\n\n{question}", f" {cities[0]}"
+    question = f"For which company does {people[0]} work, and in which city is its office? Company and city are"
+    return "\n".join(texts) + f"\n\n{question}", f" {firms[0]}, {cities[0]}"
 
 
 RULER = FamilyGroup(
