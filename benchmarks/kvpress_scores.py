@@ -178,7 +178,7 @@ def run(options: argparse.Namespace) -> None:
             if (name, prompt["id"]) in done:
                 continue
             torch.manual_seed(0)
-            entry = {"press": name, "id": prompt["id"], "asked": options.kept}
+            entry: dict[str, Any] = {"press": name, "id": prompt["id"], "asked": options.kept}
             try:
                 with torch.no_grad():
                     entry |= scorer.answer(prompt, makers[name](ratio(prompt, options.kept)))
@@ -197,7 +197,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def summary(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean score and size of each press over its prompts, best first; then those that failed, with the reason."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(entry["press"] for entry in entries):
         own = [entry for entry in entries if entry["press"] == name]
         error = next((entry["error"] for entry in own if "error" in entry), None)

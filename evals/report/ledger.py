@@ -184,7 +184,7 @@ def _unpack(path: Path) -> Path:
 
 def _take_over(path: Path, begun: Run, now: Run) -> list[str]:
     """Write into a ledger's first line what the resumed run has more: policies, or other code. Returns messages."""
-    notes, update = [], dict[str, Any]()
+    notes, update = list[str](), dict[str, Any]()
     if added := [policy.spec for policy in now.policies if policy not in begun.policies]:
         update["policies"] = now.policies
         notes.append(f"{path.name}: added {', '.join(added)}")
