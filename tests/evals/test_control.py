@@ -1,11 +1,15 @@
 """From data to a report in environments that nothing is shipped for: Ant, and a maze of gymnasium-robotics."""
 
+import copy
+
 import gymnasium
 import minari
 import numpy as np
 import pytest
 
 from namm_transfer.evals import rl
+from namm_transfer.evals.report.verdict import number
+from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.tasks import task
 from namm_transfer.training.rl import train
 
@@ -26,7 +30,7 @@ def record(name, env, act, steps, **references):
         seen, _ = collector.reset(seed=seed)
         for _ in range(steps):
             seen, *_ = collector.step(act(seen))
-    spec = env.spec
+    spec = copy.deepcopy(env.spec)
     spec.max_episode_steps = 40
     facts = {"author": "a", "author_email": "b", "code_permalink": "c", "algorithm_name": "d", "description": "e"}
     collector.create_dataset(name, eval_env=spec, **facts, **references)
@@ -47,7 +51,7 @@ def test_ant_from_data_to_a_report(tmp_path, capsys):
     assert "normalised" not in shown
     spread = next(row for row in report.returns if row.task == tasks[0])
     assert spread.sd > 0
-    assert f"{spread.mean:.3g}" in shown
+    assert number(spread.mean) in shown
 
 
 def test_a_published_maze_from_its_name_to_a_report(tmp_path):
@@ -74,3 +78,20 @@ def test_a_published_maze_from_its_name_to_a_report(tmp_path):
     for played in report.records:
         assert played.score == pytest.approx(100 * (played.details["return"] - 23.85) / (161.86 - 23.85))
     assert report.runs[0].description["world"].endswith("normalised by the references in the data set")
+
+
+def test_a_behaviour_policy_learns_with_goals(tmp_path):
+    pytest.importorskip("gymnasium_robotics", reason="gymnasium-robotics is not installed (namm-transfer[robotics])")
+    behaviour = pytest.importorskip("namm_transfer.training.rl.behaviour", reason="needs the extra [train]")
+    given = {
+        "reach": 1e6,
+        "steps": 320,
+        "evaluate_every": 320,
+        "episodes": 1,
+        "width": 8,
+        "replay": "me/maze/replay-v0",
+    }
+    env = "PointMaze_UMaze-v3"
+    assert behaviour.train(behaviour.Options(env, tmp_path / "actor", **given)) == {"steps": 320, "medium": False}
+    (lived,) = datasets.load("me/maze/replay-v0", env).trajectories
+    assert (lived.observations.shape, lived.actions.shape) == ((301, 6), (300, 2))

@@ -40,8 +40,8 @@ CARD = """# Behaviour policy, {env} {tier}
 The actor of {algorithm} after {steps:,} steps in {gym_id} (seed {seed}): `actor.safetensors`, read by
 `namm_transfer.training.rl.actor.load_actor`. It makes the `{env}` {tier} data.
 
-Sampled actions, {episodes} episodes: mean return {return:.0f} (v5; normalised by D4RL's references {score:.1f}), mean
-length {length:.0f}, mean distance {distance:.0f} m. Made with stable-baselines3 by
+Sampled actions, {episodes} episodes: mean return {return:.0f}{normalised}, mean
+length {length:.0f}{moved}. Made with stable-baselines3 by
 
     {command}
 
@@ -179,7 +179,11 @@ def command(options: Options) -> str:
 
 def readme(facts: dict[str, Any], options: Options) -> str:
     """Return the README.md of a behaviour policy."""
-    return CARD.format(**{**facts, **facts["measured"]}, command=f"{command(options)} --out {options.out}")
+    score = f" (v5; normalised by D4RL's references {facts['measured']['score']:.1f})"
+    distance = facts["measured"]["distance"]
+    told = {"normalised": score if options.env in TASKS else ""}
+    told["moved"] = f", mean distance {distance:.0f} m" if math.isfinite(distance) else ""
+    return CARD.format(**facts, **facts["measured"], **told, command=f"{command(options)} --out {options.out}")
 
 
 def write_replay(dataset_id: str, options: Options, steps: int, done: bool) -> None:
@@ -204,6 +208,8 @@ def check(options: Options) -> Task:
     """Return the task; raise `NammTransferError` for invalid options before anything is trained."""
     check_positive(options, "steps", "width", "batch_size", "learning_rate", "evaluate_every", "episodes")
     found = task(options.env)
+    if options.reach is not None and not math.isfinite(options.reach):
+        raise NammTransferError(f"--reach {options.reach}: expected a finite number")
     if found.has_references == (options.reach is not None):
         raise NammTransferError(
             f"--reach {options.reach}: {found.name} has reference returns, which define its tiers"

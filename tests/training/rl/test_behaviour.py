@@ -187,7 +187,7 @@ def test_without_reference_returns_a_tier_is_a_return(tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["sac", "ppo"])
-def test_the_scaled_actor_does_what_the_learner_would(tmp_path, algorithm):
+def test_an_actors_actions_are_scaled_to_the_bounds_of_the_environment(tmp_path, algorithm):
     behaviour, given = options(tmp_path, algorithm, env="Pendulum-v1", reach=1e6)
     behaviour.train(given)
     learner = learner_in(tmp_path, algorithm, "Pendulum-v1")
