@@ -141,7 +141,7 @@ class NammVideo(lmms):
                 asked, done, _, info = messages(
                     document, round_idx=len(answers), previous_output=[*answers], previous_round_info=info
                 )
-            found.append(GenerationResult(answers, self._counts(" ".join(answers), memories)))  # type: ignore[arg-type]
+            found.append(GenerationResult(answers, self._counts(" ".join(answers), memories)))
         return self._noted(found)
 
     def _shown(self, requests: list[Instance]) -> tqdm[Instance]:

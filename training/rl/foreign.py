@@ -115,7 +115,8 @@ def convert(
     """
     content = found.get("model_state", found.get("transformer", found))
     weights = {name: tensor for name, tensor in dict(content).items() if isinstance(tensor, Tensor)}
-    epsilon, settings = 1e-5, None
+    epsilon = 1e-5
+    settings: dict[str, Any] | None = None
     if "state_emb.weight" in weights:
         named, activation = from_corl(weights), "gelu"
     elif "embed_state.weight" in weights and any(name.startswith("transformer.h.") for name in weights):

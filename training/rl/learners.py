@@ -31,12 +31,14 @@ REPLAY_ARRAYS = ("observations", "next_observations", "actions", "rewards", "don
 def world(env: str, episodes: list[Trajectory]) -> gymnasium.Env[Any, Any]:
     """Make an environment of vectors whose actions lie between -1 and 1; its whole episodes go to `episodes`."""
     low, high = task(env).bounds
-    made = make(env)
+    made: gymnasium.Env[Any, Any] = make(env)
     if isinstance(made.observation_space, spaces.Dict):
         size = task(env).observation_size
         made = wrappers.TransformObservation(made, flat, spaces.Box(-np.inf, np.inf, (size,), np.float64))
     recorded = Recorder(made, episodes)
-    return recorded if (low == -1).all() and (high == 1).all() else wrappers.RescaleAction(recorded, -1.0, 1.0)
+    if (low == -1).all() and (high == 1).all():
+        return recorded
+    return wrappers.RescaleAction(recorded, np.float32(-1), np.float32(1))
 
 
 class Learner(Protocol):
