@@ -115,21 +115,8 @@ def convert(
     """
     content = found.get("model_state", found.get("transformer", found))
     weights = {name: tensor for name, tensor in dict(content).items() if isinstance(tensor, Tensor)}
-    epsilon = 1e-5
-    settings: dict[str, Any] | None = None
-    if "state_emb.weight" in weights:
-        named, activation = from_corl(weights), "gelu"
-    elif "embed_state.weight" in weights and any(name.startswith("transformer.h.") for name in weights):
-        named, activation = from_kzl(weights), "relu"
-    elif "_rtg_embed.weight" in weights:
-        if params is None:
-            raise NammTransferError(f"{what} is d3rlpy's; expected --params with the params.json of its training")
-        settings = read_params(params)
-        named, activation, epsilon = from_d3rlpy(weights), settings["activation_type"], EPSILON
-    else:
-        raise NammTransferError(
-            f"{what} has the entries {sorted(content)[:5]}; expected those of kzl/decision-transformer, CORL or d3rlpy"
-        )
+    settings = read_params(params) if params is not None and "_rtg_embed.weight" in weights else None
+    named, shape = _renamed(weights, heads, what, settings)
     try:
         width, states = named["embed_state.weight"].shape
         config = DecisionTransformerConfig(
@@ -138,12 +125,10 @@ def convert(
             hidden_size=width,
             max_ep_len=named["embed_timestep.weight"].shape[0],
             n_layer=1 + max(int(name.split(".")[2]) for name in named if name.startswith("encoder.h.")),
-            n_head=heads if settings is None else settings["num_heads"],
-            activation_function=activation,
-            layer_norm_epsilon=epsilon,
             n_positions=1,
             bos_token_id=None,
             eos_token_id=None,
+            **shape,
         )
         model = DecisionTransformerModel(config)
         own = model.state_dict()
@@ -159,6 +144,24 @@ def convert(
     if not all(bool(tensor.isfinite().all()) for tensor in named.values()):
         raise NammTransferError(f"{what} holds weights that are not finite")
     return model.eval(), statistics
+
+
+def _renamed(
+    weights: Weights, heads: int, what: str, settings: dict[str, Any] | None
+) -> tuple[Weights, dict[str, Any]]:
+    """The weights under Hugging Face's names, and the settings that they do not tell."""
+    if "state_emb.weight" in weights:
+        return from_corl(weights), {"activation_function": "gelu", "n_head": heads}
+    if "embed_state.weight" in weights and any(name.startswith("transformer.h.") for name in weights):
+        return from_kzl(weights), {"activation_function": "relu", "n_head": heads}
+    if "_rtg_embed.weight" not in weights:
+        raise NammTransferError(
+            f"{what} has the entries {sorted(weights)[:5]}; expected those of kzl/decision-transformer, CORL or d3rlpy"
+        )
+    if settings is None:
+        raise NammTransferError(f"{what} is d3rlpy's; expected --params with the params.json of its training")
+    known = {"activation_function": settings["activation_type"], "n_head": settings["num_heads"]}
+    return from_d3rlpy(weights), {**known, "layer_norm_epsilon": EPSILON}
 
 
 def main(options: Options) -> str:
