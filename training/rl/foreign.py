@@ -114,7 +114,8 @@ def convert(
         NammTransferError: another layout, missing or unknown weights, or numbers that are not finite.
     """
     content = found.get("model_state", found.get("transformer", found))
-    weights = {name: tensor for name, tensor in dict(content).items() if isinstance(tensor, Tensor)}
+    content = content if isinstance(content, dict) else found
+    weights = {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
     settings = read_params(params) if params is not None and "_rtg_embed.weight" in weights else None
     named, shape = _renamed(weights, heads, what, settings)
     try:
