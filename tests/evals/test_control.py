@@ -24,16 +24,30 @@ def _own_folders(tmp_path, monkeypatch):
 
 
 def record(name, env, act, steps, **references):
-    """A data set as Minari's own collector writes it; evaluated in episodes of 40 steps."""
-    collector = minari.DataCollector(env)
+    """A data set as Minari writes it, observations as the environment gives them; evaluated in episodes of 40 steps."""
+    buffers = []
     for seed in range(4):
-        seen, _ = collector.reset(seed=seed)
+        seen, actions, rewards = [env.reset(seed=seed)[0]], [], []
         for _ in range(steps):
-            seen, *_ = collector.step(act(seen))
+            actions.append(act(seen[-1]))
+            now, reward, *_ = env.step(actions[-1])
+            seen.append(now)
+            rewards.append(float(reward))
+        whole = {part: np.stack([one[part] for one in seen]) for part in seen[0]} if isinstance(seen[0], dict) else None
+        buffers.append(
+            minari.data_collector.EpisodeBuffer(
+                seed=seed,
+                observations=np.stack(seen) if whole is None else whole,
+                actions=np.stack(actions),
+                rewards=rewards,
+                terminations=[False] * steps,
+                truncations=[False] * (steps - 1) + [True],
+            )
+        )
     spec = copy.deepcopy(env.spec)
     spec.max_episode_steps = 40
     facts = {"author": "a", "author_email": "b", "code_permalink": "c", "algorithm_name": "d", "description": "e"}
-    collector.create_dataset(name, eval_env=spec, **facts, **references)
+    minari.create_dataset_from_buffers(name, buffers, env=env, eval_env=spec, **facts, **references)
 
 
 def test_ant_from_data_to_a_report(tmp_path, capsys):
