@@ -13,6 +13,7 @@ An error is raised and ends the run. It never becomes an empty answer, which wou
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -34,6 +35,7 @@ from namm_transfer.evals.harness.one_policy import facts, one_policy
 from namm_transfer.evals.video import load_adapter, make_room
 from namm_transfer.files import asset
 
+SHIPPED = "llava-next-video-small"
 NEW_TOKENS = 1024
 """Most tokens of an answer where the task does not say."""
 GREEDY = {"do_sample": False, "num_beams": 1, "temperature": 0, "top_p": None, "top_k": None}
@@ -98,9 +100,8 @@ class NammVideo(lmms):
         self.device = torch.device(device) if device else default_device()
         if self._world_size > 1 and self.device.type != "cpu":
             self.device = self.accelerator.device
-        self.source = str(pretrained or asset("llava-next-video-small"))
         self.adapter = load_adapter(
-            self.source,
+            pretrained or str(asset(SHIPPED)),
             None,
             dtype=None if dtype == "auto" else getattr(torch, dtype),
             device=self.device,
@@ -109,7 +110,7 @@ class NammVideo(lmms):
         self.adapter.resolution(max_pixels, 1)  # refuses max_pixels before the first question
         self.sampled: dict[str, Any] = {"frames": max_num_frames, "fps": fps, "pixels": max_pixels}
         self.facts: dict[str, Any] = {
-            "model": self.source,
+            "model": pretrained or SHIPPED,
             "dtype": str(self.adapter.dtype).removeprefix("torch."),
             **facts(self.entry, self._world_size),
         }
@@ -145,6 +146,7 @@ class NammVideo(lmms):
         return self._noted(found)
 
     def _shown(self, requests: list[Instance]) -> tqdm[Instance]:
+        self.started = time.perf_counter()
         return tqdm(requests, desc=self.entry.spec.text, disable=self.rank != 0)
 
     def _answer(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -176,9 +178,11 @@ class NammVideo(lmms):
 
     def _noted(self, found: list[GenerationResult]) -> list[GenerationResult]:
         """Give lmms-eval's results file the means over all requests: `throughput.avg_kept_share`, `avg_updates`."""
-        memories = [result.token_counts.memory["memory"] for result in found if isinstance(result.token_counts, Counts)]
+        counts = [result.token_counts for result in found]
+        tokens, seconds = sum(one.output_tokens for one in counts), time.perf_counter() - self.started
+        memories = [one.memory["memory"] for one in counts]
         means = {name: fmean(memory[name] for memory in memories) for name in ("kept_share", "updates") if memories}
-        log_metrics(0.0, 0, 0.0, additional_metrics=means)
+        log_metrics(seconds, tokens, tokens / seconds, additional_metrics=means)
         logging.getLogger(__name__).info("under %s: %s", self.entry.spec.text, means)
         return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from namm_transfer.files import make_folder
 
 PER = {"word_perplexity": "word", "byte_perplexity": "byte", "bits_per_byte": "byte"}
 """Metrics of whole texts and what they are counted by."""
+ADDRESS = re.compile(r"(<function \w+) at 0x[0-9a-f]+(?=>)")
+"""Where a function of a task lay in the memory of lmms-eval's process."""
 
 
 @dataclass
@@ -58,6 +61,7 @@ class Scored:
     def setting(self) -> dict[str, Any]:
         """The facts that all policies of one task must share."""
         config = {key: value for key, value in self.results["configs"][self.task].items() if key != "metadata"}
+        config = json.loads(ADDRESS.sub(r"\1", json.dumps(config)))
         asked = [sample.get("prompt_hash", sample.get("input")) for sample in self.samples]
         documents = [(sample["doc_id"], sample["doc_hash"]) for sample in self.samples]
         return {"model": self.model, "task configuration": config, "documents": [documents, asked]}

@@ -124,7 +124,7 @@ def write(folder: Path, spec: str, scores: list[float], where: dict, date: str) 
     policy = {"spec": spec, "name": spec.partition(":")[0], "update_interval": 32, "baseline": spec == "full"}
     results = {
         "results": {"films": {"films_score,none": sum(scores) / len(scores)}},
-        "configs": {"films": {"task": "films", "metric_list": [{"metric": "films_score"}]}},
+        "configs": {"films": {"task": "films", "doc_to_text": f"<function asked at 0x{date[-4:]}>"}},
         "higher_is_better": {"films": {"films_score": True}},
         "config": {"model": "namm", "batch_size": 1},
         "lmms_eval_version": "0.7.3",
