@@ -191,17 +191,23 @@ def check_choices(adapter: VideoLanguageAdapter, asked: Sequence[VideoQuestion])
 def load(options: Options, device: torch.device) -> tuple[VideoLanguageAdapter, str]:
     """The model, and where it came from."""
     source = options.model or str(asset("llava-next-video-small"))
-    given: dict[str, Any] = {
-        "dtype": None if options.dtype == "auto" else getattr(torch, options.dtype),
-        "device": None if options.device_map else device,
-        "device_map": options.device_map,
-        "backend": options.backend,
-    }
-    if read_model_type(source, VideoLanguageAdapter.kind) == "llava_next_video":
-        return LlavaNextVideoAdapter.load(source, **given, feature_folder=options.out / "features"), source
-    adapter = VideoLanguageAdapter.load(source, **given)
+    adapter = load_adapter(
+        source,
+        options.out / "features",
+        dtype=None if options.dtype == "auto" else getattr(torch, options.dtype),
+        device=None if options.device_map else device,
+        device_map=options.device_map,
+        backend=options.backend,
+    )
     adapter.resolution(options.pixels, 1)  # refuses --pixels before the first question
     return adapter, source
+
+
+def load_adapter(source: str, features: Path | None, **given: Any) -> VideoLanguageAdapter:
+    """The adapter that serves a model; LLaVA-NeXT-Video's keeps the tokens of videos in the folder `features`."""
+    if read_model_type(source, VideoLanguageAdapter.kind) == "llava_next_video":
+        return LlavaNextVideoAdapter.load(source, **given, feature_folder=features)
+    return VideoLanguageAdapter.load(source, **given)
 
 
 def evaluator(

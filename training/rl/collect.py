@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
 from namm_transfer.errors import NammTransferError
@@ -25,7 +23,7 @@ from namm_transfer.evals.tasks.rl.environments import Act, Environments, Traject
 from namm_transfer.evals.tasks.rl.tasks import task
 from namm_transfer.files import asset
 from namm_transfer.training.rl import card
-from namm_transfer.training.rl.actor import BehaviourActor, load_actor
+from namm_transfer.training.rl.actor import load_actor, sampled
 from namm_transfer.training.rl.checks import check_positive, run_command
 
 ROWS = 20
@@ -52,16 +50,6 @@ class Options:
     """Seed of the first episode's environment and of the policy's noise."""
 
 
-def sampled(actor: BehaviourActor, seed: int) -> Act:
-    """Make the function that samples actions from a behaviour policy."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def act(observations: np.ndarray, _: np.ndarray) -> np.ndarray:
-        return actor.act(torch.from_numpy(observations).float(), generator).numpy()
-
-    return act
-
-
 def collect(act: Act, env: str, steps: int, seed: int) -> Iterator[Trajectory]:
     """Play whole episodes until there are `steps` steps; episode i has environment seed `seed + i`."""
     environments, done = Environments(env, ROWS), 0
@@ -86,7 +74,7 @@ def players(options: Options) -> list[tuple[Act, str, str]]:
         told = f"sampled actions of a {facts['algorithm']} policy stopped after {facts['steps']:,} steps"
         if facts.get("tier", tier) != tier:
             raise NammTransferError(f"--actor {given}: its policy is of the tier {facts['tier']!r}, expected {tier!r}")
-        found.append((sampled(actor, options.seed), str(facts["algorithm"]), told))
+        found.append((sampled(actor, options.env, options.seed), str(facts["algorithm"]), told))
     return found
 
 
