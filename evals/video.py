@@ -39,7 +39,7 @@ from namm_transfer.evals.tasks import registry
 from namm_transfer.evals.tasks.video.generated import load_generated
 from namm_transfer.evals.tasks.video.own_file import load_json
 from namm_transfer.evals.tasks.video.questions import VideoBenchmark, VideoQuestion
-from namm_transfer.evals.tasks.video.streaming import CLIP, Watcher, in_time, positions_for
+from namm_transfer.evals.tasks.video.streaming import CLIP, Watcher, by_film, positions_for
 from namm_transfer.evals.tasks.video.thumbnails import most_and_least, write_thumbnails
 from namm_transfer.files import asset, safe_name
 
@@ -324,7 +324,8 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     options.check_context()
     accelerator = start(options)
     with accelerator.main_process_first():  # which writes the films that the others then find
-        asked = in_time(questions(options)[: options.limit], streaming=options.streaming)
+        asked = questions(options)[: options.limit]
+        asked = by_film(asked, streaming=options.streaming, query_agnostic=options.query_agnostic)
     if not asked:
         raise NammTransferError(f"benchmark {options.benchmark!r} holds no questions, or --limit leaves none")
     if accelerator.is_main_process and (lost := absent(options, asked)):
