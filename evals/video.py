@@ -2,6 +2,7 @@
 
     accelerate launch evals/video.py
     accelerate launch evals/video.py --frames 16 64 256 --films 12
+    accelerate launch evals/video.py --streaming --frames 64 256 --films 8
     accelerate launch evals/video.py --model llava-hf/LLaVA-NeXT-Video-7B-hf --benchmark mlvu --data-root MLVU \\
         --frames 32 --update-interval 512 --dtype bfloat16
     accelerate launch evals/video.py --model Qwen/Qwen3-VL-8B-Instruct --benchmark mlvu --data-root MLVU \\
