@@ -2,6 +2,7 @@
 
     accelerate launch evals/video.py
     accelerate launch evals/video.py --frames 16 64 256 --films 12
+    accelerate launch evals/video.py --streaming --frames 64 256 --films 8
     accelerate launch evals/video.py --model llava-hf/LLaVA-NeXT-Video-7B-hf --benchmark mlvu --data-root MLVU \\
         --frames 32 --update-interval 512 --dtype bfloat16
     accelerate launch evals/video.py --model Qwen/Qwen3-VL-8B-Instruct --benchmark mlvu --data-root MLVU \\
@@ -39,7 +40,7 @@ from namm_transfer.evals.tasks import registry
 from namm_transfer.evals.tasks.video.generated import load_generated
 from namm_transfer.evals.tasks.video.own_file import load_json
 from namm_transfer.evals.tasks.video.questions import VideoBenchmark, VideoQuestion
-from namm_transfer.evals.tasks.video.streaming import CLIP, Watcher, in_time, positions_for
+from namm_transfer.evals.tasks.video.streaming import CLIP, Watcher, by_film, positions_for
 from namm_transfer.evals.tasks.video.thumbnails import most_and_least, write_thumbnails
 from namm_transfer.files import asset, safe_name
 
@@ -330,7 +331,8 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     options.check_context()
     accelerator = start(options)
     with accelerator.main_process_first():  # which writes the films that the others then find
-        asked = in_time(questions(options)[: options.limit], streaming=options.streaming)
+        asked = questions(options)[: options.limit]
+        asked = by_film(asked, streaming=options.streaming, query_agnostic=options.query_agnostic)
     if not asked:
         raise NammTransferError(f"benchmark {options.benchmark!r} holds no questions, or --limit leaves none")
     if accelerator.is_main_process and (lost := absent(options, asked)):
