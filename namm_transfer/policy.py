@@ -90,8 +90,8 @@ class EvictionPolicy(ABC):
 
     @property
     def statistic(self) -> Statistic | None:
-        """The statistic of attention weights that `observe` computes, if it is one that a GPU computes without writing the
-        weights; None: `observe` is given them. A class that overrides `observe` has none unless it overrides this too."""
+        """The statistic of attention weights that `observe` computes, if it is one that a GPU computes without writing
+        the weights. None: `observe` needs the weights, as where a class overrides it and not this."""
         return None
 
     @property

@@ -141,7 +141,8 @@ def _width(dim: int) -> int:
 
 def _tile(tensor: Tensor) -> int:
     """Tokens in a tile, so that keys, values and scores fit the fast memory of a multiprocessor."""
-    return 32 if _width(tensor.shape[-1]) * tensor.element_size() > 256 else 64
+    row = _width(tensor.shape[-1]) * tensor.element_size()
+    return 64 if row <= 256 else 32 if row <= 512 else 16
 
 
 def attend(block: Block, parts: list[Part]) -> tuple[Tensor, Tensor]:
@@ -151,8 +152,8 @@ def attend(block: Block, parts: list[Part]) -> tuple[Tensor, Tensor]:
         parts: parts that hold different KV heads, or all heads' older and newer tokens.
 
     Returns:
-        The output, (batch, query_heads, new, value_dim), zero for a query that sees nothing, and the base-2 logarithm of
-        each softmax sum, (batch, query_heads, new) float32.
+        The output, (batch, query_heads, new, value_dim), zero for a query that sees nothing, and the base-2 logarithm
+        of each softmax sum, (batch, query_heads, new) float32.
     """
     kernels, query = _kernels(), block.queries
     batch, heads, new, dim = query.shape
@@ -199,8 +200,8 @@ def fold(
     """Fold the attention weights of a block over a part into the policy's state of its tokens, in place.
 
     Args:
-        state: the part's state, each (batch, rows, ..., width); for a `Spectrum` with ``pending`` if any sequence stands
-            inside a hop before the block or after it.
+        state: the part's state, each (batch, rows, ..., width); for a `Spectrum` with ``pending`` if any sequence
+            stands inside a hop before the block or after it.
         lse: what `attend` returned.
         rounding: the dtype that weights are rounded to.
     """
@@ -229,8 +230,8 @@ def fold(
         spectrum, tail, pending = state["spectrum"], state["tail"], state.get("pending")
         third = tail if pending is None else pending
         _kernels().fold_spectrum[grid](
-            *inputs, spectrum, tail, third, _interleaved_dft(device), *where, on_device(block.lengths, device), *strides,
-            *spectrum.stride()[:3], *tail.stride()[:3], *third.stride()[:3], *sizes, scale,
+            *inputs, spectrum, tail, third, _interleaved_dft(device), *where, on_device(block.lengths, device),
+            *strides, *spectrum.stride()[:3], *tail.stride()[:3], *third.stride()[:3], *sizes, scale,
             PENDING=pending is not None, DECAY=DECAY, **constants,
         )  # fmt: skip
 
@@ -243,7 +244,7 @@ def _triton_dtype(name: str) -> Any:
 
 @lru_cache(maxsize=8)
 def _interleaved_dft(device: torch.device) -> Tensor:
-    """`hann_dft` transposed, (32, 32): columns are cosine and sine of each bin in turn, bin 16 in the place of sine 0."""
+    """`hann_dft` transposed, (32, 32): columns are cosine and sine of each bin in turn, bin 16 in place of sine 0."""
     rows = hann_dft(torch.device("cpu"))
     columns = [0, HOP] + [row for frequency in range(1, HOP) for row in (frequency, HOP + frequency)]
     return rows[columns].T.contiguous().to(device)

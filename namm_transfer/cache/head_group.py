@@ -121,8 +121,8 @@ class HeadGroup:
             self.storage.drop(_STATE + name)
 
     def part(self, kv_heads: int, own: int) -> Part:
-        """The stored tokens as a GPU's kernels take them; the newest ``own`` of each row are the queries' own, and without
-        any the rows are pages of a layer of so many KV heads."""
+        """The stored tokens as a GPU's kernels take them; the newest ``own`` of each row are the queries' own, and
+        without any the rows are pages of a layer of so many KV heads."""
         if self._spans is None:
             self._spans = Spans.dense(self.heads) if own else Spans.paged(self.heads, kv_heads)
         return Part(self.keys, self.values, self.positions, self._spans, own)

@@ -8,8 +8,6 @@ The first pass leaves the logarithm of each query's softmax sum; the second comp
 by tile, and writes nothing but the statistic. Float32 products are not rounded to TF32.
 """
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -28,21 +26,22 @@ def _load_slots(positions, b, first, slot, stop, width, p_b, p_r):  # type: igno
 
 @triton.jit(do_not_specialize=_VARYING)
 def attend(  # type: ignore[no-untyped-def]
-    q: Any, k: Any, v: Any, positions: Any, out: Any, lse: Any, heads: Any, first: Any, rows: Any, seen: Any,
-    q_b: Any, q_h: Any, q_i: Any, k_b: Any, k_r: Any, k_t: Any, v_b: Any, v_r: Any, v_t: Any, p_b: Any, p_r: Any,
-    count: Any, kv_heads: Any, new: Any, width: Any, own: Any, window: Any,
-    per_split: Any, splits: Any, split_offset: Any, scale: Any,
+    q, k, v, positions, out, lse, heads, first, rows, seen,
+    q_b, q_h, q_i, k_b, k_r, k_t, v_b, v_r, v_t, p_b, p_r,
+    count, kv_heads, new, width, own, window,
+    per_split, splits, split_offset, scale,
     GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
     """Attend from a block of a KV head's queries to a range of its slots.
 
-    A row m of the block is query ``m // GROUP`` of the KV head's query head ``m % GROUP``. Writes the output, normalised
-    within the range, and the logarithm of the softmax sum, as number ``split_offset`` + split of ``splits``.
+    A row m of the block is query ``m // GROUP`` of the KV head's query head ``m % GROUP``. Writes the output,
+    normalised within the range, and the logarithm of the softmax sum, as number ``split_offset`` + split of ``splits``.
     """
     block, pair, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     b, r = (pair // count).to(tl.int64), pair % count
-    head, start, slots = tl.load(heads + r), tl.load(first + r), tl.load(rows + r) * width
+    head, start = tl.load(heads + r), tl.load(first + r)
+    slots = tl.load(rows + r).to(tl.int32) * width
     m = block * BLOCK_M + tl.arange(0, BLOCK_M)
     i, is_query = m // GROUP, m < new * GROUP
     query_head = head * GROUP + m % GROUP
@@ -89,7 +88,7 @@ def attend(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def combine(  # type: ignore[no-untyped-def]
-    partial: Any, partial_lse: Any, out: Any, lse: Any, splits: Any,
+    partial, partial_lse, out, lse, splits,
     DV: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Join one query's outputs over ranges of slots into one softmax."""
@@ -100,7 +99,9 @@ def combine(  # type: ignore[no-untyped-def]
     weights = tl.exp2(parts - tl.where(high == -float("inf"), 0.0, high))
     total = tl.sum(weights, 0)
     outputs = tl.load(
-        partial + (cell * splits + s)[:, None] * DV + dv[None, :], mask=(s < splits)[:, None] & (dv < DV)[None, :], other=0.0
+        partial + (cell * splits + s)[:, None] * DV + dv[None, :],
+        mask=(s < splits)[:, None] & (dv < DV)[None, :],
+        other=0.0,
     )
     mixed = tl.sum(outputs * weights[:, None], 0) / tl.where(total > 0, total, 1.0)
     tl.store(out + cell * DV + dv, mixed, mask=dv < DV)
@@ -131,17 +132,18 @@ def _mean_weights(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=_VARYING)
 def fold_sum(  # type: ignore[no-untyped-def]
-    q: Any, k: Any, positions: Any, lse: Any, state: Any, heads: Any, first: Any, rows: Any, seen: Any,
-    begins: Any, ends: Any, anew: Any,
-    q_b: Any, q_h: Any, q_i: Any, k_b: Any, k_r: Any, k_t: Any, p_b: Any, p_r: Any, s_b: Any, s_r: Any,
-    count: Any, kv_heads: Any, new: Any, width: Any, own: Any, window: Any, scale: Any,
+    q, k, positions, lse, state, heads, first, rows, seen,
+    begins, ends, anew,
+    q_b, q_h, q_i, k_b, k_r, k_t, p_b, p_r, s_b, s_r,
+    count, kv_heads, new, width, own, window, scale,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
     WINDOWED: tl.constexpr, ROUNDED: tl.constexpr,
 ):  # fmt: skip
     """Add to a block of slots the weights of queries ``begins[b]`` to ``ends[b]``, to zero where ``anew[b]``."""
     block, pair = tl.program_id(0), tl.program_id(1)
     b, r = (pair // count).to(tl.int64), pair % count
-    head, start, slots = tl.load(heads + r), tl.load(first + r), tl.load(rows + r) * width
+    head, start = tl.load(heads + r), tl.load(first + r)
+    slots = tl.load(rows + r).to(tl.int32) * width
     slot, d = block * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     row, place, position = _load_slots(positions, b, start, slot, slots, width, p_b, p_r)
     k_at = b * k_b + row * k_r + place * k_t
@@ -164,11 +166,11 @@ def fold_sum(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=_VARYING)
 def fold_spectrum(  # type: ignore[no-untyped-def]
-    q: Any, k: Any, positions: Any, lse: Any, spectrum: Any, tail: Any, pending: Any, dft: Any,
-    heads: Any, first: Any, rows: Any, seen: Any, lengths: Any,
-    q_b: Any, q_h: Any, q_i: Any, k_b: Any, k_r: Any, k_t: Any, p_b: Any, p_r: Any,
-    s_b: Any, s_r: Any, s_f: Any, t_b: Any, t_r: Any, t_f: Any, w_b: Any, w_r: Any, w_f: Any,
-    count: Any, kv_heads: Any, new: Any, width: Any, own: Any, window: Any, scale: Any,
+    q, k, positions, lse, spectrum, tail, pending, dft,
+    heads, first, rows, seen, lengths,
+    q_b, q_h, q_i, k_b, k_r, k_t, p_b, p_r,
+    s_b, s_r, s_f, t_b, t_r, t_f, w_b, w_r, w_f,
+    count, kv_heads, new, width, own, window, scale,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
     WINDOWED: tl.constexpr, ROUNDED: tl.constexpr, PENDING: tl.constexpr, DECAY: tl.constexpr,
 ):  # fmt: skip
@@ -179,7 +181,8 @@ def fold_spectrum(  # type: ignore[no-untyped-def]
     """
     block, pair = tl.program_id(0), tl.program_id(1)
     b, r = (pair // count).to(tl.int64), pair % count
-    head, start, slots = tl.load(heads + r), tl.load(first + r), tl.load(rows + r) * width
+    head, start = tl.load(heads + r), tl.load(first + r)
+    slots = tl.load(rows + r).to(tl.int32) * width
     slot, d, n = block * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D), tl.arange(0, 16)
     row, place, position = _load_slots(positions, b, start, slot, slots, width, p_b, p_r)
     there = (slot < slots)[:, None]
