@@ -12,7 +12,8 @@ from namm_transfer import NAMM, MemoryCache
 from namm_transfer.cache.device import VARIABLE
 from namm_transfer.cache.keyword import CACHE
 
-WATCHED = ("namm", "namm:selection=layer", "h2o:keep=0.5", "tova:keep=0.5", "snapkv:keep=0.5")
+WATCHED = ("namm:selection=head", "namm:selection=layer", "h2o:keep=0.5", "tova:keep=0.5", "snapkv:keep=0.5")
+INTERVAL = 64
 Line = tuple[str, bool]
 
 
@@ -62,7 +63,7 @@ def _fused(shape: Shape, device: torch.device, kernels: str, tokens: int) -> Ite
             kept, logits = [], []
             for path in ("torch", kernels):
                 os.environ[VARIABLE] = path
-                cache, found = _run(model, spec, ids)
+                cache, found = _run(model, f"{spec},update_interval={INTERVAL}", ids)
                 kept.append(_marks(cache, ids.shape[1]))
                 logits.append(found)
             same = int((kept[0] & kept[1]).sum()) / int((kept[0] | kept[1]).sum())

@@ -183,7 +183,7 @@ def attend(block: Block, parts: list[Part]) -> tuple[Tensor, Tensor]:
                 len(part.spans.heads), block.kv_heads, new, part.keys.shape[2], part.own, block.window or 0,
                 per_split, splits, offset, block.scaling * log2(torch.e),
                 GROUP=block.group, D=dim, DV=value_dim, BLOCK_D=_width(dim), BLOCK_DV=_width(value_dim),
-                BLOCK_M=block_m, BLOCK_N=tile, WINDOWED=block.window is not None,
+                BLOCK_M=block_m, BLOCK_N=tile, TILE=_tile_dtype(query), WINDOWED=block.window is not None,
             )  # fmt: skip
             offset += count if together else 0
         if splits > 1:
@@ -214,7 +214,9 @@ def fold(
     sizes = (len(spans.heads), block.kv_heads, block.queries.shape[2], part.keys.shape[2], part.own, block.window or 0)
     dim = block.queries.shape[-1]
     constants: dict[str, Any] = dict(GROUP=block.group, D=dim, BLOCK_D=_width(dim), BLOCK_N=tile)
-    constants |= dict(WINDOWED=block.window is not None, ROUNDED=_triton_dtype(rounding))
+    constants |= dict(
+        TILE=_tile_dtype(block.queries), WINDOWED=block.window is not None, ROUNDED=_triton_dtype(rounding)
+    )
     inputs = (block.queries, part.keys, part.positions, lse)
     scale = block.scaling * log2(torch.e)
     with torch.cuda.device_of(block.queries):
@@ -234,6 +236,11 @@ def fold(
             *strides, *spectrum.stride()[:3], *tail.stride()[:3], *third.stride()[:3], *sizes, scale,
             PENDING=pending is not None, DECAY=DECAY, **constants,
         )  # fmt: skip
+
+
+def _tile_dtype(tensor: Tensor) -> Any:
+    """The dtype that tiles are multiplied in; the interpreter, which takes CPU tensors, cannot multiply bfloat16."""
+    return _triton_dtype("float32" if tensor.device.type == "cpu" else str(tensor.dtype).removeprefix("torch."))
 
 
 def _triton_dtype(name: str) -> Any:

@@ -5,7 +5,8 @@ width`` of the storage, where a dense group has one row a head and pages have se
 padding. Logarithms are of base 2, and ``scale`` contains the factor log2(e).
 
 The first pass leaves the logarithm of each query's softmax sum; the second computes the weights from it once more, tile
-by tile, and writes nothing but the statistic. Float32 products are not rounded to TF32.
+by tile, and writes nothing but the statistic. Float32 products are not rounded to TF32. Tiles are multiplied as
+``TILE``, the tensors' own dtype on a GPU.
 """
 
 import triton
@@ -31,7 +32,7 @@ def attend(  # type: ignore[no-untyped-def]
     count, kv_heads, new, width, own, window,
     per_split, splits, split_offset, scale,
     GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOWED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
     """Attend from a block of a KV head's queries to a range of its slots.
 
@@ -47,7 +48,7 @@ def attend(  # type: ignore[no-untyped-def]
     query_head = head * GROUP + m % GROUP
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
     q_at = b * q_b + query_head * q_h + i * q_i
-    query = tl.load(q + q_at[:, None] + d[None, :], mask=is_query[:, None] & (d < D)[None, :], other=0.0)
+    query = tl.load(q + q_at[:, None] + d[None, :], mask=is_query[:, None] & (d < D)[None, :], other=0.0).to(TILE)
     at = tl.load(seen + b) + i
     oldest = block * BLOCK_M // GROUP
     newest = tl.minimum((block * BLOCK_M + BLOCK_M - 1) // GROUP, new - 1)
@@ -64,7 +65,7 @@ def attend(  # type: ignore[no-untyped-def]
         real = position >= 0
         k_at = b * k_b + row * k_r + place * k_t
         key = tl.load(k + k_at[None, :] + d[:, None], mask=real[None, :] & (d < D)[:, None], other=0.0)
-        scores = tl.dot(query, key, input_precision="ieee") * scale
+        scores = tl.dot(query, key.to(TILE), input_precision="ieee") * scale
         visible = real[None, :] & (position[None, :] <= at[:, None])
         if WINDOWED:
             visible = visible & (at[:, None] - position[None, :] < window)
@@ -76,7 +77,7 @@ def attend(  # type: ignore[no-untyped-def]
         total = total * fade + tl.sum(weights, 1)
         v_at = b * v_b + row * v_r + place * v_t
         value = tl.load(v + v_at[:, None] + dv[None, :], mask=real[:, None] & (dv < DV)[None, :], other=0.0)
-        mixed = mixed * fade[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+        mixed = mixed * fade[:, None] + tl.dot(weights.to(TILE), value.to(TILE), input_precision="ieee")
         high = higher
     some = total > 0
     total = tl.where(some, total, 1.0)
@@ -124,7 +125,7 @@ def _mean_weights(  # type: ignore[no-untyped-def]
         q_at = b * q_b + query_head * q_h + i * q_i
         query = tl.load(q + q_at[None, :] + d[:, None], mask=is_query[None, :] & (d < D)[:, None], other=0.0)
         logsum = tl.load(lse + (b * kv_heads * GROUP + query_head) * new + i, mask=is_query, other=0.0)
-        scores = tl.dot(key, query, input_precision="ieee") * scale
+        scores = tl.dot(key, query.to(key.dtype), input_precision="ieee") * scale
         weights = tl.exp2(tl.where(visible, scores - logsum[None, :], -float("inf")))
         total += weights.to(ROUNDED).to(tl.float32)
     return (total / GROUP).to(ROUNDED).to(tl.float32)
@@ -136,8 +137,8 @@ def fold_sum(  # type: ignore[no-untyped-def]
     begins, ends, anew,
     q_b, q_h, q_i, k_b, k_r, k_t, p_b, p_r, s_b, s_r,
     count, kv_heads, new, width, own, window, scale,
-    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
-    WINDOWED: tl.constexpr, ROUNDED: tl.constexpr,
+    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr,
+    BLOCK_Q: tl.constexpr, WINDOWED: tl.constexpr, ROUNDED: tl.constexpr,
 ):  # fmt: skip
     """Add to a block of slots the weights of queries ``begins[b]`` to ``ends[b]``, to zero where ``anew[b]``."""
     block, pair = tl.program_id(0), tl.program_id(1)
@@ -147,7 +148,7 @@ def fold_sum(  # type: ignore[no-untyped-def]
     slot, d = block * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     row, place, position = _load_slots(positions, b, start, slot, slots, width, p_b, p_r)
     k_at = b * k_b + row * k_r + place * k_t
-    key = tl.load(k + k_at[:, None] + d[None, :], mask=(position >= 0)[:, None] & (d < D)[None, :], other=0.0)
+    key = tl.load(k + k_at[:, None] + d[None, :], mask=(position >= 0)[:, None] & (d < D)[None, :], other=0.0).to(TILE)
     before, begin, end = tl.load(seen + b), tl.load(begins + b), tl.load(ends + b)
     if own > 0:  # the queries before a block's first token do not see it
         begin = tl.maximum(begin, block * BLOCK_N - (slots - own))
@@ -171,7 +172,7 @@ def fold_spectrum(  # type: ignore[no-untyped-def]
     q_b, q_h, q_i, k_b, k_r, k_t, p_b, p_r,
     s_b, s_r, s_f, t_b, t_r, t_f, w_b, w_r, w_f,
     count, kv_heads, new, width, own, window, scale,
-    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr,
     WINDOWED: tl.constexpr, ROUNDED: tl.constexpr, PENDING: tl.constexpr, DECAY: tl.constexpr,
 ):  # fmt: skip
     """Fold the weights that a block of slots receives into S, hop by hop; what is left of a hop goes to ``pending``.
@@ -187,7 +188,7 @@ def fold_spectrum(  # type: ignore[no-untyped-def]
     row, place, position = _load_slots(positions, b, start, slot, slots, width, p_b, p_r)
     there = (slot < slots)[:, None]
     k_at = b * k_b + row * k_r + place * k_t
-    key = tl.load(k + k_at[:, None] + d[None, :], mask=(position >= 0)[:, None] & (d < D)[None, :], other=0.0)
+    key = tl.load(k + k_at[:, None] + d[None, :], mask=(position >= 0)[:, None] & (d < D)[None, :], other=0.0).to(TILE)
     before, length = tl.load(seen + b), tl.load(lengths + b)
     phase = before % HOP
     hops, rest = (phase + length) // HOP, (phase + length) % HOP
