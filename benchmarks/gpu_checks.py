@@ -44,7 +44,7 @@ def _full(shape: Shape, device: torch.device, kernels: str, tokens: int) -> Iter
     scale = float(expected.abs().max())
     error = float((_run(exact, "full", ids)[1] - expected).abs().max()) / scale
     yield f"{shape.name}: full policy against SDPA, float32: {error:.1e} of the largest logit", error < 1e-4
-    half = exact.to(torch.bfloat16)
+    half: PreTrainedModel = exact.bfloat16()
     plain, full = (float((_run(half, spec, ids)[1] - expected).abs().mean()) for spec in ("", "full"))
     ratio = full / plain
     yield f"{shape.name}: the same in bfloat16: {ratio:.2f} times SDPA's own error", ratio < 1.5

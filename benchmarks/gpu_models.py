@@ -106,11 +106,13 @@ def shapes(tiny: bool) -> list[Shape]:
             hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56,
             patch_size=14,
         )  # fmt: skip
-        sizes = dict(vocab_size=1000, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4)
-        text = LlamaConfig(**sizes, num_key_value_heads=4, max_position_embeddings=4096)  # type: ignore[arg-type]
-        grouped = LlamaConfig(**sizes, num_key_value_heads=2, max_position_embeddings=4096)  # type: ignore[arg-type]
-        lengths, frames = (160,), (4,)
-        qwen = Qwen2Config(**sizes, num_key_value_heads=2, max_position_embeddings=4096)  # type: ignore[arg-type]
+        sizes: dict[str, Any] = dict(vocab_size=1000, hidden_size=32, intermediate_size=32, num_hidden_layers=2)
+        sizes |= dict(num_attention_heads=4, initializer_range=0.3)  # attention with peaks, as wide models have
+        text = LlamaConfig(**sizes, num_key_value_heads=4, max_position_embeddings=4096)
+        grouped = LlamaConfig(**sizes, num_key_value_heads=2, max_position_embeddings=4096)
+        lengths: tuple[int, ...] = (160,)
+        frames: tuple[int, ...] = (4,)
+        qwen = Qwen2Config(**sizes, num_key_value_heads=2, max_position_embeddings=4096)
     else:
         vision = CLIPVisionConfig(
             hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,

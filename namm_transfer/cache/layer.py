@@ -91,7 +91,7 @@ class MemoryLayer(CacheLayerMixin):
         """Take stored heads and the counts of their sequences."""
         self.groups, self.sequences, self.paged, self.uneven = groups, sequences, paged, self.policy.by_head
         self.width, self.dtype, self.device = groups[0].keys.shape[-1], groups[0].keys.dtype, groups[0].keys.device
-        self.kv_heads = int(max(group.heads.max() for group in groups)) + 1
+        self.kv_heads = sum(len(group.heads) for group in (groups[1:] if paged else groups))
         self.is_initialized = True
 
     # -- one forward call: update() opens it, the memory attention closes it -----------------------------------------

@@ -59,7 +59,7 @@ def test_checks_see_what_is_wrong(monkeypatch):
     with torch.inference_mode():
         met = [met for _, met in gpu_checks._fused(shape, CPU, "torch", 160)]
         assert len(met) == 10
-        assert not any(met[2:5] + met[7:])  # the NAMM may keep all of so few tokens
+        assert not any(met[2:5] + met[7:])  # the NAMMs may keep all of so few tokens
         assert not next(gpu_checks._full(shape, CPU, "torch", 160))[1]
 
 
