@@ -9,7 +9,7 @@ from namm_transfer.cache import triton_kernels
 INTEGERS = {"positions": "*i32", "seen": "*i32", "begins": "*i32", "ends": "*i32", "anew": "*i32", "lengths": "*i32"}
 INTEGERS |= {"heads": "*i64", "first": "*i64", "rows": "*i64", "scale": "fp32"}
 FLOATS = {"lse", "partial", "partial_lse", "state", "spectrum", "tail", "pending", "dft"}
-CONSTANTS = dict(GROUP=2, D=128, DV=128, BLOCK_D=128, BLOCK_DV=128, BLOCK_M=64, BLOCK_N=64, BLOCK_Q=16, BLOCK_S=4)
+CONSTANTS = dict(GROUP=2, D=64, DV=64, BLOCK_D=64, BLOCK_DV=64, BLOCK_M=16, BLOCK_N=32, BLOCK_Q=16, BLOCK_S=4)
 CONSTANTS |= dict(TILE=tl.bfloat16, WINDOWED=True, ROUNDED=tl.float32, PENDING=True, DECAY=0.85)
 
 
