@@ -1,7 +1,7 @@
 """Speed and memory on a GPU, after checks of correctness there: one command, one table.
 
     python benchmarks/gpu.py                          at most six minutes; writes gpu.json and gpu.log to results/
-    python benchmarks/gpu.py --budget 1200 --shapes SmolLM2
+    python benchmarks/gpu.py --budget 1200 --shapes SmolLM2 --spectra tf32x3
     python benchmarks/gpu.py --device cpu --tiny      the same program on models of two narrow layers
 
 From a checkout, with torch 2.10 or newer and no package beyond the core's. Times are medians by CUDA events. "limit"
@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from namm_transfer import MemoryCache
+from namm_transfer.cache import device as kernels
 from namm_transfer.cache.keyword import CACHE
 
 HERE = Path(__file__).parent
@@ -177,9 +178,11 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="models of two narrow layers and short prompts")
     parser.add_argument("--budget", type=float, default=360.0, help="seconds")
     parser.add_argument("--shapes", default="", help="only shapes whose name contains this")
+    parser.add_argument("--spectra", default=kernels.PRODUCTS, help="float32 products of spectra: ieee or tf32x3")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for gpu.json and gpu.log")
     options = parser.parse_args()
     end = time.monotonic() + options.budget
+    kernels.PRODUCTS = options.spectra
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("torch finds no CUDA device; --device cpu --tiny tries the program without one")

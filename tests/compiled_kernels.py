@@ -11,6 +11,7 @@ INTEGERS |= {"heads": "*i64", "first": "*i64", "rows": "*i64", "scale": "fp32"}
 FLOATS = {"lse", "partial", "partial_lse", "state", "spectrum", "tail", "pending", "dft"}
 CONSTANTS = dict(GROUP=2, D=64, DV=64, BLOCK_D=64, BLOCK_DV=64, BLOCK_M=16, BLOCK_N=32, BLOCK_Q=16, BLOCK_S=4)
 CONSTANTS |= dict(TILE=tl.bfloat16, WINDOWED=True, ROUNDED=tl.float32, PENDING=True, DECAY=0.85)
+CONSTANTS |= dict(PRODUCTS="tf32x3")
 
 
 def signature(kernel) -> dict[str, str]:

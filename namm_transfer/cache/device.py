@@ -22,6 +22,10 @@ from namm_transfer.statistics import QuerySum, Spectrum
 
 VARIABLE = "NAMM_TRANSFER_KERNELS"
 """Environment variable: ``auto`` (Triton for CUDA tensors, where it is installed), ``triton`` or ``torch``."""
+PRODUCTS = "ieee"
+"""How float32 matrices are multiplied in spectra: ``"ieee"``, or ``"tf32x3"``, in three parts by the matrix units."""
+_OLDEST = (8, 0)
+"""Compute capability from which on a multiprocessor has the fast memory that the tiles need."""
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _WIDEST = 256
 _PROGRAMS = 512
@@ -107,7 +111,9 @@ def serves(policy: EvictionPolicy, query: Tensor, keys: Tensor, values: Tensor) 
     chosen = os.environ.get(VARIABLE, "auto")
     if chosen not in ("auto", "triton", "torch"):
         raise NammTransferError(f"{VARIABLE}={chosen!r}: expected auto, triton or torch")
-    if chosen == "torch" or (chosen == "auto" and query.device.type != "cuda") or not _has_triton():
+    if chosen == "torch" or not _has_triton():
+        return False
+    if chosen == "auto" and (query.device.type != "cuda" or torch.cuda.get_device_capability(query.device) < _OLDEST):
         return False
     fits = query.dtype == keys.dtype == values.dtype and query.dtype in _DTYPES
     known = not policy.needs_attention or policy.computed_statistic is not None
@@ -234,7 +240,7 @@ def fold(
         _kernels().fold_spectrum[grid](
             *inputs, spectrum, tail, third, _interleaved_dft(device), *where, on_device(block.lengths, device),
             *strides, *spectrum.stride()[:3], *tail.stride()[:3], *third.stride()[:3], *sizes, scale,
-            PENDING=pending is not None, DECAY=DECAY, **constants,
+            PENDING=pending is not None, DECAY=DECAY, PRODUCTS=PRODUCTS, **constants,
         )  # fmt: skip
 
 

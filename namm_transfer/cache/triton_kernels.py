@@ -174,6 +174,7 @@ def fold_spectrum(  # type: ignore[no-untyped-def]
     count, kv_heads, new, width, own, window, scale,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr,
     WINDOWED: tl.constexpr, ROUNDED: tl.constexpr, PENDING: tl.constexpr, DECAY: tl.constexpr,
+    PRODUCTS: tl.constexpr,
 ):  # fmt: skip
     """Fold the weights that a block of slots receives into S, hop by hop; what is left of a hop goes to ``pending``.
 
@@ -214,8 +215,8 @@ def fold_spectrum(  # type: ignore[no-untyped-def]
             )  # fmt: skip
             if PENDING:
                 weights += tl.load(pending + w_at, mask=there & (i < 0)[None, :], other=0.0).to(tl.float32)
-            frame = tl.dot(last, earlier, input_precision="ieee")
-            frame = tl.dot(weights, current, acc=frame, input_precision="ieee")
+            frame = tl.dot(last, earlier, input_precision=PRODUCTS)
+            frame = tl.dot(weights, current, acc=frame, input_precision=PRODUCTS)
             cosine, sine = tl.split(tl.reshape(frame * frame, [frame.shape[0], 16, 2]))
             is_bin0 = (n == 0)[None, :]
             average16 = DECAY * average16 + (1 - DECAY) * tl.sqrt(tl.sum(tl.where(is_bin0, sine, 0.0), 1))

@@ -225,7 +225,6 @@ def test_no_step_between_updates_waits_for_the_device(selection, random_namm, mo
 
     step(40)
     step(1)  # the first step after an update looks at its pages once
-    nothing = SimpleNamespace(__getitem__=None)
     launched = []
 
     class Kernel:
