@@ -23,12 +23,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from namm_transfer import spectrogram
 from namm_transfer.errors import NammTransferError
 from namm_transfer.files import asset, write_atomic
 from namm_transfer.policy import EvictionPolicy, LayerView, check_interval
 from namm_transfer.selection import CacheSize, Protection, top
 from namm_transfer.spectrogram import BINS, HOP
+from namm_transfer.statistics import Spectrum
 
 RECENCY = 8  # features of a token's age
 FEATURES = RECENCY + BINS
@@ -143,11 +143,10 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
             "tail": torch.zeros(batch, heads, HOP, tokens, dtype=rounded, device=device),
         }
 
-    def observe(
-        self, state: dict[str, Tensor], weights: Tensor, tokens_seen: list[int], query_lengths: list[int]
-    ) -> None:
-        """Fold attention weights into S, the moving average of their short-time spectra (paper section 3.1)."""
-        spectrogram.observe(state, weights, tokens_seen, query_lengths)
+    @property
+    def statistic(self) -> Spectrum:
+        """S, the moving average of the short-time spectra of a token's attention weights (paper section 3.1)."""
+        return Spectrum()
 
     def features(self, spectrum: Tensor, positions: Tensor) -> Tensor:
         """Compute what the network reads: a token's age and its normalised spectrogram (paper section 3.1).
