@@ -17,6 +17,7 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.spaces import Box
+from gymnasium.utils import RecordConstructorArgs
 
 SLOT = 5
 """Steps for which the cue of one run is shown; the cues of four runs take the first 20 of 1,000 steps."""
@@ -27,7 +28,7 @@ SPEEDS = {"HalfCheetah-v5": (0.8, 3.0, 5.5), "Swimmer-v5": (-0.1, 0.0, 0.1)}
 """Speeds in metres a second that a cue can ask for, by the environment that is wrapped."""
 
 
-class CuedRuns(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
+class CuedRuns(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray], RecordConstructorArgs):
     """A body that is told four speeds in its first 20 steps and has to run at them much later, one after the other.
 
     Four runs of 120 steps begin at steps 200, 400, 600 and 800. Each has one of three speeds, drawn independently. The
@@ -38,6 +39,7 @@ class CuedRuns(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     """
 
     def __init__(self, env: gymnasium.Env[np.ndarray, np.ndarray], in_sight: bool = False) -> None:
+        RecordConstructorArgs.__init__(self, in_sight=in_sight)
         super().__init__(env)
         assert env.spec is not None and isinstance(env.observation_space, Box)
         self.speeds = SPEEDS[env.spec.id]
