@@ -34,6 +34,7 @@ from namm_transfer.evals.tasks.rl.observer import Observer
 from namm_transfer.evals.tasks.rl.tasks import D4RL_NAME, task
 from namm_transfer.files import asset, safe_name
 
+
 @dataclass
 class Options(EvalOptions):
     """Play episodes with a Decision Transformer under each policy."""
@@ -247,7 +248,9 @@ def describe(world: World) -> dict[str, Any]:
         "dtype": str(adapter.dtype).removeprefix("torch."),
         "score": f"normalised return (0 and 100: {found.references})" if found.has_references else "return",
         "chance": 0.0 if found.has_references else None,
-        "world": f"{world_name}, normalised by {found.references}" if found.has_references else f"{world_name}, raw returns",
+        "world": f"{world_name}, normalised by {found.references}"
+        if found.has_references
+        else f"{world_name}, raw returns",
         "target_return": world.target,
         "target_return_from": world.target_from,
         "statistics_from": adapter.statistics.found_in,

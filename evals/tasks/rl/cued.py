@@ -10,25 +10,28 @@ The corridor and its cue follow the T-maze of Bakker (2002), "Reinforcement lear
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
+from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
+from gymnasium.envs.mujoco.swimmer_v5 import SwimmerEnv
 from gymnasium.spaces import Box
-from gymnasium.utils import RecordConstructorArgs
 
 SLOT = 5
 """Steps for which the cue of one run is shown; the cues of four runs take the first 20 of 1,000 steps."""
 RUNS = 4
 FIRST_RUN, RUN_EVERY, RUN_STEPS = 200, 200, 120
 """Step at which the first run begins, steps from one run to the next, and steps of a run."""
-SPEEDS = {"HalfCheetah-v5": (0.8, 3.0, 5.5), "Swimmer-v5": (-0.1, 0.0, 0.1)}
-"""Speeds in metres a second that a cue can ask for, by the environment that is wrapped."""
+HALFCHEETAH_SPEEDS = (0.8, 3.0, 5.5)
+SWIMMER_SPEEDS = (-0.1, 0.0, 0.1)
+"""Speeds in metres a second that a cue can ask for."""
 
 
-class CuedRuns(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray], RecordConstructorArgs):
+class CuedRuns(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
     """A body that is told four speeds in its first 20 steps and has to run at them much later, one after the other.
 
     Four runs of 120 steps begin at steps 200, 400, 600 and 800. Each has one of three speeds, drawn independently. The
@@ -38,11 +41,10 @@ class CuedRuns(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     distance between two speeds. The return is 100 times the mean score of the runs.
     """
 
-    def __init__(self, env: gymnasium.Env[np.ndarray, np.ndarray], in_sight: bool = False) -> None:
-        RecordConstructorArgs.__init__(self, in_sight=in_sight)
+    def __init__(self, env: gymnasium.Env[np.ndarray, np.ndarray], speeds: Sequence[float], in_sight: bool) -> None:
         super().__init__(env)
-        assert env.spec is not None and isinstance(env.observation_space, Box)
-        self.speeds = SPEEDS[env.spec.id]
+        assert isinstance(env.observation_space, Box)
+        self.speeds = speeds
         self.in_sight = in_sight
         low, high = env.observation_space.low, env.observation_space.high
         extra = np.ones(len(self.speeds) + 1)
@@ -50,6 +52,11 @@ class CuedRuns(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
         self.asked = np.zeros(RUNS, dtype=int)
         self.steps = 0
         self._reached: list[list[float]] = []
+
+    @property
+    def spec(self) -> Any:
+        """The EnvSpec this environment was made from, which says all: making it again wraps the body again."""
+        return self.unwrapped.spec
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the body and draw the speeds of the four runs."""
@@ -152,19 +159,14 @@ def without_cue(env: str, observations: np.ndarray) -> np.ndarray:
     return hidden
 
 
-def _cued(body: str, **options: Any) -> gymnasium.Env[Any, Any]:
-    in_sight = bool(options.pop("in_sight", False))
-    return CuedRuns(gymnasium.make(body, max_episode_steps=-1, disable_env_checker=True, **options), in_sight)
+def cued_halfcheetah(in_sight: bool = False, **options: Any) -> gymnasium.Env[Any, Any]:
+    """Make `CuedRuns` of Gymnasium's HalfCheetah-v5, which takes the other `options`."""
+    return CuedRuns(HalfCheetahEnv(**options), HALFCHEETAH_SPEEDS, in_sight)
 
 
-def cued_halfcheetah(**options: Any) -> gymnasium.Env[Any, Any]:
-    """Make `CuedRuns` of Gymnasium's HalfCheetah-v5; `options` are that environment's and `in_sight`."""
-    return _cued("HalfCheetah-v5", **options)
-
-
-def cued_swimmer(**options: Any) -> gymnasium.Env[Any, Any]:
-    """Make `CuedRuns` of Gymnasium's Swimmer-v5; `options` are that environment's and `in_sight`."""
-    return _cued("Swimmer-v5", **options)
+def cued_swimmer(in_sight: bool = False, **options: Any) -> gymnasium.Env[Any, Any]:
+    """Make `CuedRuns` of Gymnasium's Swimmer-v5, which takes the other `options`."""
+    return CuedRuns(SwimmerEnv(**options), SWIMMER_SPEEDS, in_sight)
 
 
 for _name, _entry, _limit in (
