@@ -47,8 +47,8 @@ class Options(EvalOptions):
     """Folder or hub id of a Decision Transformer; the shipped ones by default."""
     dataset: str | None = None
     """For the shipped models, what they were trained on: medium (the default) or medium-replay, or both, separated by a
-    comma; sighted where there is a cue. With --model, a Minari id: its state statistics for a model that has none, and its mean return for the
-    report."""
+    comma; sighted where there is a cue. With --model, a Minari id: its state statistics for a model that has none, and
+    its mean return for the report."""
     context: Literal["episode", "window"] = "episode"
     """Context that the model attends to: everything since the episode began (three tokens a step), or the last --window
     steps, computed anew for every action as in Hugging Face's example."""
@@ -240,7 +240,7 @@ def evolved_intervals(options: Options) -> dict[str, int]:
 def describe(world: World) -> dict[str, Any]:
     """Describe an evaluation for the report."""
     options, adapter, found = world.options, world.adapter, task(world.options.env)
-    world_name = f"Gymnasium {found.gym_id}"
+    scale = f"normalised by {found.references}" if found.has_references else "raw returns"
     return {
         "model": world.source,
         "data": options.dataset,
@@ -248,9 +248,7 @@ def describe(world: World) -> dict[str, Any]:
         "dtype": str(adapter.dtype).removeprefix("torch."),
         "score": f"normalised return (0 and 100: {found.references})" if found.has_references else "return",
         "chance": 0.0 if found.has_references else None,
-        "world": f"{world_name}, normalised by {found.references}"
-        if found.has_references
-        else f"{world_name}, raw returns",
+        "world": f"Gymnasium {found.gym_id}, {scale}",
         "target_return": world.target,
         "target_return_from": world.target_from,
         "statistics_from": adapter.statistics.found_in,

@@ -159,9 +159,8 @@ def fit(options: Options, dataset: datasets.Dataset, device: torch.device) -> De
     model.to(device)
 
     def loss(update: int, _: int) -> tuple[Tensor, tuple[()]]:
-        windows = Windows(
-            dataset, np.random.default_rng((options.seed, update)), options.opening
-        )  # the same after a restart
+        generator = np.random.default_rng((options.seed, update))  # the same after a restart
+        windows = Windows(dataset, generator, options.opening)
         torch.manual_seed(options.seed * 1_000_003 + update)
         length = int(windows.generator.choice(WINDOWS, p=WINDOW_SHARES))
         batch = windows.batch(length, max(1, -(-options.tokens // (3 * (options.opening + length)))))

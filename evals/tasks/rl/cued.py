@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -115,7 +115,10 @@ class TMaze(MujocoEnv):
     ends in an arm, with a return of 100 for the side that was shown and 0 for the other; it is cut after 800 steps.
     """
 
-    metadata = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"], "render_fps": 25}
+    metadata: ClassVar[dict[str, Any]] = {
+        "render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"],
+        "render_fps": 25,
+    }
 
     def __init__(self, in_sight: bool = False, **options: Any) -> None:
         bound = np.array([np.inf] * 4 + [1.0] * 2)
@@ -150,7 +153,7 @@ class TMaze(MujocoEnv):
 
 
 def without_cue(env: str, observations: np.ndarray) -> np.ndarray:
-    """Remove the cue after the steps in which it is shown: what (steps, size) observations are with `in_sight=False`."""
+    """Return observations (steps, size) made with `in_sight=True` as they are without: no cue after the first steps."""
     hidden = observations.copy()
     if env == "t-maze":
         hidden[CUE_STEPS:, 4:] = 0

@@ -1,12 +1,13 @@
 """The environments that can be evaluated: their names, their spaces and the returns that scores are measured against.
 
-A name is a short name (`hopper`, `t-maze`), the name of a D4RL data set (`hopper-medium-v2`), any id registered with Gymnasium
-(`Ant-v5`), or the id of a local Minari data set (`D4RL/pointmaze/umaze-v2`), whose metadata hold its environment and
-reference returns.
+A name is a short name (`hopper`, `t-maze`), the name of a D4RL data set (`hopper-medium-v2`), any id registered with
+Gymnasium (`Ant-v5`), or the id of a local Minari data set (`D4RL/pointmaze/umaze-v2`), whose metadata hold its
+environment and reference returns.
 
 Source of the references: D4RL (Fu et al., 2020), `d4rl/infos.py`. They were measured on the v2 environments; the
-environments here are Gymnasium's v5, so a score says "v5 return against the D4RL references" and is not a D4RL number. The tasks with
-a cue (see `cued`) were measured here: 200 episodes each of random actions and of the behaviour that has the cue in sight.
+environments here are Gymnasium's v5, so a score says "v5 return against the D4RL references" and is not a D4RL number.
+Those of the tasks with a cue (see `cued`) were measured here, in 200 episodes each: random actions, and the behaviour
+that has the cue in sight.
 """
 
 from __future__ import annotations
