@@ -45,7 +45,7 @@ class Trajectory:
 
 
 class Environments:
-    """`count` copies of one environment, made with `options`. A finished row is no longer stepped, its observation stays."""
+    """`count` copies of an environment made with `options`. A finished row is no longer stepped and keeps its state."""
 
     def __init__(self, name: str, count: int, **options: Any) -> None:
         self.task = task(name)
