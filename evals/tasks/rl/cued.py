@@ -102,13 +102,14 @@ class CuedRuns(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
         return np.concatenate([observation, cue, [passed]])
 
 
-CUE_STEPS = 3
+CUE_STEPS = range(10, 13)
+"""Steps in which the maze shows its cue: not the first ones, which rules with attention sinks keep in any case."""
 ARM = 3.0
 """Distance in metres from the corridor's axis at which an arm counts as chosen."""
 
 
 class TMaze(MujocoEnv):
-    """A ball in a corridor of 20 metres that must turn, at its end, to the side shown in its first three steps.
+    """A ball in a corridor of 20 metres that must turn, at its end, to the side shown in steps 10 to 12.
 
     The observation is the ball's position (x, y) and velocity (x, y), then two numbers of which one is 1 while the cue
     is shown: left, right. Actions are forces along x and y in [-1, 1]. The corridor takes some 500 steps. The episode
@@ -147,7 +148,7 @@ class TMaze(MujocoEnv):
 
     def _observation(self) -> np.ndarray:
         cue = np.zeros(2)
-        if self.steps < CUE_STEPS or self.in_sight:
+        if self.steps in CUE_STEPS or (self.in_sight and self.steps > CUE_STEPS.start):
             cue[self.side] = 1
         return np.concatenate([self.data.qpos, self.data.qvel, cue])
 
@@ -156,7 +157,7 @@ def without_cue(env: str, observations: np.ndarray) -> np.ndarray:
     """Return observations (steps, size) made with `in_sight=True` as they are without: no cue after the first steps."""
     hidden = observations.copy()
     if env == "t-maze":
-        hidden[CUE_STEPS:, 4:] = 0
+        hidden[CUE_STEPS.stop :, 4:] = 0
     else:
         hidden[RUNS * SLOT :, -4:-1] = 0
     return hidden

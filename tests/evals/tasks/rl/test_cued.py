@@ -91,6 +91,7 @@ def test_the_maze_pays_for_the_side_that_was_shown():
 
         played = rollout(environment, range(6), act)
         for episode in played:
-            assert not episode.observations[CUE_STEPS:, 4:].any()
-            assert episode.episode_return == 100 * (episode.observations[0, 4 + side] == 1)
+            shown = episode.observations[:, 4:].sum(1)
+            np.testing.assert_array_equal(np.flatnonzero(shown), CUE_STEPS)
+            assert episode.episode_return == 100 * episode.observations[CUE_STEPS.start, 4 + side]
         assert {episode.episode_return for episode in played} == {0, 100}
