@@ -72,9 +72,9 @@ class EvolutionConfig:
     learn_importance_prompts: int = 8
     """Multi-question prompts on which the importance of each KV head is measured."""
 
-    learn_importance_rounds: int = 1
-    """Times that importance is measured: first with all heads keeping everything, then with the most important ones of
-    the round before, so that heads that make up for each other are told apart from those that do not matter."""
+    learn_gate_steps: int = 0
+    """Steps in which it is learned, for all heads of a model together, which of them need their cache. 0 measures the
+    importance of each head by itself instead."""
 
     learn_important_heads: int = 30
     """Number of KV heads, the most important ones, that keep everything in the rule that is distilled first; as large a
@@ -158,15 +158,14 @@ class EvolutionConfig:
             "batch",
         )
         counts += ("learn_steps", "learn_prompts", "learn_batch", "learn_importance_prompts", "learn_important_heads")
-        counts += ("learn_importance_rounds", "learn_distillation_steps")
-        for name in counts:
+        for name in (*counts, "learn_distillation_steps"):
             if getattr(self, name) < 1:
                 raise NammTransferError(f"{name}={getattr(self, name)}: expected 1 or more")
         if self.learn_prompts % self.learn_batch:
             raise NammTransferError(
                 f"learn_batch={self.learn_batch}: expected a divisor of learn_prompts={self.learn_prompts}"
             )
-        for name in ("multi_question_prompts", "generations"):
+        for name in ("multi_question_prompts", "generations", "learn_gate_steps"):
             if getattr(self, name) < 0:
                 raise NammTransferError(f"{name}={getattr(self, name)}: expected 0 or more")
         for name in ("kept_share", "learn_kept_share"):
@@ -202,7 +201,7 @@ class EvolutionConfig:
 
     def stated(self) -> dict[str, Any]:
         """Return the fields by name, without those that older states do not have while they have their defaults."""
-        added = ("learn_also", "scorer", "learn_importance_rounds", "learn_random_rule")
+        added = ("learn_also", "scorer", "learn_gate_steps", "learn_random_rule")
         defaults = {field.name: field.default for field in dataclasses.fields(EvolutionConfig)}
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(EvolutionConfig)}
         return {name: value for name, value in fields.items() if name not in added or value != defaults[name]}

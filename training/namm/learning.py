@@ -27,7 +27,8 @@ from namm_transfer.training.namm import straight_through
 from namm_transfer.training.namm.config import EvolutionConfig
 from namm_transfer.training.namm.distill import Distillation, Observation, fit, observe
 from namm_transfer.training.namm.fitness import stacked_namm
-from namm_transfer.training.namm.importance import most_important, recorded_importance
+from namm_transfer.training.namm.gates import learn_gates
+from namm_transfer.training.namm.importance import measure_importance
 from namm_transfer.training.namm.multi_question import MultiQuestionPrompt, likelihood
 from namm_transfer.training.namm.statistics import SpectrumRecorder
 from namm_transfer.training.namm.whitening import random_deep_start, random_start, unwhiten, whitening
@@ -67,7 +68,7 @@ class Learning:
 
     Args:
         adapters: the base models, which stay frozen; each step takes one of them.
-        path: the checkpoint. Beside it stands the importance of each model's heads, once that is measured.
+        path: the checkpoint. Beside it stands the gates of each model's heads, if those are learned.
         identity: everything that decides the result.
 
     Raises:
@@ -193,19 +194,23 @@ class Learning:
         """Measure the importance of every head of each base model."""
         config = self.config
         for number, (name, adapter) in enumerate(zip(self.namm.names, self.models, strict=True)):
-            prompts, importance = self._prompts(adapter, config.learn_importance_prompts), None
-            for again in range(config.learn_importance_rounds):
-                among = None if importance is None else most_important(importance, self._count(importance.numel()))
+            if config.learn_gate_steps:
+                importance = learn_gates(
+                    adapter,
+                    share=config.learn_important_heads / self.namm.get_buffer("importance").numel(),
+                    steps=config.learn_gate_steps,
+                    tokens=config.learn_tokens,
+                    intervals=config.learn_intervals,
+                    seed=self.seed,
+                    path=self.path.with_name(f"gates-{number}.safetensors"),
+                    identity={**self.identity, "number": number},
+                    accelerator=self.accelerator,
+                )
+            else:
+                prompts = self._prompts(adapter, config.learn_importance_prompts)
                 with progress_bar(self.accelerator, "head importance") as bar:
-                    importance = recorded_importance(
-                        self.path.with_name(f"importance-{number}-{again}.safetensors"),
-                        {**self.identity, "learn_tokens": config.learn_tokens, "number": number, "round": again},
-                        adapter,
-                        prompts,
-                        config.update_interval,
-                        self.accelerator,
-                        bar.update,
-                        among,
+                    importance = measure_importance(
+                        adapter, prompts, config.update_interval, self.accelerator, bar.update
                     )
             setattr(self.namm, name, importance.to(adapter.device))
 
@@ -218,7 +223,7 @@ class Learning:
         config, rng, parts = self.config, random.Random(self.seed), []
         for name, adapter in zip(self.namm.names, self.models, strict=True):
             importance, found = self.namm.get_buffer(name).cpu(), list[Observation]()
-            distillation = Distillation(importance, self._count(importance.numel()))
+            distillation = Distillation(importance, self._count(importance.numel()), bool(config.learn_gate_steps))
             with progress_bar(self.accelerator, "observing", _DISTILLED // len(self.models)) as bar:
                 for prompt in self._prompts(adapter, _DISTILLED // len(self.models)):
                     retrieval, interval = distillation.retrieval, rng.choice(config.learn_intervals)
