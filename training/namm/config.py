@@ -84,6 +84,9 @@ class EvolutionConfig:
     """Observe prompts for the distillation while heads drawn at random keep everything, new ones for each prompt,
     instead of the important ones. Then no head gives itself away by what it has lost."""
 
+    learn_distillation_prompts: int = 64
+    """Multi-question prompts that the distillation observes, an equal part of them on each base model."""
+
     learn_distillation_steps: int = 1500
     """Steps of that distillation, a few a second."""
 
@@ -158,7 +161,7 @@ class EvolutionConfig:
             "batch",
         )
         counts += ("learn_steps", "learn_prompts", "learn_batch", "learn_importance_prompts", "learn_important_heads")
-        for name in (*counts, "learn_distillation_steps"):
+        for name in (*counts, "learn_distillation_prompts", "learn_distillation_steps"):
             if getattr(self, name) < 1:
                 raise NammTransferError(f"{name}={getattr(self, name)}: expected 1 or more")
         if self.learn_prompts % self.learn_batch:
@@ -201,7 +204,7 @@ class EvolutionConfig:
 
     def stated(self) -> dict[str, Any]:
         """Return the fields by name, without those that older states do not have while they have their defaults."""
-        added = ("learn_also", "scorer", "learn_gate_steps", "learn_random_rule")
+        added = ("learn_also", "scorer", "learn_gate_steps", "learn_random_rule", "learn_distillation_prompts")
         defaults = {field.name: field.default for field in dataclasses.fields(EvolutionConfig)}
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(EvolutionConfig)}
         return {name: value for name, value in fields.items() if name not in added or value != defaults[name]}

@@ -41,7 +41,6 @@ _STIFFNESS = 15.0  # of the quadratic term beside the penalty, which keeps the s
 _PROSE = 48  # tokens of each text, drawn at random, whose likelihood counts beside the answers'
 _PROSE_WEIGHT = 0.2
 _CLIP = 1.0  # largest norm of a prompt's gradient; a few are a hundred times as long
-_DISTILLED = 64  # prompts whose observations are distilled, shared by the base models
 _OFTEN = (0.4, 1.0)  # between which the share of the heads lies that keep everything when heads are drawn at random
 _SAVE_EVERY = 10  # steps
 
@@ -221,11 +220,12 @@ class Learning:
     def _distil(self, start: Tensor) -> Tensor:
         """Fit whitened parameters that keep the important heads, from `start`."""
         config, rng, parts = self.config, random.Random(self.seed), []
+        each = -(-config.learn_distillation_prompts // len(self.models))
         for name, adapter in zip(self.namm.names, self.models, strict=True):
             importance, found = self.namm.get_buffer(name).cpu(), list[Observation]()
             distillation = Distillation(importance, self._count(importance.numel()), bool(config.learn_gate_steps))
-            with progress_bar(self.accelerator, "observing", _DISTILLED // len(self.models)) as bar:
-                for prompt in self._prompts(adapter, _DISTILLED // len(self.models)):
+            with progress_bar(self.accelerator, "observing", each) as bar:
+                for prompt in self._prompts(adapter, each):
                     retrieval, interval = distillation.retrieval, rng.choice(config.learn_intervals)
                     if config.learn_random_rule:
                         generator = torch.Generator().manual_seed(rng.getrandbits(63))
