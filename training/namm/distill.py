@@ -30,7 +30,6 @@ from namm_transfer.training.namm.whitening import unwhiten
 
 _RATE = {"published": 1e-2, "deep": 3e-3}  # peak learning rate of Adam
 _WARM_UP = 50  # steps
-_SURE = 3.0  # how sharply a gate's value says whether a head keeps everything
 _CAP = 0.4  # largest importance of a head: one head would outweigh all others together
 _ALWAYS_WEIGHT = 0.3  # weight of the tokens that every head keeps
 
@@ -86,7 +85,7 @@ class Distillation:
     Args:
         importance: (layers, kv_heads), from `measure_importance` or `learn_gates`.
         count: how many heads keep everything.
-        gates: whether the importance is the values of gates. Then a mistake costs the same in all heads.
+        gates: whether the importance is the values of gates, which then are what a head's tokens should score.
 
     Raises:
         NammTransferError: `count` is not between 1 and the number of heads.
@@ -95,7 +94,7 @@ class Distillation:
     def __init__(self, importance: Tensor, count: int, gates: bool = False) -> None:
         self.retrieval = most_important(importance, count)
         if gates:
-            self._stays, self._weight = (_SURE * importance).sigmoid(), torch.ones_like(importance)
+            self._stays, self._weight = importance.sigmoid(), torch.ones_like(importance)
             return
         ranked = importance.flatten().sort(descending=True).values
         self.penalty = float(ranked[count - 1 : count + 1].mean().clamp_min(1e-4))
