@@ -127,19 +127,20 @@ def fit(
     """Fit whitened parameters from `start`, (size,) float32 on the CPU; see `whitening.unwhiten`.
 
     Args:
-        parts: the rule of each base model with observations of it. A step takes one of every layer.
+        parts: the rule of each base model with observations of it. A step takes one of every layer of one model, the
+            models in turn.
         scorer: the form of the scoring network.
     """
     rng, vector = random.Random(seed), nn.Parameter(start.clone())
-    layers = [
-        (rule, [o for o in observations if o.layer == layer])
+    models = [
+        (rule, [[o for o in observations if o.layer == layer] for layer in range(len(rule.retrieval))])
         for rule, observations in parts
-        for layer in range(len(rule.retrieval))
     ]
 
     def loss(step: int, part: int) -> tuple[Tensor, list[float]]:
         namm = stacked_namm(unwhiten(vector, matrix, SCORERS[scorer])[None], statistics, scorer=scorer)
-        return torch.stack([rule.loss(namm, rng.choice(some)) for rule, some in layers]).mean(), []
+        rule, by_layer = models[step % len(models)]
+        return torch.stack([rule.loss(namm, rng.choice(some)) for some in by_layer]).mean(), []
 
     Loop(
         nn.ParameterList([vector]),
