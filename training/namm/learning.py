@@ -115,10 +115,11 @@ class Learning:
 
     def penalty(self, step: int) -> float:
         """Return the penalty of a cache of full size at a step, which follows the earlier ones of the same model."""
-        before = [earlier for earlier in range(step) if self.adapter(earlier) is self.adapter(step)]
-        if not before:
+        adapter, earlier = self.adapter(step), reversed(range(step))
+        last = next((number for number in earlier if self.adapter(number) is adapter), None)
+        if last is None:
             return _PENALTY
-        _, _, kept, penalty = self.loop.log[before[-1]].tolist()
+        _, _, kept, penalty = self.loop.log[last].tolist()
         return max(0.0, penalty + _PENALTY_RATE * (kept - self.config.learn_kept_share))
 
     def run(self) -> tuple[Tensor, Tensor]:
