@@ -10,11 +10,10 @@ from namm_transfer import NammTransferError
 from namm_transfer.adapters.video.clip import ClipReader, check_span
 from namm_transfer.adapters.video.container import VideoError
 from namm_transfer.adapters.video.frame_folder import FolderReader
-from namm_transfer.adapters.video.frames import ArrayReader, open_video
+from namm_transfer.adapters.video.frames import ArrayReader, facts_of, open_video
 from namm_transfer.adapters.video.reading import identity, readers_of
 from namm_transfer.adapters.video.sample import VideoSample
 from namm_transfer.adapters.video.sampling import model_indices
-from namm_transfer.adapters.video_language import facts_of
 
 
 def write_frames(folder: Path, names: list[str], size: tuple[int, int] = (20, 12)) -> Path:
@@ -70,7 +69,7 @@ def test_the_rule_of_a_model_samples_within_the_clip():
 def test_facts_of_a_clip_are_those_of_its_film(film_file):
     sample = VideoSample(film_file, "", span=(2.0, 4.0), duration=99.0)
     (reader,) = readers_of(sample, "pyav")
-    assert facts_of([reader], sample) == {
+    assert facts_of([reader], sample.duration) == {
         "decoder": "pyav", "length": "the film lasts 16.0 seconds, the annotations say 99.0",
     }  # fmt: skip
 
