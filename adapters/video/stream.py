@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ class VideoStream:
         if head:
             self._read_tokens(self.cache, head)
             self._frame_of.append(np.full(len(head), -1, dtype=np.int32))
-        inputs = dict(part.inputs)
+        inputs: dict[str, Any] = dict(part.inputs)
         if part.positions is not None:
             positions = part.positions + self._next
             inputs["position_ids"] = positions
@@ -180,5 +180,6 @@ class VideoStream:
             )
         gap = float(shown[-1] - shown[-2]) if len(shown) > 1 else 1.0
         reader = ArrayReader(frames)
-        reader.times, reader.seconds = shown, float(shown[-1] - shown[0]) + gap  # of this clip
+        reader.times = shown.reshape(-1)
+        reader.seconds = float(shown[-1] - shown[0]) + gap  # of this clip
         return reader
