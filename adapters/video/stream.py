@@ -173,7 +173,8 @@ class VideoStream:
             raise NammTransferError(
                 f"frames are {frames.dtype} {frames.shape}: expected uint8 (n, height, width, 3), at least one"
             )
-        shown = self.seconds + np.arange(len(frames)) if times is None else np.asarray(times, dtype=np.float64)
+        numbers = self.seconds + np.arange(len(frames)) if times is None else times
+        shown = np.asarray(numbers, dtype=np.float64)
         if shown.shape != (len(frames),) or not np.isfinite(shown).all() or (np.diff(shown) < 0).any() or shown[0] < 0:
             raise NammTransferError(
                 f"times of {len(frames)} frames are {shown.tolist()[:8]}: expected as many ascending numbers of seconds"
