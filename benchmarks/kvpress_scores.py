@@ -128,7 +128,7 @@ class Scorer:
         else:
             with press(self.model):
                 self.model.model(input_ids=context, past_key_values=cache)
-        lengths = [layer.keys.shape[2] for layer in cache.layers]
+        lengths = [cache.get_seq_length(layer) for layer in range(len(cache.layers))]
         held = sum(lengths) - sum(map(self._masked, self.model.model.layers))
         start = lengths[0] if type(press).__name__ == "KeyRerotationPress" else context.shape[1]
         logits = self._read(torch.cat([question, answer[:, :-1]], 1), cache, start, one_by_one=len(set(lengths)) > 1)
