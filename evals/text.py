@@ -156,9 +156,9 @@ def benchmark_samples(options: Options, sources: dict[Task, Source]) -> list[Sam
 
 
 def together(samples: Sequence[Sample]) -> list[Sample]:
-    """Bring the questions about one text together, in the order in which the texts come first."""
-    texts = list(dict.fromkeys(sample.cluster for sample in samples))
-    return sorted(samples, key=lambda sample: texts.index(sample.cluster))
+    """Bring a task's questions about one text together, in the order in which the texts come first."""
+    texts = list(dict.fromkeys((sample.cluster, sample.category) for sample in samples))
+    return sorted(samples, key=lambda sample: texts.index((sample.cluster, sample.category)))
 
 
 def family_run(

@@ -2,6 +2,7 @@
 
     accelerate launch evals/video.py
     accelerate launch evals/video.py --frames 16 64 256 --films 12
+    accelerate launch evals/video.py --streaming --frames 64 256 --films 8
     accelerate launch evals/video.py --model llava-hf/LLaVA-NeXT-Video-7B-hf --benchmark mlvu --data-root MLVU \\
         --frames 32 --update-interval 512 --dtype bfloat16
     accelerate launch evals/video.py --model Qwen/Qwen3-VL-8B-Instruct --benchmark mlvu --data-root MLVU \\
@@ -39,7 +40,7 @@ from namm_transfer.evals.tasks import registry
 from namm_transfer.evals.tasks.video.generated import load_generated
 from namm_transfer.evals.tasks.video.own_file import load_json
 from namm_transfer.evals.tasks.video.questions import VideoBenchmark, VideoQuestion
-from namm_transfer.evals.tasks.video.streaming import CLIP, Watcher, in_time, positions_for
+from namm_transfer.evals.tasks.video.streaming import CLIP, Watcher, by_film, positions_for
 from namm_transfer.evals.tasks.video.thumbnails import most_and_least, write_thumbnails
 from namm_transfer.files import asset, safe_name
 
@@ -191,17 +192,23 @@ def check_choices(adapter: VideoLanguageAdapter, asked: Sequence[VideoQuestion])
 def load(options: Options, device: torch.device) -> tuple[VideoLanguageAdapter, str]:
     """The model, and where it came from."""
     source = options.model or str(asset("llava-next-video-small"))
-    given: dict[str, Any] = {
-        "dtype": None if options.dtype == "auto" else getattr(torch, options.dtype),
-        "device": None if options.device_map else device,
-        "device_map": options.device_map,
-        "backend": options.backend,
-    }
-    if read_model_type(source, VideoLanguageAdapter.kind) == "llava_next_video":
-        return LlavaNextVideoAdapter.load(source, **given, feature_folder=options.out / "features"), source
-    adapter = VideoLanguageAdapter.load(source, **given)
+    adapter = load_adapter(
+        source,
+        options.out / "features",
+        dtype=None if options.dtype == "auto" else getattr(torch, options.dtype),
+        device=None if options.device_map else device,
+        device_map=options.device_map,
+        backend=options.backend,
+    )
     adapter.resolution(options.pixels, 1)  # refuses --pixels before the first question
     return adapter, source
+
+
+def load_adapter(source: str, features: Path | None, **given: Any) -> VideoLanguageAdapter:
+    """The adapter that serves a model; LLaVA-NeXT-Video's keeps the tokens of videos in the folder `features`."""
+    if read_model_type(source, VideoLanguageAdapter.kind) == "llava_next_video":
+        return LlavaNextVideoAdapter.load(source, **given, feature_folder=features)
+    return VideoLanguageAdapter.load(source, **given)
 
 
 def evaluator(
@@ -324,7 +331,8 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     options.check_context()
     accelerator = start(options)
     with accelerator.main_process_first():  # which writes the films that the others then find
-        asked = in_time(questions(options)[: options.limit], streaming=options.streaming)
+        asked = questions(options)[: options.limit]
+        asked = by_film(asked, streaming=options.streaming, query_agnostic=options.query_agnostic)
     if not asked:
         raise NammTransferError(f"benchmark {options.benchmark!r} holds no questions, or --limit leaves none")
     if accelerator.is_main_process and (lost := absent(options, asked)):

@@ -174,7 +174,6 @@ class VideoStream:
                 f"frames are {frames.dtype} {frames.shape}: expected uint8 (n, height, width, 3), at least one"
             )
         shown = self.seconds + np.arange(len(frames)) if times is None else np.asarray(times, dtype=np.float64)
-        # Not before the last frame: the next is expected later than that, but may come earlier than expected.
         if shown.shape != (len(frames),) or not np.isfinite(shown).all() or (np.diff(shown) < 0).any() or shown[0] < 0:
             raise NammTransferError(
                 f"times of {len(frames)} frames are {shown.tolist()[:8]}: expected as many ascending numbers of seconds"

@@ -300,7 +300,9 @@ def _answers(tasks: Sequence[Task], summary: Sequence[SummaryRow], overall: Sequ
         )
         clusters = [cluster for task in members for cluster in task.differences(row.policy)[1]]
         if isinstance(row, Overall):
-            unit, draws = f"interquartile mean of the normalised returns of {row.tasks} tasks", len(clusters)
+            units = {verdict.unit(task.run) for task in members}
+            scores = f"{min(units)}s" if units in ({"return"}, {"normalised return"}) else "scores"
+            unit, draws = f"interquartile mean of the {scores} of {row.tasks} tasks", len(clusters)
         else:
             unit = verdict.unit(run) + ", mean over samples" * ("headline" in run.description)
             draws = len(set(clusters))

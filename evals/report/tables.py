@@ -105,7 +105,7 @@ OVERALL = [
     POLICY,
     VERDICT,
     COUNT,
-    Column("IQM", "interquartile mean of the normalised scores: mean of the middle half of the episodes", "score",
+    Column("IQM", "interquartile mean of the scores: mean of the middle half of the episodes", "score",
            number),
     Column("IQM 95 %", "stratified bootstrap interval of it: episodes are drawn anew within each task", "score_ci",
            _interval(number)),
@@ -135,7 +135,7 @@ CATEGORIES = [
     POLICY,
     COUNT,
     SCORE,
-    Column("return", "mean undiscounted return, before it is normalised", "raw", number),
+    Column("return", "mean undiscounted return, never normalised", "raw", number),
     KEPT,
     ACTED,
 ]
@@ -143,7 +143,7 @@ CATEGORIES = [
 RETURNS = [
     POLICY,
     Column("episodes", "episodes that did not fail", "n"),
-    Column("mean return", "undiscounted sum of rewards of an episode, before it is normalised", "mean", number),
+    Column("mean return", "undiscounted sum of rewards of an episode, never normalised", "mean", number),
     Column("sd", "standard deviation of the episodes' returns", "sd", number),
     Column("min", "smallest return of an episode", "min", number),
     Column("max", "largest return of an episode", "max", number),

@@ -230,6 +230,14 @@ def test_questions_about_one_text_are_a_cluster(root):
     assert clusters["passage_count/1"] != clusters["passage_count/0"]
 
 
+def test_a_task_asks_all_its_questions_about_a_text_before_the_next(root):
+    tasks = (TASKS["longbench:trec"], TASKS["longbench:passage_count"])
+    found = text.together(text.benchmark_samples(text.Options(), {task: find(task, root) for task in tasks}))
+    assert [sample.id.partition(":")[2] for sample in found] == [
+        "trec/0", "trec/1", "trec/2", "passage_count/0", "passage_count/1"
+    ]  # fmt: skip
+
+
 def test_an_answer_about_a_dialogue_ends_with_its_line(model, tmp_path, monkeypatch):
     pytest.importorskip("rouge", reason="the extra longbench is not installed")
     line = {"context": "Ann: a\nBob: b", "input": "Summary:", "answers": ["one"]}

@@ -35,20 +35,24 @@ def age_group(seconds: float) -> str:
     return f"answer shown {low if low > 1 else 0} to {4 * low} s before"
 
 
-def in_time(asked: Sequence[VideoQuestion], *, streaming: bool) -> list[VideoQuestion]:
-    """Put the questions of streams film by film, in the order in which they are asked; others stay as they are.
+def by_film(asked: Sequence[VideoQuestion], *, streaming: bool, query_agnostic: bool) -> list[VideoQuestion]:
+    """Bring questions that share a reading of their film together, those of a stream in the order of their times.
 
     Raises:
         NammTransferError: a question has a time, and the films are not watched as streams.
     """
-    if not streaming:
-        if timed := [question for question in asked if question.asked_at is not None]:
-            raise NammTransferError(
-                f"question {timed[0].id!r} is asked {timed[0].asked_at} s into its video: expected --streaming"
-            )
+    timed = [question for question in asked if question.asked_at is not None]
+    if timed and not streaming:
+        raise NammTransferError(
+            f"question {timed[0].id!r} is asked {timed[0].asked_at} s into its video: expected --streaming"
+        )
+    if not streaming and not query_agnostic:
         return list(asked)
-    films = list(dict.fromkeys(question.cluster for question in asked))
-    return sorted(asked, key=lambda q: (films.index(q.cluster), math.inf if q.asked_at is None else q.asked_at))
+    films = list(dict.fromkeys((question.cluster, question.frames) for question in asked))
+    return sorted(
+        asked,
+        key=lambda q: (films.index((q.cluster, q.frames)), math.inf if q.asked_at is None else q.asked_at),
+    )
 
 
 class Watched(NamedTuple):

@@ -1,6 +1,7 @@
 """Questions with times: formats, generated questions, and watching that sees nothing of what comes later."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from namm_transfer.evals.tasks.video.generated import load_generated
 from namm_transfer.evals.tasks.video.ovobench import load_ovobench
 from namm_transfer.evals.tasks.video.own_file import load_json
 from namm_transfer.evals.tasks.video.scenes import make_film
-from namm_transfer.evals.tasks.video.streaming import CLIP, Watcher, age_group
+from namm_transfer.evals.tasks.video.streaming import CLIP, Watcher, age_group, by_film
 from namm_transfer.evals.tasks.video.streamingbench import load_streamingbench, seconds
 
 STREAMING = {
@@ -93,6 +94,23 @@ def test_ages_are_grouped_by_powers_of_four():
     assert [name.removeprefix("answer shown ").removesuffix(" s before") for name in names] == [
         "0 to 4", "0 to 4", "4 to 16", "4 to 16", "16 to 64", "64 to 256", "256 to 1024"
     ]  # fmt: skip
+
+
+def test_questions_that_share_a_reading_of_their_film_come_together(tmp_path):
+    entry = {"question": "?", "candidates": ["red", "blue"], "answer": "red"}
+    asked = [("a", 9), ("b", 1), ("a", 3), ("b", None), ("a", None)]
+    entries = [{**entry, "video": f"{name}.mp4", **({} if at is None else {"asked_at": at})} for name, at in asked]
+    questions = load_json(write(tmp_path, "own.json", entries) / "own.json")
+
+    def order(chosen, **protocol):
+        return [int(q.id.split("/")[1]) for q in by_film(chosen, **protocol)]
+
+    assert order(questions, streaming=True, query_agnostic=False) == [2, 0, 4, 1, 3]
+    untimed = [replace(question, asked_at=None) for question in questions]
+    assert order(untimed, streaming=False, query_agnostic=True) == [0, 2, 4, 1, 3]
+    assert order(untimed, streaming=False, query_agnostic=False) == [0, 1, 2, 3, 4]
+    lengths = [replace(question, frames=frames) for question in untimed for frames in (8, 16)]
+    assert order(lengths, streaming=False, query_agnostic=True) == [0, 2, 4, 0, 2, 4, 1, 3, 1, 3]
 
 
 def test_generated_questions_are_about_what_was_shown_a_known_time_ago(tmp_path):
