@@ -119,7 +119,8 @@ class Scorer:
         """Compress the context, read the question and score the right answer: likelihood, exactness, kept share."""
         from transformers import DynamicCache
 
-        torch, cache = self.torch, DynamicCache()
+        torch = self.torch
+        cache: Any = DynamicCache()
         context, question, answer = (torch.tensor([prompt[key]]) for key in ("context", "question", "answer"))
         for layer in self.model.model.layers:
             layer.self_attn.masked_key_indices = None
