@@ -159,9 +159,13 @@ class NammVideo(lmms):
         logits = self.adapter.prefill(encoded, cache)
         row = cache.report().row(0)
         text = self.adapter.decode_greedily(cache, logits, limit, encoded.shift)
-        memory = {"seen": row.seen, "updates": row.updates, "kept_share": row.kept_share}
         files = video if isinstance(video, tuple) else (video,)
-        memory["videos"] = [Path(file).name for file in files]
+        memory = {
+            "seen": row.seen,
+            "updates": row.updates,
+            "kept_share": row.kept_share,
+            "videos": [Path(file).name for file in files],
+        }
         return min((text.partition(stop)[0] for stop in stops), key=len, default=text), memory
 
     def _counts(self, text: str, memories: Sequence[dict[str, Any]]) -> Counts:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.selection import CacheSize, Protection
+from namm_transfer.statistics import Statistic
 
 
 @dataclass(kw_only=True)
@@ -76,6 +77,9 @@ class EvictionPolicy(ABC):
     """Number of tokens that a head keeps; by default no size is requested."""
     match: str | None = None
     """Name of the policy whose cache size is to be matched, until `with_schedule` supplies that size; else None."""
+    allocation: str | None = None
+    """Division of the size among layers and heads, see `namm_transfer.policies.allocation`; by default all heads get
+    the same, or with ``match`` as many as that policy kept in the layer."""
     protect: str | None = None
     """``"A:B"``: the first A and the last B tokens are never evicted; see `Protection`."""
     evicts: ClassVar[bool] = True
@@ -86,6 +90,18 @@ class EvictionPolicy(ABC):
     """The dtype that attention weights are rounded to before `observe` sees them (as float32 again)."""
     hop: ClassVar[int] = 1
     """Attention weights come in blocks of queries that do not straddle a multiple of this many real tokens."""
+
+    @property
+    def statistic(self) -> Statistic | None:
+        """The statistic of attention weights that `observe` computes, if it is one that a GPU computes without writing
+        the weights. None: `observe` needs the weights, as where a class overrides it and not this."""
+        return None
+
+    @property
+    def computed_statistic(self) -> Statistic | None:
+        """`statistic`, or None if a subclass or the object itself has an `observe` that knows nothing of it."""
+        override = next(some for some in type(self).__mro__ if {"observe", "statistic"} & vars(some).keys())
+        return None if "observe" in vars(self) or "statistic" not in vars(override) else self.statistic
 
     @property
     def by_head(self) -> bool:
@@ -99,7 +115,7 @@ class EvictionPolicy(ABC):
         """Return the state of new tokens: tensors of zeros, each (batch, heads, ..., tokens)."""
         return {}
 
-    def observe(  # noqa: B027  (a policy that needs no attention has nothing to do)
+    def observe(
         self, state: dict[str, Tensor], weights: Tensor, tokens_seen: list[int], query_lengths: list[int]
     ) -> None:
         """Fold a block of attention weights into ``state``, in place.
@@ -111,6 +127,8 @@ class EvictionPolicy(ABC):
             tokens_seen: number of real tokens that each sequence had processed before this block.
             query_lengths: number of real queries of each sequence in this block.
         """
+        if self.statistic is not None:
+            self.statistic.observe(state, weights, tokens_seen, query_lengths)
 
     @abstractmethod
     def select(self, view: LayerView) -> Tensor:

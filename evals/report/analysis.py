@@ -14,6 +14,8 @@ import numpy as np
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.report import cautions, statistics, verdict
+from namm_transfer.evals.report.decomposition import decompositions
+from namm_transfer.evals.report.gate import gates
 from namm_transfer.evals.report.records import Task, load, mean_history
 from namm_transfer.evals.report.schema import (
     Answer,
@@ -22,6 +24,7 @@ from namm_transfer.evals.report.schema import (
     Cost,
     Headline,
     HeatMap,
+    Likelihood,
     Overall,
     Published,
     Record,
@@ -69,6 +72,9 @@ def build(folder: Path) -> Report:
         sizes=[item for task, spec in ran for item in _sizes(task, spec)],
         categories=[row for task in tasks for row in _categories(task)],
         heatmaps=[item for task, spec in ran for item in _heatmap(task, spec)],
+        likelihoods=[item for task, spec in ran for item in _likelihood(task, spec)],
+        decompositions=decompositions(tasks, EPISODIC),
+        gates=gates(tasks),
         published=known,
         warnings=warnings + [line for task in tasks for line in cautions.task_warnings(task, summary, known)],
         runs=runs,
@@ -226,6 +232,11 @@ def _returns(task: Task, spec: str) -> list[Returns]:
             max=max(values),
         )
     ]
+
+
+def _likelihood(task: Task, spec: str) -> list[Likelihood]:
+    value = statistics.mean(_detail(task.records[spec], "likelihood"))
+    return [] if value is None else [Likelihood(task=task.run.task, policy=spec, value=value)]
 
 
 def _sizes(task: Task, spec: str) -> list[Sizes]:

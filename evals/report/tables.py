@@ -91,6 +91,7 @@ SUMMARY = [
     VERDICT,
     COUNT,
     SCORE,
+    Column("likelihood", "mean probability of the right answer's tokens, in %", "likelihood", number),
     Column("vs full", "mean difference to the full cache on the same samples", "diff_full", signed),
     Column("95 % interval", "paired bootstrap interval of that difference", "diff_ci", _interval(signed)),
     KEPT,
@@ -196,9 +197,11 @@ def summary(report: Report, task: str) -> Table:
         dataclasses.replace(SCORE, name="mean") if official and column is SCORE else column for column in SUMMARY
     ]
     title = str(_run(report, task).description.get("score", "score"))
-    return make(
-        f"{task}: {title}{', mean over samples' * official}", columns, _judged(report, _of(report.summary, task))
-    )
+    beside = {(item.task, item.policy): item.value for item in report.likelihoods}
+    rows = [
+        row | {"likelihood": beside.get((task, row["policy"]))} for row in _judged(report, _of(report.summary, task))
+    ]
+    return make(f"{task}: {title}{', mean over samples' * official}", columns, rows)
 
 
 def headlines(report: Report, task: str) -> list[Table]:
