@@ -77,6 +77,9 @@ class EvictionPolicy(ABC):
     """Number of tokens that a head keeps; by default no size is requested."""
     match: str | None = None
     """Name of the policy whose cache size is to be matched, until `with_schedule` supplies that size; else None."""
+    allocation: str | None = None
+    """Division of the size among layers and heads, see `namm_transfer.policies.allocation`; by default all heads get
+    the same, or with ``match`` as many as that policy kept in the layer."""
     protect: str | None = None
     """``"A:B"``: the first A and the last B tokens are never evicted; see `Protection`."""
     evicts: ClassVar[bool] = True

@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from math import ceil, floor, inf, isfinite
 from typing import TYPE_CHECKING, TypeVar
 
@@ -31,8 +32,9 @@ class CacheSize:
     """Number of tokens, 1 or more."""
     match: str | None = None
     """Name of the policy whose cache size is to be matched; an evaluator replaces it by a schedule."""
-    schedule: tuple[tuple[float, ...], ...] | None = None
-    """Mean number of tokens a head keeps, ``schedule[layer][update]``; the last entry holds for later updates."""
+    schedule: tuple[tuple[tuple[float, ...], ...], ...] | None = None
+    """Number of tokens that each head keeps, ``schedule[layer][update][head]``, or a single number a layer, the mean of
+    its heads; the last update's numbers hold for later ones."""
 
     def __post_init__(self) -> None:
         asked = [name for name in ("keep", "budget", "match") if getattr(self, name) is not None]
@@ -67,9 +69,14 @@ class CacheSize:
         row = self.schedule[view.layer] if view.layer < len(self.schedule) else ()
         if not row:
             raise NammTransferError(f"the schedule to match has no update of layer {view.layer}")
-        mean = row[min(view.update, len(row) - 1)]
-        # Heads round at different places, so that the layer's mean is met although each head keeps whole tokens.
-        return [max(1, floor(mean + (head + 0.5) / heads)) for head in range(heads)]
+        sizes = row[min(view.update, len(row) - 1)]
+        if len(sizes) not in (1, heads):
+            raise NammTransferError(f"the schedule has sizes for {len(sizes)} heads; layer {view.layer} has {heads}")
+        if len(sizes) == 1:
+            # Heads round at different places, so that the layer's mean is met although each head keeps whole tokens.
+            return [max(1, floor(sizes[0] + (head + 0.5) / heads)) for head in range(heads)]
+        sums = [round(total) for total in accumulate(sizes, initial=0.0)]  # rounded so, the layer's sum is met
+        return [max(1, after - before) for before, after in pairwise(sums)]
 
 
 @dataclass(frozen=True)
@@ -144,15 +151,20 @@ def merge_ties(scores: Tensor) -> Tensor:
 Policy = TypeVar("Policy", bound="EvictionPolicy")
 
 
-def with_schedule(policy: Policy, schedule: Tensor | Sequence[Sequence[float]]) -> Policy:
-    """Return a copy of ``policy`` that keeps ``schedule[layer][update]`` tokens a head, which resolves ``match``.
+def with_schedule(
+    policy: Policy, schedule: Tensor | Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]]
+) -> Policy:
+    """Return a copy of ``policy`` that keeps as many tokens as a schedule says, which resolves ``match``.
 
     Args:
         policy: the policy to copy.
-        schedule: (layers, updates), the mean number of tokens a head keeps after each update. Entries that are not
-            finite (a layer with fewer updates) are dropped; later updates use the last entry.
+        schedule: (layers, updates), the mean number of tokens a head keeps after each update, or (layers, updates,
+            heads), the number that each head keeps. Entries that are not finite (a layer with fewer updates) are
+            dropped; later updates use the last entry.
     """
+    rows = schedule.tolist() if isinstance(schedule, Tensor) else schedule
+    sizes = [[tuple(map(float, c)) if isinstance(c, Sequence) else (float(c),) for c in row] for row in rows]
     matched = copy.copy(policy)
     matched.match = None
-    matched.size = CacheSize(schedule=tuple(tuple(float(c) for c in row if isfinite(c)) for row in schedule))
+    matched.size = CacheSize(schedule=tuple(tuple(c for c in row if all(map(isfinite, c))) for row in sizes))
     return matched

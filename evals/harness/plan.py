@@ -19,7 +19,7 @@ from namm_transfer.evals.harness.sample import Sample
 from namm_transfer.evals.report import ledger, provenance
 from namm_transfer.evals.report.schema import Policy, Run
 
-LOCATIONS = ("policy", "out", "resume", "config")
+LOCATIONS = ("policy", "out", "resume", "config", "context_cache")
 """Options that are not recorded, as they do not influence results; `policy` is recorded in parsed form."""
 
 
@@ -113,6 +113,7 @@ def recorded(entry: Entry) -> Policy:
         update_interval=entry.policy.update_interval,
         baseline=not entry.policy.evicts,
         match=None if entry.match is None else entry.match.text,
+        allocation=entry.policy.allocation,
         sha256=provenance.weights_sha256(entry.policy),
     )
 

@@ -27,6 +27,7 @@ class Recorder:
 
     def __init__(self, out: Path, plan: Plan, process: int) -> None:
         self._samples = plan.samples
+        self._lends_heads = {e.match.text for e in plan.entries if e.match and e.policy.allocation == "head"}
         self._ledger = ledger.Ledger(ledger.path_of(out, plan.run.task, process), plan.run)
         self._arrays = ArrayStore(out)
 
@@ -51,7 +52,7 @@ class Recorder:
                 cluster=plain(sample.cluster),
                 policy=policy,
                 score=None if error else 0.0 if outcome.unparsed else float(outcome.score),
-                **({} if outcome.memory is None else _memory(outcome.memory)),
+                **({} if outcome.memory is None else _memory(outcome.memory, policy in self._lends_heads)),
                 answer=plain(outcome.answer),
                 unparsed=outcome.unparsed,
                 error=plain(error),
@@ -67,7 +68,7 @@ class Recorder:
         self._ledger.close()
 
 
-def _memory(memory: RowReport) -> dict[str, Any]:
+def _memory(memory: RowReport, by_head: bool) -> dict[str, Any]:
     history = [[round(count, 4) for count in layer if math.isfinite(count)] for layer in memory.history.tolist()]
     return {
         "updates": int(memory.updates),
@@ -76,4 +77,5 @@ def _memory(memory: RowReport) -> dict[str, Any]:
         "peak_share": float(memory.peak_share),
         "kept": memory.kept.tolist(),
         "history": history,
+        "history_by_head": memory.sizes.tolist() if by_head else [],
     }

@@ -32,7 +32,7 @@ from namm_transfer.evals.harness.sample import Evaluate, Outcome, Sample
 from namm_transfer.evals.report import ledger
 from namm_transfer.evals.report.analysis import build
 from namm_transfer.evals.report.pages import terminal, write
-from namm_transfer.evals.report.records import ArrayStore, mean_history
+from namm_transfer.evals.report.records import ArrayStore, mean_history, mean_history_by_head
 from namm_transfer.evals.report.schema import Record, Report
 from namm_transfer.policy import EvictionPolicy
 
@@ -136,8 +136,12 @@ def _evaluate_all(out: Path, plan: Plan, evaluate: Evaluate, accelerator: Accele
     _work(out, plan, matched, digests, evaluate, accelerator)
 
 
-def _sizes(out: Path, plan: Plan, entry: Entry) -> list[list[float]]:
-    """Mean tokens a KV head kept under the policy that `entry` matches, (layers, updates), over all samples."""
+def _sizes(out: Path, plan: Plan, entry: Entry) -> list[list[float]] | list[list[tuple[float, ...]]]:
+    """Mean tokens a KV head kept under the policy that `entry` matches, over all samples, as its allocation asks.
+
+    Returns:
+        (layers, updates), or with ``allocation=head`` (layers, updates, heads).
+    """
     assert entry.match is not None
     found = [record for record in _records(out, plan) if record.policy == entry.match.text]
     if len(found) < len(plan.samples):
@@ -145,7 +149,13 @@ def _sizes(out: Path, plan: Plan, entry: Entry) -> list[list[float]]:
             f"{entry.spec.text!r} needs all {len(plan.samples)} records of {entry.match.text!r}, found {len(found)}: "
             f"expected {str(out)!r} to be one folder that all processes share"
         )
-    return mean_history(record for record in found if record.error is None)
+    finished = [record for record in found if record.error is None]
+    if entry.policy.allocation == "head":
+        return mean_history_by_head(finished)
+    by_layer = mean_history(finished)
+    if entry.policy.allocation == "uniform":
+        return [[math.fsum(sizes) / len(sizes) for sizes in zip(*by_layer, strict=True)]] * len(by_layer)
+    return by_layer
 
 
 def _outdated(record: Record, digests: dict[str, str]) -> bool:

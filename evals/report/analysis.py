@@ -14,6 +14,8 @@ import numpy as np
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.report import cautions, statistics, verdict
+from namm_transfer.evals.report.decomposition import decompositions
+from namm_transfer.evals.report.gate import gates
 from namm_transfer.evals.report.records import Task, load, mean_history
 from namm_transfer.evals.report.schema import (
     Answer,
@@ -22,6 +24,7 @@ from namm_transfer.evals.report.schema import (
     Cost,
     Headline,
     HeatMap,
+    Likelihood,
     Overall,
     Published,
     Record,
@@ -69,6 +72,9 @@ def build(folder: Path) -> Report:
         sizes=[item for task, spec in ran for item in _sizes(task, spec)],
         categories=[row for task in tasks for row in _categories(task)],
         heatmaps=[item for task, spec in ran for item in _heatmap(task, spec)],
+        likelihoods=[item for task, spec in ran for item in _likelihood(task, spec)],
+        decompositions=decompositions(tasks, EPISODIC),
+        gates=gates(tasks),
         published=known,
         warnings=warnings + [line for task in tasks for line in cautions.task_warnings(task, summary, known)],
         runs=runs,
@@ -228,6 +234,11 @@ def _returns(task: Task, spec: str) -> list[Returns]:
     ]
 
 
+def _likelihood(task: Task, spec: str) -> list[Likelihood]:
+    value = statistics.mean(_detail(task.records[spec], "likelihood"))
+    return [] if value is None else [Likelihood(task=task.run.task, policy=spec, value=value)]
+
+
 def _sizes(task: Task, spec: str) -> list[Sizes]:
     """The cache size after each update; empty for a policy that never acted."""
     histories = [record.history for record in task.records[spec] if record.history and record.history[0]]
@@ -289,7 +300,9 @@ def _answers(tasks: Sequence[Task], summary: Sequence[SummaryRow], overall: Sequ
         )
         clusters = [cluster for task in members for cluster in task.differences(row.policy)[1]]
         if isinstance(row, Overall):
-            unit, draws = f"interquartile mean of the normalised returns of {row.tasks} tasks", len(clusters)
+            units = {verdict.unit(task.run) for task in members}
+            scores = f"{min(units)}s" if units in ({"return"}, {"normalised return"}) else "scores"
+            unit, draws = f"interquartile mean of the {scores} of {row.tasks} tasks", len(clusters)
         else:
             unit = verdict.unit(run) + ", mean over samples" * ("headline" in run.description)
             draws = len(set(clusters))

@@ -46,6 +46,9 @@ class Record(Strict):
     """Number of tokens in the cache, (layers, KV heads)."""
     history: list[list[float]] = []
     """Mean number of tokens a KV head kept after each update, (layers, updates)."""
+    history_by_head: list[list[list[Count]]] = []
+    """Number of tokens that each KV head kept after each update, (layers, updates, KV heads); recorded only for a
+    policy whose sizes another one takes over with ``match=NAME,allocation=head``."""
     answer: str | None = None
     unparsed: bool = False
     error: str | None = None
@@ -78,6 +81,8 @@ class Policy(Strict):
     """True for a policy that keeps every token."""
     match: str | None = None
     """Spec of the policy whose cache size this one was given."""
+    allocation: str | None = None
+    """Division of the size among layers and heads, as written on the command line; None: the policy's default."""
     sha256: str | None = None
     """SHA-256 of the weights and statistics; None for a policy without any."""
 

@@ -26,7 +26,10 @@ from namm_transfer.files import write_atomic
 
 SPARE = 0.03
 """Share of the kept bytes that a cache may take beyond them, see `MemoryReport.bytes`."""
-EXACT = ("updates", "seen", "kept_share", "peak_share", "kept", "history", "answer", "unparsed", "error", "arrays")
+EXACT = (
+    "updates", "seen", "kept_share", "peak_share", "kept", "history", "history_by_head", "answer", "unparsed", "error",
+    "arrays",
+)  # fmt: skip
 """Fields of a record that must be reproduced exactly; `arrays` covers every kept position that was recorded."""
 
 

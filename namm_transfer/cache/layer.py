@@ -223,10 +223,12 @@ class MemoryLayer(CacheLayerMixin):
         if self.paged:
             self._lay_out(Arrangement(self.groups, None, self.kv_heads))
         chosen = [self._chosen(group, due) for group in self.groups]
-        counts = torch.cat([some.sum(-1)[due] for some in chosen], 1)
-        for b, held in zip(due, counts.float().mean(-1).tolist(), strict=True):
+        order = torch.cat([group.heads for group in self.groups]).argsort()
+        counts = torch.cat([some.sum(-1)[due] for some in chosen], 1)[:, order]
+        for b, sizes, held in zip(due, counts.tolist(), counts.float().mean(-1).tolist(), strict=True):
             self.sequences[b].held = held
             self.sequences[b].history.append(held)
+            self.sequences[b].sizes.extend(sizes)
         if self.policy.by_head:
             self._lay_out(Arrangement(self.groups, chosen, self.kv_heads))
         else:

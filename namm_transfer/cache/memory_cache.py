@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -127,18 +128,22 @@ class MemoryCache(Cache):
             seen=layers[0].seen,
             peak=[[s.peak for s in layer.sequences] for layer in layers],
             history=[[s.history[:] for s in layer.sequences] for layer in layers],
+            sizes=[[s.sizes[:] for s in layer.sequences] for layer in layers],
             bytes=sum(layer.bytes for layer in layers),
         )
 
     # -- files -------------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, identity: Mapping[str, str] | None = None) -> None:
         """Write the cache to a safetensors file, so that a compressed prefix can be used again in another process.
+
+        Args:
+            identity: what else `load` shall compare, for example digests of the model's weights and of what was read.
 
         Raises:
             NammTransferError: the cache is empty or in the middle of a call, or the file cannot be written.
         """
-        saved.write(path, self.layers, self._model, self.policy)
+        saved.write(path, self.layers, self._model, self.policy, identity or {})
 
     @classmethod
     def load(
@@ -148,6 +153,7 @@ class MemoryCache(Cache):
         *,
         policy: EvictionPolicy,
         device: str | torch.device = "cpu",
+        identity: Mapping[str, str] | None = None,
     ) -> "MemoryCache":
         """Read a cache that `save` wrote; it goes on exactly as the original would.
 
@@ -155,12 +161,13 @@ class MemoryCache(Cache):
             config: the configuration of the model that filled the cache.
             policy: the policy it was filled under, with the same options and weights.
             device: where its tensors shall lie; each layer moves to its model's device when it is used.
+            identity: what it must have been saved with; by default this is not compared.
 
         Raises:
-            NammTransferError: no such file, another model's shape or another policy.
+            NammTransferError: no such file, another model's shape, another policy or another identity.
         """
         cache = cls(config, policy=policy)
-        saved.read(path, cache.layers, cache._model, policy, torch.device(device))
+        saved.read(path, cache.layers, cache._model, policy, torch.device(device), identity)
         return cache
 
     # -- what a cache of transformers can do and this one cannot -----------------------------------------------------

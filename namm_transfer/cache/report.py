@@ -1,5 +1,8 @@
 """The report of a `MemoryCache`: tokens kept and seen, how often the policy acted, bytes held."""
 
+from __future__ import annotations
+
+from array import array
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +21,8 @@ class Sequence:
     """The most it ever held."""
     history: list[float] = field(default_factory=list)
     """Tokens held after each update, mean over KV heads."""
+    sizes: array[int] = field(default_factory=lambda: array("q"))
+    """Tokens that each KV head held after each update, updates x heads numbers."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class RowReport:
     """The most ever held, just before an update, over tokens seen; mean over layers and heads."""
     history: Tensor
     """(layers, updates) float32: tokens a head held after each update, mean over heads."""
+    sizes: Tensor
+    """(layers, updates, kv_heads) int64: tokens that each head held after each update."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class MemoryReport:
     """``peak[layer][sequence]``: the most tokens a head ever held, mean over heads."""
     history: list[list[list[float]]]
     """``history[layer][sequence][update]``: tokens a head held after it, mean over heads."""
+    sizes: list[list[array[int]]]
+    """``sizes[layer][sequence]``: tokens that each head held after each update, updates x heads numbers."""
     bytes: int
     """Bytes of keys, values, positions and policy state, padding slots and room to grow included."""
 
@@ -62,6 +71,7 @@ class MemoryReport:
     def row(self, b: int) -> RowReport:
         """The report of sequence ``b`` of the batch."""
         kept, seen = self.kept[:, b], max(self.seen[b], 1)
+        sizes = torch.tensor([layer[b].tolist() for layer in self.sizes], dtype=torch.int64)
         return RowReport(
             seen=self.seen[b],
             updates=len(self.history[0][b]),
@@ -69,4 +79,5 @@ class MemoryReport:
             kept_share=float(kept.float().mean()) / seen,
             peak_share=sum(layer[b] for layer in self.peak) / len(self.peak) / seen,
             history=torch.tensor([layer[b] for layer in self.history]),
+            sizes=sizes.view(*sizes.shape[:1], -1 if sizes.numel() else 0, kept.shape[1]),
         )

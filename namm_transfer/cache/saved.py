@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from array import array
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from namm_transfer.cache.layer import MemoryLayer
 
-_FORMAT = 2
+_FORMAT = 3
 _HEADER = "memory_cache"
 _SHAPE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "vocab_size")
 _MODEL = ("model_type", *_SHAPE, "sliding_window", "rope_parameters")
@@ -66,7 +67,11 @@ def describe_policy(policy: EvictionPolicy) -> dict[str, str]:
 
 
 def write(
-    path: str | os.PathLike[str], layers: list[MemoryLayer], model: dict[str, str], policy: EvictionPolicy
+    path: str | os.PathLike[str],
+    layers: list[MemoryLayer],
+    model: dict[str, str],
+    policy: EvictionPolicy,
+    identity: Mapping[str, str],
 ) -> None:
     """Write layers to a safetensors file; the file holds either the old or the new content, never half of one."""
     if not all(layer.is_initialized for layer in layers):
@@ -88,7 +93,7 @@ def write(
                 "heads": [group.heads.tolist() for group in layer.groups],
                 "spare": [group.storage.spare for group in layer.groups],
                 "padding_slots": [group.padding_slots for group in layer.groups],
-                "sequences": [asdict(sequence) for sequence in layer.sequences],
+                "sequences": [asdict(s) | {"sizes": s.sizes.tolist()} for s in layer.sequences],
             }
         )
     if layers[0].padding is not None:
@@ -97,6 +102,7 @@ def write(
         "format": _FORMAT,
         "model": model,
         "policy": describe_policy(policy),
+        "identity": dict(identity),
         "columns": layers[0].columns,
         "layers": described,
     }
@@ -112,6 +118,7 @@ def read(
     model: dict[str, str],
     policy: EvictionPolicy,
     device: torch.device,
+    identity: Mapping[str, str] | None,
 ) -> None:
     """Fill empty layers from a file that `write` wrote."""
     if not Path(path).is_file():
@@ -124,6 +131,8 @@ def read(
             raise NammTransferError(f"{path}: format {header['format']!r}; expected {_FORMAT}")
         _compare(path, "model", header["model"], model)
         _compare(path, "policy", header["policy"], describe_policy(policy))
+        if identity is not None:
+            _compare(path, "identity", header.get("identity", {}), identity)
         _fill(layers, header, tensors)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise NammTransferError(f"{path}: no cache that MemoryCache.save wrote: {error!r}") from None
@@ -140,7 +149,7 @@ def _fill(layers: list[MemoryLayer], header: dict[str, Any], tensors: dict[str, 
     """Give the layers what a file holds; every tensor must have the shape that the header implies."""
     padding, columns = tensors.pop("padding", None), int(header["columns"])
     for layer, entry in zip(layers, header["layers"], strict=True):
-        sequences = [Sequence(**sequence) for sequence in entry["sequences"]]
+        sequences = [Sequence(**s | {"sizes": array("q", s["sizes"])}) for s in entry["sequences"]]
         groups = []
         described = zip(entry["heads"], entry["spare"], entry["padding_slots"], strict=True)
         for number, (heads, spare, padding_slots) in enumerate(described):

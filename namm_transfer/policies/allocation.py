@@ -1,4 +1,9 @@
-"""Budget allocation: division of a cache size among the heads of a layer, or among layers."""
+"""Budget allocation: division of a cache size among layers and heads.
+
+``uniform`` gives every head of every layer the same, ``ada`` divides by score within a layer, ``pyramid`` by a rule
+among layers. Where ``match`` names another policy, ``uniform`` takes over the mean of its sizes, ``layer`` the size
+of each layer and ``head`` that of each head, so that a comparison can tell where a policy keeps tokens from which.
+"""
 
 from math import inf
 
@@ -8,7 +13,9 @@ from torch import Tensor
 from namm_transfer.policy import LayerView
 from namm_transfer.selection import top
 
-ALLOCATIONS = ("uniform", "ada", "pyramid")
+ALLOCATIONS = ("uniform", "ada", "pyramid", "layer", "head")
+LENT = ("layer", "head")
+"""Allocations that ``match`` takes over from another policy."""
 SAFEGUARD = 0.2
 """Share of its uniform size that ``ada`` leaves to every head (the alpha of Ada-KV)."""
 BETA = 20

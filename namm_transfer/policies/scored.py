@@ -7,7 +7,7 @@ from math import inf
 from torch import Tensor
 
 from namm_transfer.errors import NammTransferError
-from namm_transfer.policies.allocation import ALLOCATIONS, adaptive, pyramid
+from namm_transfer.policies.allocation import ALLOCATIONS, LENT, adaptive, pyramid
 from namm_transfer.policy import EvictionPolicy, LayerView, check_interval
 from namm_transfer.selection import CacheSize, Protection, merge_ties, top
 
@@ -23,9 +23,10 @@ class ScoredPolicy(EvictionPolicy):
     """Number of tokens that a head keeps."""
     match: str | None = None
     """Name of the policy whose cache size this one is to match."""
-    allocation: str = "uniform"
-    """Division of the size: ``uniform`` (every head the same), ``ada`` across the heads of a layer or ``pyramid``
-    across layers; see `namm_transfer.policies.allocation`. The mean over heads and layers stays the same."""
+    allocation: str | None = None
+    """Division of the size: ``uniform`` (every head the same; the default), ``ada`` across the heads of a layer or
+    ``pyramid`` across layers, or with ``match`` as that policy divides it, by ``layer`` (then the default) or by
+    ``head``; see `namm_transfer.policies.allocation`. The mean over heads and layers stays the same."""
     protect: str | None = None
     """``A:B``: the first A and the last B tokens are never evicted and count into the size."""
     update_interval: int = 512
@@ -36,10 +37,12 @@ class ScoredPolicy(EvictionPolicy):
         size = CacheSize(self.keep, self.budget, self.match)
         self.size = size if size.asked else CacheSize(keep=0.5)
         Protection.parse(self.protect, self.budget)
-        if self.allocation not in ALLOCATIONS:
+        if self.allocation is not None and self.allocation not in ALLOCATIONS:
             raise NammTransferError(f"allocation={self.allocation!r}: expected one of {', '.join(ALLOCATIONS)}")
         if self.allocation == "pyramid" and self.match is not None:
             raise NammTransferError(f"allocation=pyramid: match={self.match} already says what each layer keeps")
+        if self.allocation in LENT and self.match is None:
+            raise NammTransferError(f"allocation={self.allocation}: expected match=POLICY, whose sizes it takes over")
 
     @abstractmethod
     def scores(self, view: LayerView) -> Tensor:

@@ -100,7 +100,9 @@ def test_options_reach_the_policy():
         ("full:protect=a:b", "protect='a:b'"),
         ("h2o:budget=9,protect=4:6", "needs 10 tokens: budget=9"),
         ("streaming:sinks=2,window=4,protect=4:4", "needs 8 tokens: budget=6"),
-        ("h2o:allocation=head", "allocation='head'.*uniform, ada, pyramid"),
+        ("h2o:allocation=heads", "allocation='heads'.*uniform, ada, pyramid, layer, head"),
+        ("h2o:allocation=head", "allocation=head: expected match=POLICY"),
+        ("h2o:keep=0.5,allocation=layer", "allocation=layer: expected match=POLICY"),
         ("h2o:match=namm,allocation=pyramid", "match=namm already says"),
     ],
 )
@@ -199,6 +201,17 @@ def test_a_schedule_is_met_on_average(spec):
     for layer, update, mean in ((0, 0, 10.0), (0, 1, 7.5), (1, 0, 3.25), (1, 5, 12.0)):
         counts = policy.select(view(heads=4, state=state, layer=layer, update=update)).sum(-1).float()
         assert counts.mean() == mean
+
+
+def test_a_schedule_by_head_is_met_by_each_head_and_on_average():
+    policy = policies.with_schedule(
+        policies.make("random:match=namm,allocation=head"), [[[10, 3, 1, 6], [2.5, 2.5, 0.25, 4.75]], [[1.0] * 4]]
+    )
+    keep = {(0, 0): [10, 3, 1, 6], (0, 1): [2, 3, 1, 5], (0, 7): [2, 3, 1, 5], (1, 0): [1, 1, 1, 1]}
+    for (layer, update), sizes in keep.items():
+        assert policy.select(view(heads=4, layer=layer, update=update)).sum(-1).tolist() == [sizes]
+    with pytest.raises(NammTransferError, match="sizes for 4 heads; layer 0 has 2"):
+        policy.select(view(heads=2))
 
 
 def test_an_unresolved_match_is_refused():

@@ -299,6 +299,30 @@ def test_match_gives_the_cache_size_that_the_other_policy_used(tmp_path, capsys)
     assert "random:match=h2o" in capsys.readouterr().out
 
 
+def test_match_lends_sizes_by_head_by_layer_or_their_mean(tmp_path, random_namm):
+    """Under a policy that divides its size unevenly, a random choice keeps the same numbers in the same places."""
+    random_namm(update_interval=16).save_pretrained(tmp_path / "namm")
+    uneven, names = f"namm:path={tmp_path}/namm,selection=head", ("head", "layer", "uniform")
+    evaluator = Evaluator()
+    for layer in evaluator.model.model.layers:  # attention with peaks
+        layer.self_attn.q_proj.weight.data *= 200
+    matched = [f"random:match={uneven.partition(':')[0]},allocation={name}" for name in names]
+    main(["--out", str(tmp_path), "--limit", "1", "--policy", uneven, *matched], evaluator)
+    (ledger_file,) = tmp_path.glob("records-*.jsonl")
+    records = {r.policy: r for r in map(Record.model_validate_json, ledger_file.read_text().splitlines()[1:])}
+    lent, (head, layer, uniform) = records[uneven], (records[name] for name in matched)
+    assert len({tuple(map(len, layer)) for layer in lent.history_by_head}) == 1
+    assert len(set(lent.kept[0])) > 1, "the case must divide unevenly among heads"
+    assert lent.history[0] != lent.history[1], "and among layers"
+    assert head.kept == lent.kept
+    assert (head.history, layer.history) == (lent.history, lent.history)
+    assert layer.kept != lent.kept
+    means = [sum(means) / 2 for means in zip(*lent.history, strict=True)]
+    assert uniform.history == [pytest.approx(means, abs=0.25)] * 2
+    assert uniform.history[0] == uniform.history[1]
+    assert head.history_by_head == []
+
+
 def test_a_policy_that_is_to_be_matched_is_run_even_if_not_asked_for():
     assert [e.spec.text for e in entries(["full,random:match=l2"])] == ["full", "l2", "random:match=l2"]
 
