@@ -148,7 +148,7 @@ def _width(dim: int) -> int:
 def _tile(tensor: Tensor) -> int:
     """Tokens in a tile, so that keys, values and scores fit the fast memory of a multiprocessor."""
     row = _width(tensor.shape[-1]) * tensor.element_size()
-    return 64 if row <= 256 else 32 if row <= 512 else 16
+    return 64 if row <= 256 and tensor.element_size() == 2 else 32 if row <= 512 else 16
 
 
 def attend(block: Block, parts: list[Part]) -> tuple[Tensor, Tensor]:
