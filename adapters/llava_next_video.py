@@ -156,6 +156,6 @@ class LlavaNextVideoAdapter(VideoLanguageAdapter):
         stat = path.stat()
         parts = (
             path, stat.st_size, stat.st_mtime_ns, sample.frames, sample.sampling, sample.duration, sample.fps,
-            self.backend, self.model.name_or_path, self.dtype,
+            sample.shown, self.backend, self.model.name_or_path, self.dtype,
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

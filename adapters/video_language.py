@@ -27,7 +27,7 @@ from namm_transfer.adapters.video.answers import parse_choice
 from namm_transfer.adapters.video.frames import SAMPLING, ArrayReader, FilmReader, FrameReader, in_batches, open_video
 from namm_transfer.adapters.video.layout import lay_out, timed
 from namm_transfer.adapters.video.sample import EncodedVideo, Video, VideoAnswer, VideoSample
-from namm_transfer.adapters.video.sampling import length_warning, model_indices
+from namm_transfer.adapters.video.sampling import length_warning, model_indices, some_of
 
 FRAMES_AT_ONCE = 16
 """Frames decoded together; bounds memory, changes no result."""
@@ -242,7 +242,7 @@ class VideoLanguageAdapter(LanguageAdapter):
         """`frames`: (layers, kv_heads, frames) float32, the share of each frame's tokens that is still held."""
         total = np.bincount(encoded.frame_of[encoded.frame_of >= 0], minlength=encoded.frames)
         layers = []
-        for layer in range(len(cache.layers)):
+        for layer in range(len(cache.attention_layers)):
             heads = []
             for positions in cache.positions(layer)[0].cpu().numpy():
                 inside = positions[(positions >= 0) & (positions < len(encoded.frame_of))]
@@ -303,8 +303,10 @@ class VideoLanguageAdapter(LanguageAdapter):
     def _chosen(self, reader: FrameReader, sample: VideoSample) -> np.ndarray:
         """Numbers of the frames that are shown, ascending: (n,) int64."""
         if sample.fps is None:
-            return SAMPLING[sample.sampling](reader, sample.frames, sample.duration)
-        return model_indices(self.processor.video_processor, reader, sample.fps, sample.frames)
+            found = SAMPLING[sample.sampling](reader, sample.frames, sample.duration)
+        else:
+            found = model_indices(self.processor.video_processor, reader, sample.fps, sample.frames)
+        return some_of(found, sample.shown)
 
     def resolution(self, pixels: int | None, frames: int) -> dict[str, Any]:
         """Keywords for the processor: most pixels of a frame, where the model takes frames of different sizes.

@@ -29,6 +29,7 @@ import torch
 from namm_transfer import EvictionPolicy, NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter, Prompt, TextAnswer
 from namm_transfer.evals.harness import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.harness.agreement import sketch
 from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.report.samples import choose
 from namm_transfer.evals.report.schema import Report
@@ -155,6 +156,7 @@ def likelihoods(options: Options, adapter: CausalLMAdapter) -> Callable[[list[Sa
         encoded, cache = adapter.encode(sample.payload), adapter.memory(policy)
         logits = adapter.read(encoded, cache)
         report, kept = cache.report(), adapter.kept(cache, encoded)  # when the first answer token is produced
+        held = sketch(cache)
         answer = adapter.judge(encoded, cache, logits)
         return [
             Outcome(
@@ -169,6 +171,8 @@ def likelihoods(options: Options, adapter: CausalLMAdapter) -> Callable[[list[Sa
                     "bytes": report.bytes,
                 },
                 arrays={**kept, "pieces": adapter.pieces(encoded)},
+                next_token=logits,
+                held=held,
             )
         ]
 
@@ -188,7 +192,7 @@ def answers(
         read = Prompt(question.id, question.task.id, prompt, answer="")
         encoded, cache = adapter.encode(read), adapter.memory(policy)
         logits = adapter.read(encoded, cache)
-        report = cache.report()  # when the first answer token is produced
+        report, held = cache.report(), sketch(cache)  # when the first answer token is produced
         arrays = {**adapter.kept(cache, encoded), "pieces": adapter.pieces(encoded)} if sample.id in shown else {}
         answer = question.trim(adapter.generate(encoded, cache, room, logits))
         return [
@@ -203,6 +207,8 @@ def answers(
                     "bytes": report.bytes,
                 },
                 arrays=arrays,
+                next_token=logits,
+                held=held,
             )
         ]
 

@@ -43,6 +43,8 @@ class VideoSample:
     """Frames a second; the rule of the model's own processor then chooses them, in the place of `sampling`"""
     pixels: int | None = None
     """Largest number of pixels in a frame; by default the model's processor decides."""
+    shown: str | None = None
+    """Some of the sampled frames alone: ``last:N`` or ``even:N``, see `video.sampling.some_of`."""
 
 
 @dataclass(frozen=True)

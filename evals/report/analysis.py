@@ -23,6 +23,7 @@ from namm_transfer.evals.report.schema import (
     Headline,
     HeatMap,
     Overall,
+    Overlap,
     Published,
     Record,
     Report,
@@ -67,6 +68,7 @@ def build(folder: Path) -> Report:
         costs=[_cost(task, spec) for task, spec in ran],
         returns=[item for task, spec in ran for item in _returns(task, spec)],
         sizes=[item for task, spec in ran for item in _sizes(task, spec)],
+        overlaps=[item for task, spec in ran for item in _overlaps(task, spec)],
         categories=[row for task in tasks for row in _categories(task)],
         heatmaps=[item for task, spec in ran for item in _heatmap(task, spec)],
         published=known,
@@ -86,6 +88,7 @@ def _row(task: Task, spec: str) -> SummaryRow:
         score=statistics.mean(_scores(records)),
         diff_full=statistics.mean(differences) if compared else None,
         diff_ci=statistics.interval(differences, clusters) if compared else None,
+        divergence=_mean_of(records, "divergence"),
         **_counts(records),
     )
 
@@ -237,6 +240,31 @@ def _sizes(task: Task, spec: str) -> list[Sizes]:
     reached = [sum(len(history[0]) > update for history in histories) for update in range(len(held))]
     interval = task.run.policy(spec).update_interval
     return [Sizes(task=task.run.task, policy=spec, interval=interval, held=held.round(2).tolist(), samples=reached)]
+
+
+def _overlaps(task: Task, spec: str) -> list[Overlap]:
+    """What a policy keeps in common with each policy that was evaluated before it."""
+    found = []
+    for other in dict.fromkeys(name for record in task.records[spec] for name in record.overlaps):
+        records = {record.index: record for record in task.records.get(other, [])}
+        pairs = [(r, records[r.index]) for r in task.records[spec] if other in r.overlaps and r.index in records]
+        if not pairs:
+            continue
+        shares = [[np.array(record.kept) / max(record.seen, 1) for record in pair] for pair in pairs]
+        both = np.array([np.mean(p * q / np.maximum(p + q - p * q, 1e-12)) for p, q in shares])
+        indices = np.array([record.overlaps[other] for record, _ in pairs])
+        found.append(
+            Overlap(
+                task=task.run.task,
+                policy=spec,
+                other=other,
+                samples=len(pairs),
+                jaccard=round(float(indices.mean()), 4),
+                chance=round(float(both.mean()), 4),
+                by_layer=indices.mean((0, 2)).round(3).tolist(),
+            )
+        )
+    return found
 
 
 def _categories(task: Task) -> list[Category]:

@@ -70,6 +70,8 @@ class MemoryLayer(CacheLayerMixin):
         """True if heads may hold different numbers of tokens."""
         self.is_initialized = False
         self.columns = 0
+        self.calls = 0
+        """Forward calls that went through this layer."""
         self.padding: Tensor | None = None
         self.sequences: list[Sequence] = []
         self.handover: Handover | None = None
@@ -124,6 +126,7 @@ class MemoryLayer(CacheLayerMixin):
     def close(self, padding: Tensor | None, new: int) -> None:
         """End the call, whose attention is done: count its columns."""
         self.columns += new
+        self.calls += 1
         self.padding = padding
         self.pack()
         for group in self.groups:
