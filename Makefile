@@ -9,7 +9,7 @@ RUNS   ?= runs
 
 help:
 	@echo "make transfer   install, evaluate the frozen NAMM on video and control with the shipped models, print the report"
-	@echo "make reports    the committed reports in docs/ again: five comparisons, four hours of one core; goes on where it was"
+	@echo "make reports    the committed reports in docs/ again: five comparisons, ten hours of one core, and those of real models that are there; goes on where it was"
 	@echo "make test       install, run all tests"
 	@echo "make test-floor run the library's tests with the oldest transformers that is supported"
 	@echo "make lint       ruff, mypy and the contract of imports"
@@ -32,6 +32,16 @@ transfer: $(VENV)/.stamp
 	$(BIN)/python evals/rl.py --config evals/configs/transfer-rl.toml --out $(RUNS)/rl
 	$(BIN)/namm-transfer report merge $(RUNS)/video $(RUNS)/rl --out $(RUNS)/transfer
 
+# $(call real,MODEL,NAME,LENGTHS): the reports of report-NAME.toml on a model that is a .gguf file or a folder; skipped
+# where there is none. The models: make reports QWEN_0_5B=FILE QWEN_1_5B=FILE GEMMA=FILE, or the environment's variables.
+QWEN_0_5B ?=
+QWEN_1_5B ?=
+GEMMA     ?=
+real = if ! test -e "$(1)"; then echo "report $(2): skipped, no model at '$(1)'"; exit 0; fi; \
+  for tokens in $(3); do $(BIN)/python evals/text.py --config evals/configs/report-$(2).toml --model "$(1)" --tokens $$tokens \
+  --out $(RUNS)/report-$(2)-$$tokens --resume && $(BIN)/namm-transfer report merge $(RUNS)/report-$(2)-$$tokens \
+  --out docs/reports/$(2)-$$tokens || exit 1; done
+
 reports: $(VENV)/.stamp
 	$(BIN)/python evals/video.py --config evals/configs/report-video.toml --out $(RUNS)/report-video --resume
 	$(BIN)/python evals/rl.py --config evals/configs/report-rl.toml --out $(RUNS)/report-rl --resume
@@ -39,6 +49,10 @@ reports: $(VENV)/.stamp
 	$(BIN)/python evals/text.py --config evals/configs/report-text-long.toml --out $(RUNS)/report-text-2000 --resume
 	$(BIN)/python evals/text.py --config evals/configs/report-text-long.toml --tokens 3000 --out $(RUNS)/report-text-3000 --resume
 	for task in video rl text text-2000 text-3000; do $(BIN)/namm-transfer report merge $(RUNS)/report-$$task --out docs/reports/$$task || exit 1; done
+	@$(call real,$(QWEN_0_5B),qwen-0.5b,950 2000 4000)
+	@$(call real,$(QWEN_0_5B),ruler,950)
+	@$(call real,$(QWEN_1_5B),qwen-1.5b,950 2000 4000)
+	@$(call real,$(GEMMA),gemma,950 2000 4000)
 	$(BIN)/namm-transfer report gallery docs/reports/* --out docs/reports
 
 test: $(VENV)/.stamp

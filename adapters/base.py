@@ -107,6 +107,10 @@ class LanguageAdapter(ModalityAdapter):
     def words(self) -> Any:
         """The tokenizer of the text model."""
 
+    @abstractmethod
+    def read_context(self, encoded: Any, cache: MemoryCache) -> None:
+        """Read a sample up to `encoded.prefix`, where the question begins, into an empty cache."""
+
     @torch.inference_mode()
     def logits(self, cache: Cache, *, last: bool = False, shift: int | None = None, **inputs: Tensor) -> Tensor:
         """Run one sequence through the model.

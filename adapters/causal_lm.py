@@ -33,6 +33,10 @@ class Prompt:
     text: str
     answer: str
     """Expected continuation, including the white space that separates it from the prompt."""
+    question: str = ""
+    """The end of `text` that asks, behind a context that does not depend on it; empty if these are not told apart."""
+    expected: tuple[str, ...] = ()
+    """Texts that a generated answer has to contain, for tasks that are scored so."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,13 @@ class EncodedPrompt:
     """(length,) int64, tokens of the prompt."""
     answer: Tensor
     """(answer length,) int64, tokens of the expected answer."""
+    prefix: int = 0
+    """Number of tokens of the context, which do not depend on the question; 0 if the two are not told apart."""
+
+    @property
+    def context(self) -> dict[str, Tensor]:
+        """What the model reads before the question."""
+        return {"tokens": self.tokens[: self.prefix]}
 
 
 @dataclass(frozen=True)
@@ -163,15 +174,38 @@ class CausalLMAdapter(LanguageAdapter):
 
     def encode(self, sample: Prompt) -> EncodedPrompt:
         """Tokenise the prompt (with the tokenizer's begin-of-text token, if it has one) and the answer."""
-        tokens, answer = (
-            self.tokenizer(text, add_special_tokens=first, return_tensors="pt").input_ids[0].long().to(self.device)
-            for text, first in ((sample.text, True), (sample.answer, False))
-        )
-        return EncodedPrompt(tokens, answer)
+        return EncodedPrompt(self._tokens(sample.text, first=True), self._tokens(sample.answer))
 
-    def read(self, encoded: EncodedPrompt, cache: MemoryCache) -> Tensor:
-        """Feed the prompt's tokens that `cache` has not seen: (vocabulary,) float32 logits after the last of them."""
-        return self.logits(cache, input_ids=encoded.tokens[None, cache.get_seq_length() :], last=True)[-1]
+    def encode_apart(self, sample: Prompt) -> EncodedPrompt:
+        """Tokenise context and question each on its own, so that one cache serves all questions about a context.
+
+        Raises:
+            NammTransferError: the prompt does not tell context and question apart, or one of them is empty.
+        """
+        context = sample.text.removesuffix(sample.question)
+        parts = [self._tokens(context, first=True), self._tokens(sample.question)]
+        if not sample.text.endswith(sample.question) or not context or not len(parts[1]):
+            raise NammTransferError(
+                f"prompt {sample.id!r}, ending {sample.text[-40:]!r}: expected a context and behind it a question"
+            )
+        return EncodedPrompt(torch.cat(parts), self._tokens(sample.answer), len(parts[0]))
+
+    def _tokens(self, text: str, *, first: bool = False) -> Tensor:
+        """Tokenise a text: (n,) int64; with `first`, special tokens of a text's beginning included."""
+        ids = self.tokenizer(text, add_special_tokens=first, return_tensors="pt").input_ids
+        return ids[0].long().to(self.device)
+
+    def read(self, encoded: EncodedPrompt, cache: MemoryCache, end: int | None = None) -> Tensor:
+        """Feed the prompt's tokens that `cache` has not seen: (vocabulary,) float32 logits after the last of them.
+
+        Args:
+            end: feed only the prompt's first so many tokens.
+        """
+        return self.logits(cache, input_ids=encoded.tokens[None, cache.get_seq_length() : end], last=True)[-1]
+
+    def read_context(self, encoded: EncodedPrompt, cache: MemoryCache) -> None:
+        """Read the context of a prompt from `encode_apart`."""
+        self.read(encoded, cache, encoded.prefix)
 
     def judge(self, encoded: EncodedPrompt, cache: MemoryCache, logits: Tensor) -> TextAnswer:
         """Compute the likelihood of the right answer given a cache that has read the prompt.

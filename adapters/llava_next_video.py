@@ -21,10 +21,10 @@ from torch import Tensor
 from transformers import LlavaNextVideoForConditionalGeneration, LlavaNextVideoProcessor
 
 from namm_transfer import NammTransferError
-from namm_transfer.adapters.video.frames import in_batches
+from namm_transfer.adapters.video.frames import FrameReader, facts_of, in_batches
 from namm_transfer.adapters.video.sample import EncodedVideo, VideoSample
 from namm_transfer.adapters.video.subtitles import interleave
-from namm_transfer.adapters.video_language import FRAMES_AT_ONCE, VideoLanguageAdapter, facts_of
+from namm_transfer.adapters.video_language import FRAMES_AT_ONCE, VideoLanguageAdapter
 from namm_transfer.files import write_atomic
 
 
@@ -104,6 +104,23 @@ class LlavaNextVideoAdapter(VideoLanguageAdapter):
         pictures = [token * features.shape[1]] * features.shape[0]
         said = [replace(line, text=self._harmless(line.text)) for line in sample.subtitles]
         ids = self._tokens(text.replace(token, interleave(pictures, times.tolist(), said), 1))
+        read = self._embedded(ids, features)
+        return replace(read, choices=self.choices_of(sample), options=sample.options, facts=facts)
+
+    @torch.inference_mode()
+    def encode_clip(self, piece: str, reader: FrameReader, pixels: int | None = None) -> EncodedVideo:
+        """Encode all frames of a reader; see `VideoLanguageAdapter.encode_clip`."""
+        features = self._features(reader, np.arange(reader.count))
+        return self._embedded([self.processor.video_token_id] * features[..., 0].numel(), features)
+
+    def around_video(self, sample: VideoSample) -> tuple[list[int], str, list[int]]:
+        """Split a sample's prompt at its video; all clips of a stream are one video to this model."""
+        ids = self._tokens(self._text(replace(sample, video="")))
+        place = ids.index(self.processor.video_token_id)
+        return ids[:place], self.processor.video_token, ids[place + 1 :]
+
+    def _embedded(self, ids: list[int], features: Tensor) -> EncodedVideo:
+        """Put the tokens of frames, (frames, tokens a frame, width), into a prompt."""
         input_ids = torch.tensor([ids], device=self.device)
         is_video = input_ids == self.processor.video_token_id
         embeds = self.model.get_input_embeddings()(input_ids)
@@ -111,8 +128,7 @@ class LlavaNextVideoAdapter(VideoLanguageAdapter):
         frame_of = np.full(len(ids), -1, dtype=np.int64)
         frame_of[is_video[0].cpu().numpy()] = np.repeat(np.arange(features.shape[0]), features.shape[1])
         prefix = int(np.flatnonzero(frame_of >= 0)[-1]) + 1
-        choices, frames = self._choices(sample, text), np.arange(features.shape[0])
-        return EncodedVideo({"inputs_embeds": embeds}, frame_of, frames, prefix, choices, sample.options, facts=facts)
+        return EncodedVideo({"inputs_embeds": embeds}, frame_of, np.arange(features.shape[0]), prefix, (), ())
 
     @torch.inference_mode()
     def video_tokens(self, sample: VideoSample) -> tuple[Tensor, Tensor, dict[str, str]]:
@@ -133,20 +149,24 @@ class LlavaNextVideoAdapter(VideoLanguageAdapter):
                 return found["tokens"], found["times"], json.loads(bytes(found["facts"].tolist()))
             except (FileNotFoundError, SafetensorError, KeyError, ValueError):
                 pass
-        (reader,) = self._readers(sample)
+        (reader,) = self.readers(sample)
         indices = self._chosen(reader, sample)
+        tokens = self._features(reader, indices)
+        times = torch.from_numpy(reader.times[indices])
+        facts = facts_of([reader], sample.duration)
+        if file is not None:
+            text = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
+            write_atomic(file, save_tensors({"tokens": tokens, "times": times, "facts": text}))
+        return tokens, times, facts
+
+    def _features(self, reader: FrameReader, indices: np.ndarray) -> Tensor:
+        """Decode and embed frames a few at a time: (frames, tokens a frame, width) on the CPU."""
         parts = []
         for frames in in_batches(reader, indices, FRAMES_AT_ONCE):
             pixels = self.processor.video_processor(videos=[frames], return_tensors="pt")["pixel_values_videos"]
             features = self.model.get_video_features(pixels.to(self.device, self.dtype)).pooler_output
             parts.append(features[0].unflatten(0, (len(frames), -1)))
-        tokens = torch.cat(parts).cpu().contiguous()
-        times = torch.from_numpy(reader.times[indices])
-        facts = facts_of([reader], sample)
-        if file is not None:
-            text = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
-            write_atomic(file, save_tensors({"tokens": tokens, "times": times, "facts": text}))
-        return tokens, times, facts
+        return torch.cat(parts).cpu().contiguous()
 
     def _fingerprint(self, sample: VideoSample) -> str:
         """A name made of everything that a video's tokens depend on."""

@@ -10,6 +10,7 @@ import copy
 import inspect
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,35 +19,21 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.video_utils import VideoMetadata
 
-from namm_transfer import MemoryCache, NammTransferError, policies
+from namm_transfer import EvictionPolicy, MemoryCache, NammTransferError, policies
 from namm_transfer.adapters.base import LanguageAdapter, default_device
 from namm_transfer.adapters.loading import hub_options, in_short, load_model
 from namm_transfer.adapters.video import prompts
 from namm_transfer.adapters.video.answers import parse_choice
-from namm_transfer.adapters.video.frames import SAMPLING, ArrayReader, FilmReader, FrameReader, in_batches, open_video
-from namm_transfer.adapters.video.layout import lay_out, timed
+from namm_transfer.adapters.video.frames import SAMPLING, ArrayReader, FrameReader, facts_of, in_batches, open_video
+from namm_transfer.adapters.video.layout import kept_shares, lay_out, timed
 from namm_transfer.adapters.video.sample import EncodedVideo, Video, VideoAnswer, VideoSample
-from namm_transfer.adapters.video.sampling import length_warning, model_indices, some_of
+from namm_transfer.adapters.video.sampling import model_indices, some_of
+from namm_transfer.adapters.video.stream import VideoStream
 
 FRAMES_AT_ONCE = 16
 """Frames decoded together; bounds memory, changes no result."""
-
-
-def facts_of(readers: Sequence[FrameReader], sample: VideoSample) -> dict[str, str]:
-    """Describe how the files of a sample were read, for its record.
-
-    Returns:
-        `decoder`: what read them; `fallback`: why it is not what was asked for; `length`: that a film lasts longer or
-        shorter than annotated. Each is there only if there is something to say.
-    """
-    films = [reader for reader in readers if isinstance(reader, FilmReader)]
-    facts = {
-        "decoder": [film.backend for film in films],
-        "fallback": [film.fallback for film in films if film.fallback],
-        "length": list(filter(None, (length_warning(film, sample.duration) for film in films))),
-    }
-    return {name: "; ".join(dict.fromkeys(texts)) for name, texts in facts.items() if texts}
 
 
 class VideoLanguageAdapter(LanguageAdapter):
@@ -108,6 +95,11 @@ class VideoLanguageAdapter(LanguageAdapter):
         return None
 
     @property
+    def has_three_positions(self) -> bool:
+        """True if the text model counts time, rows and columns (M-RoPE) instead of tokens."""
+        return hasattr(self.model.base_model, "get_rope_index")
+
+    @property
     def trained_positions(self) -> int:
         """Positions that the text model was trained for."""
         return int(self.model.config.get_text_config().max_position_embeddings)
@@ -145,17 +137,36 @@ class VideoLanguageAdapter(LanguageAdapter):
                 "subtitles (--benchmark longvideobench-frames)"
             )
         text = self._text(sample)
-        films, metadata, readers = [], [], self._readers(sample)
+        films, metadata, readers = [], [], self.readers(sample)
         for reader in readers:
             indices = self._chosen(reader, sample)
             films.append(np.concatenate(list(in_batches(reader, indices, FRAMES_AT_ONCE))))
             metadata.append(timed(reader, indices))
-        videos = {}
+        read = self._processed(text, films, metadata, sample.pixels)
+        return replace(
+            read, choices=self.choices_of(sample), options=sample.options, facts=facts_of(readers, sample.duration)
+        )
+
+    @torch.inference_mode()
+    def encode_clip(self, piece: str, reader: FrameReader, pixels: int | None = None) -> EncodedVideo:
+        """Encode all frames of a reader as the video in `piece`, the part of a prompt that `around_video` returns.
+
+        Positions begin at 0; there are no choices.
+        """
+        indices = np.arange(reader.count)
+        films = [np.concatenate(list(in_batches(reader, indices, FRAMES_AT_ONCE)))]
+        return self._processed(piece, films, [timed(reader, indices)], pixels, add_special_tokens=False)
+
+    def _processed(
+        self, text: str, films: list[np.ndarray], metadata: list[VideoMetadata], pixels: int | None, **options: bool
+    ) -> EncodedVideo:
+        """Let the model's processor make the inputs of a text with these videos in it."""
+        videos: dict[str, Any] = {}
         if films:
             videos = {"videos": films, "video_metadata": metadata, "do_sample_frames": False}
-            videos |= self.resolution(sample.pixels, max(map(len, films)))
+            videos |= self.resolution(pixels, max(map(len, films)))
         try:
-            inputs = self.processor(text=[text], **videos, return_tensors="pt").to(self.device, self.dtype)
+            inputs = self.processor(text=[text], **videos, **options, return_tensors="pt").to(self.device, self.dtype)
         except Exception as error:  # every model's processor has demands of its own
             raise NammTransferError(
                 f"{type(self.processor).__name__} cannot take {[film.shape for film in films]} frames, heights, widths "
@@ -164,15 +175,27 @@ class VideoLanguageAdapter(LanguageAdapter):
         tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         positions, shift = self._positions(inputs)
         frame_of, shares, prefix = lay_out(self.processor, self.model.config.model_type, tensors, list(map(len, films)))
-        choices = self._choices(sample, text)
-        return EncodedVideo(
-            tensors, frame_of, shares, prefix, choices, sample.options, positions, shift, facts_of(readers, sample)
+        return EncodedVideo(tensors, frame_of, shares, prefix, (), (), positions, shift)
+
+    def stream(self, policy: EvictionPolicy, *, positions: int | None = None, pixels: int | None = None) -> VideoStream:
+        """Begin to watch a video a few frames at a time; see `VideoStream`."""
+        return VideoStream(self, policy, positions=positions, pixels=pixels)
+
+    def around_video(self, sample: VideoSample) -> tuple[list[int], str, list[int]]:
+        """Split a sample's prompt at its video: tokens before it, its text for the processor, tokens behind it.
+
+        Raises:
+            NammTransferError: the tokens around a video depend on how many there are.
+        """
+        one, two = (self._text(replace(sample, video=("",) * count)) for count in (1, 2))
+        return prompts.around_video(
+            one, two, self._tokens, lambda text: list(self.words(text, add_special_tokens=False).input_ids)
         )
 
     def pictures(self, sample: VideoSample, numbers: Sequence[int]) -> Iterator[np.ndarray]:
         """Some of the sampled frames, (height, width, 3) uint8 each, by their ascending numbers among those sampled."""
         first = 0
-        for reader in self._readers(sample):
+        for reader in self.readers(sample):
             indices = self._chosen(reader, sample)
             mine = [number - first for number in numbers if first <= number < first + len(indices)]
             first += len(indices)
@@ -212,6 +235,10 @@ class VideoLanguageAdapter(LanguageAdapter):
             inputs["position_ids"] = encoded.positions[..., start:end]
         return self.logits(cache, last=True, **inputs)[-1]
 
+    def read_context(self, encoded: EncodedVideo, cache: Cache) -> None:
+        """Read a sample's videos, but not its question."""
+        self.prefill(encoded, cache, encoded.prefix)
+
     def choose(self, encoded: EncodedVideo, cache: Cache, logits: Tensor) -> VideoAnswer:
         """The most probable choice after `prefill`; `cache` stays as it is, each choice continues a copy of it."""
         scores = []
@@ -240,21 +267,11 @@ class VideoLanguageAdapter(LanguageAdapter):
 
     def kept(self, cache: MemoryCache, encoded: EncodedVideo) -> dict[str, np.ndarray]:
         """`frames`: (layers, kv_heads, frames) float32, the share of each frame's tokens that is still held."""
-        total = np.bincount(encoded.frame_of[encoded.frame_of >= 0], minlength=encoded.frames)
-        layers = []
-        for layer in range(len(cache.attention_layers)):
-            heads = []
-            for positions in cache.positions(layer)[0].cpu().numpy():
-                inside = positions[(positions >= 0) & (positions < len(encoded.frame_of))]
-                frames = encoded.frame_of[inside]
-                held = np.bincount(frames[frames >= 0], minlength=encoded.frames)
-                heads.append((held / np.maximum(total, 1))[encoded.shares])
-            layers.append(heads)
-        return {"frames": np.array(layers, dtype=np.float32)}
+        return {"frames": kept_shares(cache, encoded)}
 
-    def check_choices(self, sample: VideoSample) -> None:
-        """Raise `NammTransferError` if the tokenizer cannot tell the sample's choices apart."""
-        self._choices(sample, self._text(sample))
+    def choices_of(self, sample: VideoSample) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The sample's choices with their tokens; `NammTransferError` if the tokenizer cannot tell them apart."""
+        return prompts.choice_tokens(self._text(sample), sample.choices, self._tokens, self.words.unk_token_id)
 
     def _text(self, sample: VideoSample) -> str:
         videos = len(sample.video) if isinstance(sample.video, tuple) else 1
@@ -276,24 +293,8 @@ class VideoLanguageAdapter(LanguageAdapter):
     def _tokens(self, text: str) -> list[int]:
         return list(self.words(text).input_ids)
 
-    def _choices(self, sample: VideoSample, text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Tokens by which each choice continues the prompt."""
-        before, found, unknown = self._tokens(text), dict[tuple[int, ...], str](), self.words.unk_token_id
-        for choice in sample.choices:
-            whole = self._tokens(text + (choice.lstrip() if text[-1].isspace() else choice))
-            tokens = tuple(whole[len(before) :])
-            if whole[: len(before)] != before or not tokens:
-                raise NammTransferError(
-                    f"choice {choice!r} is no continuation in tokens of a prompt ending {text[-16:]!r}"
-                )
-            if tokens in found:
-                raise NammTransferError(f"choices {found[tokens]!r} and {choice!r} are the same to the tokenizer")
-            if set(tokens) == {unknown}:
-                raise NammTransferError(f"choice {choice!r} holds no word that the tokenizer knows")
-            found[tokens] = choice
-        return tuple((choice, tokens) for tokens, choice in found.items())
-
-    def _readers(self, sample: VideoSample) -> list[FrameReader]:
+    def readers(self, sample: VideoSample) -> list[FrameReader]:
+        """Open the sample's videos; `VideoError` if one cannot be read."""
         videos = sample.video if isinstance(sample.video, tuple) else (sample.video,)
         return [self._reader(video) for video in videos]
 
@@ -340,7 +341,7 @@ class VideoLanguageAdapter(LanguageAdapter):
         """
         core: Any = self.model.base_model
         ids = inputs["input_ids"]
-        if not hasattr(core, "get_rope_index"):
+        if not self.has_three_positions:
             return None, None
         if inputs.get("video_grid_thw") is None:
             return torch.arange(ids.shape[1], device=ids.device).expand(3, 1, -1), 0

@@ -66,9 +66,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     options = parse(Options, arguments)
     accelerator = start(EvalOptions(seed=options.seed, threads=options.threads))
-    adapter = CausalLMAdapter.load(options.model, dtype=getattr(torch, options.dtype, None), device=accelerator.device)
+    sources, dtype = (options.model, *options.learn_also), getattr(torch, options.dtype, None)
+    loaded = {s: CausalLMAdapter.load(s, dtype=dtype, device=accelerator.device) for s in dict.fromkeys(sources)}
     evolution = Evolution(
-        adapter,
+        [loaded[source] for source in sources],
         configuration(options),
         seed=options.seed,
         out=options.out,

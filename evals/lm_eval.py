@@ -37,18 +37,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from namm_transfer import MemoryCache, NammTransferError, policies
+from namm_transfer import MemoryCache, NammTransferError
 from namm_transfer.adapters.base import default_device, finite
 from namm_transfer.adapters.causal_lm import locate
 from namm_transfer.cache.keyword import CACHE
-from namm_transfer.evals.harness.lineup import Entry, lineup
-from namm_transfer.evals.harness.plan import recorded
-from namm_transfer.evals.report import provenance
+from namm_transfer.evals.harness.one_policy import facts, one_policy
 
 logger = logging.getLogger("lm_eval.namm")  # below lm-eval's own, which decides what is shown
-
-UPDATE_INTERVAL = 512
-"""Tokens between two updates where the policy does not say."""
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """Key in lm-eval's cache of answers, tokens of the context, tokens of the continuation."""
@@ -77,7 +72,7 @@ class NammLM(HFLM):
     """
 
     def __init__(self, pretrained: Any, policy: str = "full", device: str | None = None, **options: Any) -> None:
-        self.entry = _entry(str(policy), options)
+        self.entry = one_policy(str(policy), options)
         self.documents: dict[str, dict[int, dict[int, Memory]]] = defaultdict(lambda: defaultdict(dict))
         """task -> document -> number of the request: what the memory did."""
         self._latest: list[Memory] = []
@@ -206,8 +201,7 @@ class NammLM(HFLM):
     def get_model_info(self) -> dict[str, Any]:
         """Return the facts of `hf`, the policy and its memories, for `config` in lm-eval's results."""
         own = {
-            "policy": recorded(self.entry).model_dump(),
-            "provenance": provenance.collect(self.world_size).model_dump(),
+            **facts(self.entry, self.world_size),
             "tasks": {task: self._in_numbers(task) for task in self.documents},
             "documents": {
                 task: {number: _together([*requests.values()])._asdict() for number, requests in sorted(found.items())}
@@ -227,19 +221,6 @@ class _AtFirstToken(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self.found = self.found or _memories(self.cache)
         return scores
-
-
-def _entry(policy: str, options: dict[str, Any]) -> Entry:
-    """The policy, with those of its options that lm-eval cut off; they are taken out of `options`."""
-    name, colon, rest = policy.partition(":")
-    cut_off = [f"{key}={options.pop(key)}" for key in policies.option_names(name) if key in options]
-    spec = policies.parse(":".join([name, ",".join(filter(None, [rest, *cut_off]))]) if colon or cut_off else name)
-    entries = lineup([spec], UPDATE_INTERVAL)
-    if len(entries) > 1:
-        raise NammTransferError(
-            f"{spec.text!r}: lm-eval runs one policy at a time, so there is none to match; expected keep= or budget="
-        )
-    return entries[0]
 
 
 def _judge(scores: Tensor, continuation: list[int]) -> tuple[float, bool]:

@@ -31,11 +31,8 @@ from namm_transfer.evals.tasks.rl.environments import Environments, rollout
 from namm_transfer.evals.tasks.rl.film import film, prepare
 from namm_transfer.evals.tasks.rl.identity import check_name
 from namm_transfer.evals.tasks.rl.observer import Observer
-from namm_transfer.evals.tasks.rl.tasks import D4RL_NAME, TASKS, task
+from namm_transfer.evals.tasks.rl.tasks import D4RL_NAME, task
 from namm_transfer.files import asset, safe_name
-
-TIERS = ("medium", "medium-replay")
-"""Data set tiers that the shipped models were trained on."""
 
 
 @dataclass
@@ -43,14 +40,15 @@ class Options(EvalOptions):
     """Play episodes with a Decision Transformer under each policy."""
 
     env: str = ""
-    """Environment, or several, separated by commas: hopper (the default), halfcheetah, walker2d, any Gymnasium id such
-    as Ant-v5, or a D4RL name such as hopper-medium-v2. With a Minari --dataset, that of the data by default."""
+    """Environment, or several, separated by commas: hopper (the default), halfcheetah, walker2d, tasks whose cue has to
+    be remembered (cued-halfcheetah, cued-swimmer, t-maze), any Gymnasium id such as Ant-v5, or a D4RL name such as
+    hopper-medium-v2. With a Minari --dataset, that of the data by default."""
     model: str | None = None
     """Folder or hub id of a Decision Transformer; the shipped ones by default."""
     dataset: str | None = None
     """For the shipped models, what they were trained on: medium (the default) or medium-replay, or both, separated by a
-    comma. With --model, a Minari id: its state statistics for a model that has none, and its mean return for the
-    report."""
+    comma; sighted where there is a cue. With --model, a Minari id: its state statistics for a model that has none, and
+    its mean return for the report."""
     context: Literal["episode", "window"] = "episode"
     """Context that the model attends to: everything since the episode began (three tokens a step), or the last --window
     steps, computed anew for every action as in Hugging Face's example."""
@@ -125,11 +123,12 @@ def worlds(options: Options) -> list[Options]:
 def _shipped(options: Options, name: str) -> list[Options]:
     """Make the options of each shipped model for one --env; a D4RL name implies the data set."""
     d4rl, env = D4RL_NAME.fullmatch(name), task(name).name
-    tiers = (options.dataset or (d4rl[2] if d4rl else TIERS[0])).split(",")
+    shipped = task(env).tiers
+    tiers = (options.dataset or (d4rl[2] if d4rl else shipped[0])).split(",")
     for tier in tiers:
-        if tier not in TIERS:
+        if tier not in shipped:
             raise NammTransferError(
-                f"--dataset {tier!r}: the shipped models were trained on {' and '.join(TIERS)}; "
+                f"--dataset {tier!r}: the shipped models were trained on {' and '.join(shipped)}; "
                 "name another data set together with its --model"
             )
     return [replace(options, env=env, dataset=tier) for tier in tiers]
@@ -241,16 +240,15 @@ def evolved_intervals(options: Options) -> dict[str, int]:
 def describe(world: World) -> dict[str, Any]:
     """Describe an evaluation for the report."""
     options, adapter, found = world.options, world.adapter, task(world.options.env)
-    world_name = f"Gymnasium {found.gym_id}"
-    references = "D4RL's references (measured on v2)" if found.name in TASKS else "the references in the data set"
+    scale = f"normalised by {found.references}" if found.has_references else "raw returns"
     return {
         "model": world.source,
         "data": options.dataset,
         "data_summary": world.data.summary() if world.data is not None else None,
         "dtype": str(adapter.dtype).removeprefix("torch."),
-        "score": "normalised return (0 random, 100 D4RL's expert)" if found.has_references else "return",
+        "score": f"normalised return (0 and 100: {found.references})" if found.has_references else "return",
         "chance": 0.0 if found.has_references else None,
-        "world": f"{world_name}, normalised by {references}" if found.has_references else f"{world_name}, raw returns",
+        "world": f"Gymnasium {found.gym_id}, {scale}",
         "target_return": world.target,
         "target_return_from": world.target_from,
         "statistics_from": adapter.statistics.found_in,

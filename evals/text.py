@@ -8,7 +8,8 @@
 The prompts of the families are made from text that comes with Python, deterministically from --seed, and are the same
 for every policy, so that differences are paired. The score is graded: the geometric mean of the probabilities the model
 gives to the tokens of the right answer, in %. Each record's `exact` says whether greedy decoding
-gives exactly that answer.
+gives exactly that answer. The families of ruler have a row of their own, scored as RULER is: by the recall of the
+expected texts in a generated answer, with the likelihood beside it.
 
 LongBench and InfiniteBench have prompts, answer lengths and metrics of their own, and rows of their own in the report:
 the model goes on with the prompt, greedily, and its answer gets the task's metric x 100. The last command is the
@@ -18,29 +19,39 @@ protocol of the NAMM paper (arXiv 2410.13166), which stretches the 8192 position
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from namm_transfer import EvictionPolicy, NammTransferError
-from namm_transfer.adapters.causal_lm import CausalLMAdapter, Prompt, TextAnswer
-from namm_transfer.evals.harness import EvalOptions, Outcome, Sample, parse, run, start
-from namm_transfer.evals.harness.agreement import sketch
+from namm_transfer import NammTransferError
+from namm_transfer.adapters.causal_lm import CausalLMAdapter
+from namm_transfer.evals.harness import Sample, parse, run, start
 from namm_transfer.evals.harness.cli import script
+from namm_transfer.evals.harness.options import ContextOptions
 from namm_transfer.evals.report.samples import choose
 from namm_transfer.evals.report.schema import Report
 from namm_transfer.evals.tasks.text import prose
-from namm_transfer.evals.tasks.text.families import FAMILIES, HELD_OUT, TRAINED, make_prompt
+from namm_transfer.evals.tasks.text.asking import about_benchmarks, about_families
+from namm_transfer.evals.tasks.text.families import (
+    FAMILIES,
+    HELD_OUT,
+    TRAINED,
+    FamilyGroup,
+    group_of,
+    groups,
+    make_prompt,
+)
 from namm_transfer.evals.tasks.text.load import Source, find, load, local
-from namm_transfer.evals.tasks.text.questions import Question, Task, TextBenchmark, shorten
+from namm_transfer.evals.tasks.text.questions import Task, TextBenchmark
 from namm_transfer.evals.tasks.text.registry import benchmarks
 from namm_transfer.files import sha256
 
-GROUPS = {"trained": TRAINED, "held-out": HELD_OUT, "all": tuple(FAMILIES)}
+GROUPS = {"trained": TRAINED, "held-out": HELD_OUT, "all": tuple(FAMILIES)} | {
+    name: tuple(group.families) for name, group in groups().items()
+}
 SAMPLES = 20
 """Prompts of a family unless --samples says otherwise."""
 WORLD = "namm_transfer.evolution.tasks"
@@ -50,15 +61,17 @@ MAX_TOKENS = 32768
 
 
 @dataclass
-class Options(EvalOptions):
+class Options(ContextOptions):
     """Answer questions about long texts under each policy."""
 
     model: str = "smollm2"
     """Causal language model: folder, hub id, .gguf file, or smollm2 (SmolLM2-135M-Instruct)."""
     tasks: str = "all"
-    """Task families, separated by commas: trained (those the shipped NAMM was trained on), held-out, all, or names. And
-    tasks of benchmarks, longbench:trec or infinitebench:passkey; a name after one belongs to the same benchmark where
-    that has it (longbench:trec,qasper). longbench:all is all of it, or with --data-root what has a file there."""
+    """Task families, separated by commas: trained (those the shipped NAMM was trained on), held-out, all (both and two
+    hard ones), ruler (needles among distractors, chains of variables, word counts, questions about two facts), or
+    names. And tasks of benchmarks, longbench:trec or infinitebench:passkey; a name after one belongs to the same
+    benchmark where that has it (longbench:trec,qasper). longbench:all is all of it, or with --data-root what has a
+    file there."""
     split: Literal["train", "validation", "test"] = "test"
     """Split of the documents from which the families' texts are made."""
     samples: int | None = None
@@ -67,8 +80,9 @@ class Options(EvalOptions):
     tokens: int = 1000
     """Length of the families' prompts in tokens."""
     score: Literal["probability", "exact", "logprob"] = "probability"
-    """Score of the families. probability: geometric mean probability of the answer's tokens, in %. exact: 100 if
-    greedy generation gives exactly the answer. logprob: mean log-probability of its tokens."""
+    """Score of the families; those of ruler are scored by recall. probability: geometric mean probability of the
+    answer's tokens, in %. exact: 100 if greedy generation gives exactly the answer. logprob: mean log-probability of
+    its tokens."""
     data_root: Path | None = None
     """Folder of the benchmarks' files: TASK.jsonl, in it or in its data/, or LongBench's data.zip. By default they come
     from the hub."""
@@ -94,7 +108,7 @@ def asked(options: Options) -> tuple[list[str], list[Task]]:
     given = [name for name in map(str.strip, options.tasks.split(",")) if name]
     known = benchmarks(name.partition(":")[0] for name in given if ":" in name)
     tasks = {task.id: task for item in known.values() for task in item.tasks}
-    choices = [*GROUPS, *(f"{name}:all" for name in known), *FAMILIES, *tasks]
+    choices = [*GROUPS, *(f"{name}:all" for name in known), *dict.fromkeys(itertools.chain(*GROUPS.values())), *tasks]
     families, found, benchmark = list[str](), list[Task](), ""
     for name in given:
         name = f"{benchmark}:{name}" if f"{benchmark}:{name}" in choices else name
@@ -141,82 +155,16 @@ def benchmark_samples(options: Options, sources: dict[Task, Source]) -> list[Sam
     ]
 
 
-def scored(answer: TextAnswer, kind: str) -> float:
-    """Compute the score of an answer; higher is better."""
-    if kind == "exact":
-        return 100.0 * answer.exact
-    return 100.0 * math.exp(answer.logprob) if kind == "probability" else answer.logprob
+def together(samples: Sequence[Sample]) -> list[Sample]:
+    """Bring a task's questions about one text together, in the order in which the texts come first."""
+    texts = list(dict.fromkeys((sample.cluster, sample.category) for sample in samples))
+    return sorted(samples, key=lambda sample: texts.index((sample.cluster, sample.category)))
 
 
-def likelihoods(options: Options, adapter: CausalLMAdapter) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
-    """Make the function that scores one sample of a family under a policy by the likelihood of its answer."""
-
-    def evaluate(samples: list[Sample], policy: EvictionPolicy) -> list[Outcome]:
-        (sample,) = samples
-        encoded, cache = adapter.encode(sample.payload), adapter.memory(policy)
-        logits = adapter.read(encoded, cache)
-        report, kept = cache.report(), adapter.kept(cache, encoded)  # when the first answer token is produced
-        held = sketch(cache)
-        answer = adapter.judge(encoded, cache, logits)
-        return [
-            Outcome(
-                score=scored(answer, options.score),
-                memory=report.row(0),
-                details={
-                    "question": sample.payload.text[-200:],
-                    "right_answer": sample.payload.answer,
-                    "logprob": answer.logprob,
-                    "exact": answer.exact,
-                    "trained": sample.category in TRAINED,
-                    "bytes": report.bytes,
-                },
-                arrays={**kept, "pieces": adapter.pieces(encoded)},
-                next_token=logits,
-                held=held,
-            )
-        ]
-
-    return evaluate
-
-
-def answers(
-    context: int, adapter: CausalLMAdapter, shown: Set[str]
-) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
-    """Make the function that answers a benchmark's question under a policy; ids in `shown` get kept shares too."""
-
-    def evaluate(samples: list[Sample], policy: EvictionPolicy) -> list[Outcome]:
-        (sample,) = samples
-        question: Question = sample.payload
-        room = question.task.answer_tokens
-        prompt = shorten(question.prompt, context - room, adapter.tokenizer)
-        read = Prompt(question.id, question.task.id, prompt, answer="")
-        encoded, cache = adapter.encode(read), adapter.memory(policy)
-        logits = adapter.read(encoded, cache)
-        report, held = cache.report(), sketch(cache)  # when the first answer token is produced
-        arrays = {**adapter.kept(cache, encoded), "pieces": adapter.pieces(encoded)} if sample.id in shown else {}
-        answer = question.trim(adapter.generate(encoded, cache, room, logits))
-        return [
-            Outcome(
-                score=100.0 * question.score(answer),
-                memory=report.row(0),
-                answer=answer,
-                details={
-                    "question": prompt[-200:],
-                    "right_answer": question.right[:500],
-                    "cut": prompt != question.prompt,
-                    "bytes": report.bytes,
-                },
-                arrays=arrays,
-                next_token=logits,
-                held=held,
-            )
-        ]
-
-    return evaluate
-
-
-def family_run(options: Options, families: Sequence[str], adapter: CausalLMAdapter) -> dict[str, Any]:
-    """Return the arguments of `run` for the families."""
+def family_run(
+    options: Options, families: Sequence[str], adapter: CausalLMAdapter, group: FamilyGroup | None = None
+) -> dict[str, Any]:
+    """Return the arguments of `run` for the families of a group, or for those of none."""
     units = {
         "probability": "geometric mean probability of the answer's tokens, %",
         "exact": "exact answers, %",
@@ -224,12 +172,14 @@ def family_run(options: Options, families: Sequence[str], adapter: CausalLMAdapt
     }
     description = {
         "data": f"{options.split} documents of Python's own documentation, fingerprint {prose.fingerprint()}",
-        "score": units[options.score],
-        "world": f"{WORLD}, {options.tokens} tokens a prompt",
+        "score": "recall of the expected texts by greedy generation, %" if group else units[options.score],
+        "world": f"{group.title if group else WORLD}, {options.tokens} tokens a prompt",
         "trained_families": list(TRAINED),
     }
     samples = family_samples(options, families, adapter)
-    return dict(task="text", samples=samples, evaluate=likelihoods(options, adapter), description=description)
+    task = f"text/{group.name}" if group else "text"
+    evaluate = about_families(options, options.score, adapter)
+    return dict(task=task, samples=samples, evaluate=evaluate, description=description)
 
 
 def benchmark_run(
@@ -261,29 +211,40 @@ def benchmark_run(
         "world": f"{benchmark.title}, its prompts as plain text, greedy answers",
         "headline": benchmark.headline,
     }
-    evaluate = answers(context, adapter, set(choose((s.id, s.category) for s in samples[: options.limit])))
+    shown = set(choose((s.id, s.category) for s in samples[: options.limit]))
+    evaluate = about_benchmarks(options, context, adapter, shown)
     return dict(task=f"text/{benchmark.name}", samples=samples, evaluate=evaluate, description=description)
 
 
 def main(arguments: Sequence[str] | None = None) -> Report:
     """Parse the command line, ask the questions and write the report."""
     options = parse(Options, arguments)
+    options.check_context()
     families, tasks = asked(options)  # a typing error should not wait for the model
     for task in tasks:
         task.check()
+    if options.query_agnostic and (early := [task.id for task in tasks if task.asks_first]):
+        raise NammTransferError(
+            f"--query-agnostic: {', '.join(early)} ask before the text; expected --tasks without them"
+        )
     accelerator = start(options)
     with accelerator.main_process_first():  # it downloads the files, which the other processes then find
         sources = {task: find(task, options.data_root) for task in tasks}
     known = benchmarks(task.benchmark for task in tasks)
     parts = {name: {task: sources[task] for task in tasks if task.benchmark == name} for name in known}
     questions = {name: benchmark_samples(options, part) for name, part in parts.items() if part}
+    if options.query_agnostic:
+        questions = {name: together(asks[: options.limit]) for name, asks in questions.items()}
     adapter = CausalLMAdapter.load(
         options.model,
         dtype=getattr(torch, options.dtype, None),
         device=accelerator.device,
         rope_theta=options.rope_theta,
     )
-    plans = [(families, family_run(options, families, adapter))] if families else []
+    plans = []
+    for group in (None, *groups().values()):
+        if members := [family for family in families if group_of(family) == group]:
+            plans.append((members, family_run(options, members, adapter, group)))
     for name, asks in questions.items():
         plan = benchmark_run(options, known[name], parts[name], asks, adapter)
         plans.append(([task.id for task in parts[name]], plan))
@@ -293,7 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> Report:
             "dtype": str(adapter.dtype).removeprefix("torch."),
             "cache_size": "tokens held over tokens seen when the first answer token is produced",
         }
-        own = replace(options, tasks=",".join(members)) if questions else options  # resumable by itself
+        alone = len(plans) == 1 and not questions
+        own = options if alone else replace(options, tasks=",".join(members))  # resumable by itself
         report = run(own, **plan)
     return report
 

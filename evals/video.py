@@ -2,6 +2,7 @@
 
     accelerate launch evals/video.py
     accelerate launch evals/video.py --frames 16 64 256 --films 12
+    accelerate launch evals/video.py --streaming --frames 64 256 --films 8
     accelerate launch evals/video.py --model llava-hf/LLaVA-NeXT-Video-7B-hf --benchmark mlvu --data-root MLVU \\
         --frames 32 --update-interval 512 --dtype bfloat16
     accelerate launch evals/video.py --model Qwen/Qwen3-VL-8B-Instruct --benchmark mlvu --data-root MLVU \\
@@ -25,21 +26,23 @@ import numpy as np
 import torch
 
 from namm_transfer import NAMM, EvictionPolicy, NammTransferError
+from namm_transfer.adapters.context import ContextCaches
 from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter
 from namm_transfer.adapters.loading import read_model_type
-from namm_transfer.adapters.video.prefix import VideoPrefix
 from namm_transfer.adapters.video.sample import EncodedVideo, VideoSample
 from namm_transfer.adapters.video.sampling import some_of
 from namm_transfer.adapters.video_language import VideoLanguageAdapter
-from namm_transfer.evals.harness import EvalOptions, Outcome, Sample, parse, run, start
+from namm_transfer.evals.harness import Outcome, Sample, parse, run, start
 from namm_transfer.evals.harness.agreement import sketch
 from namm_transfer.evals.harness.cli import script
+from namm_transfer.evals.harness.options import ContextOptions
 from namm_transfer.evals.report.samples import choose
 from namm_transfer.evals.report.schema import Report
 from namm_transfer.evals.tasks import registry
 from namm_transfer.evals.tasks.video.generated import load_generated
 from namm_transfer.evals.tasks.video.own_file import load_json
 from namm_transfer.evals.tasks.video.questions import VideoBenchmark, VideoQuestion
+from namm_transfer.evals.tasks.video.streaming import CLIP, Watcher, by_film, positions_for
 from namm_transfer.evals.tasks.video.thumbnails import most_and_least, write_thumbnails
 from namm_transfer.files import asset, safe_name
 
@@ -49,22 +52,20 @@ ANSWER_TOKENS = 8
 """Positions kept free behind a prompt for the answer."""
 WRITTEN_TOKENS = 32
 """Most tokens of an answer that is generated as a letter: room for a sentence around it. Words get what they need."""
-LEAST_ROOM, ROOM = 128, 512
-"""Positions behind a video that is read before its questions are known: if so few are left of those that the model was
-trained for, positions are extended to so many behind the video."""
 BLACK = np.zeros((1, 64, 64, 3), dtype=np.uint8)
 
 
 @dataclass
-class Options(EvalOptions):
+class Options(ContextOptions):
     """Answer multiple-choice questions about videos under each policy."""
 
     model: str | None = None
     """Folder or hub id of a video-language model: LLaVA-NeXT-Video, Qwen2.5-VL, Qwen3-VL, LLaVA-OneVision, SmolVLM2,
     InternVL3 and others of their kind; the shipped small LLaVA-NeXT-Video by default."""
     benchmark: str = "generated"
-    """"generated", the name of a benchmark (mlvu, longvideobench, longvideobench-frames, videomme, egoschema, or one of
-    another package), or a .json file of your own (a list of objects with video, question, candidates, answer)."""
+    """"generated", the name of a benchmark (mlvu, longvideobench, longvideobench-frames, videomme, egoschema,
+    streamingbench, ovobench, or one of another package), or a .json file of your own (a list of objects with video,
+    question, candidates, answer)."""
     data_root: Path | None = None
     """The benchmark's folder as it is downloaded, see docs/video.md; for a JSON file, the folder of its videos (by
     default the file's own); for generated films, where to write them (by default a cache folder)."""
@@ -85,9 +86,10 @@ class Options(EvalOptions):
     """Show black frames instead of the videos: what the questions give away on their own."""
     answer: Literal["loglik", "generate"] = "loglik"
     """Take the most probable option, or read the option from generated words."""
-    query_agnostic: bool = False
-    """Read the video before the question: the policy evicts without knowing what will be asked, all questions about a
-    video are answered from copies of one cache, and nothing is evicted once a question is read."""
+    streaming: bool = False
+    """Watch each film once, --fps frames a second (1 by default), and answer each question at its time (`asked_at`)
+    from the cache as it is then: the policy evicts without knowing what will be asked, and no question stays in the
+    cache. --frames is then the length of generated films in seconds, and nothing else."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The dtype of the weights; "auto" takes what they were saved in."""
     device_map: str | None = None
@@ -112,6 +114,8 @@ def questions(options: Options) -> list[VideoQuestion]:
     if options.fps is not None and not 0 < options.fps < float("inf"):
         raise NammTransferError(f"--fps {options.fps}: expected a positive number")
     some_of(np.arange(1), options.show)  # a typing error should not wait for the first film
+    if options.streaming and (options.query_agnostic or options.blind):
+        raise NammTransferError("--streaming is a protocol of its own: expected neither --query-agnostic nor --blind")
     several = len(options.frames) > 1
     by_frames = []
     for count, frames in zip(films, options.frames, strict=True):
@@ -132,7 +136,7 @@ def questions(options: Options) -> list[VideoQuestion]:
 def load_questions(options: Options, films: int, frames: int) -> list[VideoQuestion]:
     """The benchmark's questions; where it has several tasks, these take turns."""
     if options.benchmark == "generated":
-        return load_generated(films, frames, folder=options.data_root)
+        return load_generated(films, frames, folder=options.data_root, streaming=options.streaming)
     benchmark = known(options.benchmark)
     if benchmark is None:
         return load_json(Path(options.benchmark), options.data_root)
@@ -187,7 +191,7 @@ def check_choices(adapter: VideoLanguageAdapter, asked: Sequence[VideoQuestion])
     """Raise `NammTransferError`, naming the question, if the model cannot tell the options of one apart."""
     for question in asked:
         try:
-            adapter.check_choices(VideoSample(BLACK, question.prompt, question.lead, question.choices))
+            adapter.choices_of(VideoSample(BLACK, question.prompt, question.lead, question.choices))
         except NammTransferError as error:
             raise NammTransferError(f"question {question.id!r}: {error}") from None
 
@@ -195,24 +199,33 @@ def check_choices(adapter: VideoLanguageAdapter, asked: Sequence[VideoQuestion])
 def load(options: Options, device: torch.device) -> tuple[VideoLanguageAdapter, str]:
     """The model, and where it came from."""
     source = options.model or str(asset("llava-next-video-small"))
-    given: dict[str, Any] = {
-        "dtype": None if options.dtype == "auto" else getattr(torch, options.dtype),
-        "device": None if options.device_map else device,
-        "device_map": options.device_map,
-        "backend": options.backend,
-    }
-    if read_model_type(source, VideoLanguageAdapter.kind) == "llava_next_video":
-        return LlavaNextVideoAdapter.load(source, **given, feature_folder=options.out / "features"), source
-    adapter = VideoLanguageAdapter.load(source, **given)
+    adapter = load_adapter(
+        source,
+        options.out / "features",
+        dtype=None if options.dtype == "auto" else getattr(torch, options.dtype),
+        device=None if options.device_map else device,
+        device_map=options.device_map,
+        backend=options.backend,
+    )
     adapter.resolution(options.pixels, 1)  # refuses --pixels before the first question
     return adapter, source
+
+
+def load_adapter(source: str, features: Path | None, **given: Any) -> VideoLanguageAdapter:
+    """The adapter that serves a model; LLaVA-NeXT-Video's keeps the tokens of videos in the folder `features`."""
+    if read_model_type(source, VideoLanguageAdapter.kind) == "llava_next_video":
+        return LlavaNextVideoAdapter.load(source, **given, feature_folder=features)
+    return VideoLanguageAdapter.load(source, **given)
 
 
 def evaluator(
     options: Options, adapter: VideoLanguageAdapter, shown: Set[str]
 ) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
     """Answers one question under a policy; of samples with an id in `shown`, draws what NAMM kept most and least of."""
-    prefix = VideoPrefix(adapter)
+    contexts, watcher = (
+        ContextCaches(adapter, options.context_cache),
+        Watcher(adapter, options.fps or 1, options.pixels),
+    )
 
     def evaluate(samples: list[Sample], policy: EvictionPolicy) -> list[Outcome]:
         (sample,) = samples
@@ -220,14 +233,18 @@ def evaluator(
         if question.flaw:
             raise NammTransferError(question.flaw)
         asked = as_sample(options, question)
-        encoded = adapter.encode(asked)
-        limit = WRITTEN_TOKENS if question.by_letter else max(len(tokens) for _, tokens in encoded.choices)
+        choices = adapter.choices_of(asked)
+        limit = WRITTEN_TOKENS if question.by_letter else max(len(tokens) for _, tokens in choices)
         room = limit if options.answer == "generate" else ANSWER_TOKENS
-        make_room(adapter, encoded, room, options.query_agnostic)
-        cache = prefix.read(encoded, policy) if options.query_agnostic else adapter.memory(policy)
-        logits = adapter.prefill(encoded, cache)
+        if options.streaming:
+            encoded, cache, logits = watcher.read(asked, question.asked_at, policy, room)
+        else:
+            encoded = adapter.encode(asked)
+            make_room(adapter, encoded, room, options.query_agnostic)
+            cache = contexts.read(encoded, policy) if options.query_agnostic else adapter.memory(policy)
+            logits = adapter.prefill(encoded, cache)
         memory, kept, held = cache.report(), adapter.kept(cache, encoded), sketch(cache)
-        if isinstance(policy, NAMM) and sample.id in shown:
+        if isinstance(policy, NAMM) and sample.id in shown and not options.streaming:
             numbers = most_and_least(kept["frames"])
             folder = options.out / "thumbnails" / safe_name(sample.id)
             write_thumbnails(folder, numbers, adapter.pictures(asked, numbers))
@@ -251,6 +268,7 @@ def evaluator(
                     "right": question.answer,
                     "logprobs": [round(value, 5) for value in answer.logprobs],
                     "duration": question.duration,
+                    **({} if question.asked_at is None else {"asked_at": question.asked_at}),
                     "bytes": memory.bytes,
                     **encoded.facts,
                     **({"extra": dict(question.extra)} if question.extra else {}),
@@ -271,8 +289,8 @@ def make_room(adapter: VideoLanguageAdapter, encoded: EncodedVideo, room: int, q
     """
     needed = encoded.positions_needed + room
     if query_agnostic:
-        film, trained = needed - room - encoded.length + encoded.prefix, adapter.trained_positions
-        ready = trained if film + LEAST_ROOM <= trained else film + ROOM
+        film = needed - room - encoded.length + encoded.prefix
+        ready = positions_for(film, adapter.trained_positions)
         if needed > ready:
             raise NammTransferError(
                 f"question and answer take {needed - film} positions; --query-agnostic has {ready - film} behind the "
@@ -311,6 +329,7 @@ def described(
         "rope": dict(text.rope_parameters or {}),
         "cache_size": "tokens held over tokens seen when the first answer token is produced",
         "prompt": asked[0].prompt,
+        **({"streaming": f"{options.fps or 1} frames a second, in clips of {CLIP}"} if options.streaming else {}),
         **({"headline": dict(benchmark.headline)} if benchmark else {}),
     }
 
@@ -318,9 +337,11 @@ def described(
 def main(arguments: Sequence[str] | None = None) -> Report:
     """Parse, watch, answer, report."""
     options = parse(Options, arguments)
+    options.check_context()
     accelerator = start(options)
     with accelerator.main_process_first():  # which writes the films that the others then find
         asked = questions(options)[: options.limit]
+        asked = by_film(asked, streaming=options.streaming, query_agnostic=options.query_agnostic)
     if not asked:
         raise NammTransferError(f"benchmark {options.benchmark!r} holds no questions, or --limit leaves none")
     if accelerator.is_main_process and (lost := absent(options, asked)):

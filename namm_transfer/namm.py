@@ -3,7 +3,8 @@
 To be read next to the paper. At every update, each cached token has a spectrogram S of the attention it received
 (`spectrogram.py`). S is normalised and joined to sinusoidal features of the token's age; one attention layer lets each
 token look at itself and at newer tokens; one linear output scores it. Tokens that score zero or more stay. The same
-4,172 parameters serve all layers and KV heads.
+4,172 parameters serve all layers and KV heads. ``scorer="deep"`` exchanges the network, and nothing else, for this
+project's own (`scorers.py`).
 
 The paper finds the parameters by evolution; those of the shipped ``namm-text`` were learned on text by gradient through
 the evictions, and then searched with CMA-ES.
@@ -21,43 +22,17 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
-from namm_transfer import spectrogram
 from namm_transfer.errors import NammTransferError
 from namm_transfer.files import asset, write_atomic
 from namm_transfer.policy import EvictionPolicy, LayerView, check_interval
+from namm_transfer.scorers import FEATURES, RECENCY, Affine, Scorer, backward_attention, deep_scores, scorer
 from namm_transfer.selection import CacheSize, Protection, top
 from namm_transfer.spectrogram import BINS, HOP
+from namm_transfer.statistics import Spectrum
 
-RECENCY = 8  # features of a token's age
-FEATURES = RECENCY + BINS
-WIDTH = 32  # of queries, keys and values in the scoring network
-SHAPES = {
-    "attention_in.weight": (FEATURES, 3 * WIDTH),
-    "attention_in.bias": (3 * WIDTH,),
-    "attention_out.weight": (WIDTH, 2 * FEATURES),
-    "attention_out.bias": (2 * FEATURES,),
-    "output.weight": (FEATURES, 1),
-    "output.bias": (1,),
-}
-"""Names and shapes (inputs x outputs, row-major) of the parts of the flat parameter vector, in its order."""
-SIZE = 4172
 SELECTIONS = ("layer", "head")
 ATTENTION_DTYPES = ("float32", "bfloat16", "float16")
-
-
-class Affine(nn.Module):
-    """A linear layer x W + b with W stored as (inputs, outputs), the layout of the published vector."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(inputs, outputs))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., inputs) to (..., outputs)."""
-        return x @ self.weight + self.bias
 
 
 class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-transfer", license="apache-2.0"):
@@ -75,9 +50,11 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         threshold: the score from which a token stays; 0 as published, higher for a smaller cache.
         protect: ``"A:B"``: the first A and the last B tokens are never evicted. They pass whatever their score, and
             count into a size.
+        scorer: ``"published"`` or ``"deep"``; which form the scoring network has, see `scorers`.
 
     Attributes:
-        mean, var: (17,) float32 buffers, mean and variance of the spectrogram S on the full cache.
+        mean, var: (17,) float32 buffers, mean and variance of the spectrogram S on the full cache, or of its logarithm
+            if that is what the scoring network reads.
 
     Raises:
         NammTransferError: an option has a value that is not listed here.
@@ -88,6 +65,9 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
     hop = HOP
     mean: Tensor
     var: Tensor
+    attention_in: Affine
+    attention_out: Affine
+    output: Affine
 
     def __init__(
         self,
@@ -99,6 +79,7 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         attention_dtype: str = "float32",
         threshold: float = 0.0,
         protect: str | None = None,
+        scorer: str = "published",
     ) -> None:
         super().__init__()
         check_interval(update_interval, HOP)
@@ -120,12 +101,18 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         if threshold and self.size.asked:
             raise NammTransferError(f"threshold={threshold} and a size ({self.size}): expected one of the two")
         self.attention_dtype = attention_dtype
-        self.attention_in = Affine(FEATURES, 3 * WIDTH)
-        self.attention_out = Affine(WIDTH, 2 * FEATURES)
-        self.output = Affine(FEATURES, 1)
+        self.scorer = scorer
+        for name, shape in self.form.shapes.items():
+            if name.endswith(".weight"):
+                self.add_module(name.removesuffix(".weight"), Affine(*shape))
         self.register_buffer("mean", torch.zeros(BINS))
         self.register_buffer("var", torch.ones(BINS))
         self.requires_grad_(False)
+
+    @property
+    def form(self) -> Scorer:
+        """The form of the scoring network."""
+        return scorer(self.scorer)
 
     @property
     def by_head(self) -> bool:
@@ -143,11 +130,10 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
             "tail": torch.zeros(batch, heads, HOP, tokens, dtype=rounded, device=device),
         }
 
-    def observe(
-        self, state: dict[str, Tensor], weights: Tensor, tokens_seen: list[int], query_lengths: list[int]
-    ) -> None:
-        """Fold attention weights into S, the moving average of their short-time spectra (paper section 3.1)."""
-        spectrogram.observe(state, weights, tokens_seen, query_lengths)
+    @property
+    def statistic(self) -> Spectrum:
+        """S, the moving average of the short-time spectra of a token's attention weights (paper section 3.1)."""
+        return Spectrum()
 
     def features(self, spectrum: Tensor, positions: Tensor) -> Tensor:
         """Compute what the network reads: a token's age and its normalised spectrogram (paper section 3.1).
@@ -163,7 +149,7 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         longest = int(age.max())
         recency = _sinusoids(1 << longest.bit_length(), age.device)[age]
         deviation = self.var.sqrt().clamp_min(1e-7)
-        s = (spectrum - self.mean[:, None]) / deviation[:, None]
+        s = (self.form.compress(spectrum) - self.mean[:, None]) / deviation[:, None]
         return torch.cat([recency, s.transpose(-1, -2)], dim=-1)
 
     def score(self, x: Tensor, real: Tensor | None = None) -> Tensor:
@@ -171,29 +157,28 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
 
         Args:
             x: (batch, heads, tokens, 25), oldest token first, padding slots in front of all.
-            real: (batch, heads, tokens) bool, which tokens may be attended to. Leaving it out avoids an N x N mask:
-                newer tokens never depend on older ones, so padding slots in front touch no score but their own.
+            real: (batch, heads, tokens) bool, which tokens are no padding slots. The published form may be spared it
+                (see `backward_attention`); the deep one pools over these tokens.
 
         Returns:
             (batch, heads, tokens) scores.
         """
-        q, k, v = self.attention_in(x.flip(-2)).split(WIDTH, dim=-1)
-        # With the newest token first, "itself and newer tokens only" is an ordinary causal mask.
-        if real is None:
-            o = scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:
-            allowed = real.flip(-1)[..., None, :].expand(*real.shape, real.shape[-1]).tril()
-            o = scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-        o = o.flip(-2)
+        if self.scorer == "deep":
+            return deep_scores(self, x, real)
+        o = backward_attention(self.attention_in, x, real)
         a, u = self.attention_out(o).split(FEATURES, dim=-1)
         h = x * (1 + u) + a
         return self.output(h).squeeze(-1)
+
+    def score_held(self, spectrum: Tensor, positions: Tensor, real: Tensor) -> Tensor:
+        """Score the tokens that heads hold, (batch, heads, tokens), padding slots in front of all."""
+        return self.score(self.features(spectrum, positions), real if self.scorer == "deep" else None)
 
     @torch.no_grad()
     def scores(self, view: LayerView) -> Tensor:
         """Score all cached tokens of a layer: (batch, heads, tokens) float32, meaningless at padding slots."""
         with torch.autocast(view.positions.device.type, enabled=False):
-            return self.to(view.positions.device).score(self.features(view.state["spectrum"], view.positions))
+            return self.to(view.positions.device).score_held(view.state["spectrum"], view.positions, view.real)
 
     def select(self, view: LayerView) -> Tensor:
         """Choose the tokens that stay, (batch, heads, tokens) bool; the newest always does. How many a layer keeps is
@@ -214,7 +199,7 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         """Make a NAMM from a flat parameter vector.
 
         Args:
-            vector: 4,172 numbers, array or tensor; `SHAPES` is the layout.
+            vector: 4,172 numbers, array or tensor (14,753 with ``scorer="deep"``); `Scorer.shapes` is the layout.
             mean: 17 numbers, the mean of S that the parameters were found with.
             var: 17 numbers, its variance.
             options: as for the constructor.
@@ -225,12 +210,12 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         namm = cls(**options)
         with torch.no_grad():
             statistics = {"mean": _numbers("mean", mean, BINS), "var": _numbers("var", var, BINS)}
-            namm._load(_split(_numbers("vector", vector, SIZE)) | statistics)
+            namm._load(namm.form.split(_numbers("vector", vector, namm.form.size)) | statistics)
         return namm
 
     def to_vector(self) -> Tensor:
-        """Return the flat parameter vector, (4172,) float32; the inverse of `from_vector`."""
-        return torch.cat([self.get_parameter(name).detach().reshape(-1) for name in SHAPES])
+        """Return the flat parameter vector, (4172,) float32 (14753 of the deep form); `from_vector` takes it."""
+        return torch.cat([self.get_parameter(name).detach().reshape(-1) for name in self.form.shapes])
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str], **options: Any) -> Self:
@@ -342,8 +327,3 @@ def _numbers(name: str, values: Any, count: int) -> Tensor:
     if tensor.shape != (count,):
         raise NammTransferError(f"{name} has shape {tuple(tensor.shape)}; expected ({count},)")
     return tensor.clone()
-
-
-def _split(vector: Tensor) -> dict[str, Tensor]:
-    sizes = [torch.Size(shape).numel() for shape in SHAPES.values()]
-    return {name: part.reshape(shape) for (name, shape), part in zip(SHAPES.items(), vector.split(sizes), strict=True)}

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.moments import Moments
-from namm_transfer.namm import NAMM, SIZE
+from namm_transfer.namm import NAMM
+from namm_transfer.scorers import PUBLISHED
 from namm_transfer.selection import top
 from namm_transfer.spectrogram import BINS, HOP, fold, magnitudes
 
@@ -118,7 +119,7 @@ def replay(folder: Path) -> dict[str, float]:
     interval, batch = int(setup["delay"]), int(setup["batch"])
     heads = int(setup["n_kv_heads"])
     estimating = "params" not in setup
-    params = torch.zeros(SIZE) if estimating else setup["params"]
+    params = torch.zeros(PUBLISHED.size) if estimating else setup["params"]
     namm = NAMM.from_vector(params, mean=setup["norm_mean"], var=setup["norm_var"], update_interval=interval)
     moments = Moments() if estimating else None
     empty = torch.zeros(batch, heads, 0, dtype=torch.long)

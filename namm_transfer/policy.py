@@ -13,6 +13,7 @@ from torch import Tensor
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.selection import CacheSize, Protection
+from namm_transfer.statistics import Statistic
 
 
 @dataclass(kw_only=True)
@@ -91,6 +92,18 @@ class EvictionPolicy(ABC):
     """Attention weights come in blocks of queries that do not straddle a multiple of this many real tokens."""
 
     @property
+    def statistic(self) -> Statistic | None:
+        """The statistic of attention weights that `observe` computes, if it is one that a GPU computes without writing
+        the weights. None: `observe` needs the weights, as where a class overrides it and not this."""
+        return None
+
+    @property
+    def computed_statistic(self) -> Statistic | None:
+        """`statistic`, or None if a subclass or the object itself has an `observe` that knows nothing of it."""
+        override = next(some for some in type(self).__mro__ if {"observe", "statistic"} & vars(some).keys())
+        return None if "observe" in vars(self) or "statistic" not in vars(override) else self.statistic
+
+    @property
     def by_head(self) -> bool:
         """True: every KV head is judged by itself and takes the memory of the tokens that it keeps. `select` is then
         shown (batch, 1, tokens), where each head of each sequence is a sequence; `observe` may be shown a head's tokens
@@ -102,7 +115,7 @@ class EvictionPolicy(ABC):
         """Return the state of new tokens: tensors of zeros, each (batch, heads, ..., tokens)."""
         return {}
 
-    def observe(  # noqa: B027  (a policy that needs no attention has nothing to do)
+    def observe(
         self, state: dict[str, Tensor], weights: Tensor, tokens_seen: list[int], query_lengths: list[int]
     ) -> None:
         """Fold a block of attention weights into ``state``, in place.
@@ -114,6 +127,8 @@ class EvictionPolicy(ABC):
             tokens_seen: number of real tokens that each sequence had processed before this block.
             query_lengths: number of real queries of each sequence in this block.
         """
+        if self.statistic is not None:
+            self.statistic.observe(state, weights, tokens_seen, query_lengths)
 
     @abstractmethod
     def select(self, view: LayerView) -> Tensor:

@@ -73,7 +73,7 @@ EXAMPLES = {
     "llava_next_video": "llava-hf/LLaVA-NeXT-Video-7B-hf",
     "qwen2_5_vl": "Qwen/Qwen2.5-VL-7B-Instruct",
     "qwen3_vl": "Qwen/Qwen3-VL-8B-Instruct",
-    "qwen3_5": "Qwen/Qwen3.5-9B",
+    "qwen3_5": "Qwen/Qwen3.5-27B",
     "llava_onevision": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
     "smolvlm": "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
     "internvl": "OpenGVLab/InternVL3-8B-hf",

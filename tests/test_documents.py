@@ -29,6 +29,7 @@ def test_python_blocks_run(document, tmp_path):
         "docs/making.md",
         "docs/models.md",
         "docs/policies.md",
+        "docs/speed.md",
         "docs/reports/index.md",
         "docs/video.md",
         "docs/text.md",

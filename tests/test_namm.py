@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from namm_transfer import NAMM, LayerView, NammTransferError, policies
 from namm_transfer.spectrogram import BINS
@@ -244,3 +245,27 @@ def test_a_budget_keeps_the_top_scores(random_namm):
     scores = namm.scores(seen)
     scores[..., -1] = math.inf
     assert (scores.masked_fill(~kept, math.inf).amin(-1) >= scores.masked_fill(kept, -math.inf).amax(-1)).all()
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most numbers that any operation returned in one tensor."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return result
+
+
+def test_scoring_a_long_cache_makes_no_matrix_of_tokens_by_tokens(random_namm):
+    """Also for heads of different lengths, whose padding slots need no mask."""
+    tokens = 4096
+    positions = torch.arange(tokens, dtype=torch.int32).repeat(1, 2, 1)
+    positions[:, 1, :100] = -1
+    with Largest() as largest:
+        chosen = random_namm().decide(view(torch.rand(1, 2, BINS, tokens), positions))
+    assert chosen[:, 1, 100:].any()
+    assert 0 < largest.numbers <= 200 * tokens

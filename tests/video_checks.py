@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from namm_transfer import LayerView, MemoryCache, policies
+from namm_transfer.adapters.context import ContextCaches
 from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter
-from namm_transfer.adapters.video.prefix import VideoPrefix
 from namm_transfer.adapters.video.sample import VideoSample
 from namm_transfer.adapters.video_language import VideoLanguageAdapter
 from namm_transfer.cache.keyword import CACHE
@@ -131,7 +131,7 @@ def streaming(adapter: VideoLanguageAdapter) -> None:
 
 def questions(adapter: VideoLanguageAdapter) -> None:
     """Copies of one compressed video answer in any order, as the dense attention would."""
-    policy, prefix = Noted(), VideoPrefix(adapter)
+    policy, prefix = Noted(), ContextCaches(adapter)
     encoded, other = adapter.encode(SAMPLE), adapter.encode(OTHER)
 
     def ask(question: Any) -> Tensor:

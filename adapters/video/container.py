@@ -89,10 +89,10 @@ def orientation(frame: Any) -> tuple[bool, bool, bool]:
 
 def choose_stream(path: Path, container: Any) -> Any:
     """Choose the video stream that a player shows: the first default one, else the first; never a cover picture."""
-    streams = [stream for stream in container.streams.video if not int(stream.disposition) & _ATTACHED]
+    streams = [stream for stream in container.streams.video if not stream.disposition.value & _ATTACHED]
     if not streams:
         raise VideoError(f"video file {str(path)!r} has no video stream")
-    chosen = next((stream for stream in streams if int(stream.disposition) & _DEFAULT), streams[0])
+    chosen = next((stream for stream in streams if stream.disposition.value & _DEFAULT), streams[0])
     if chosen.codec_context is None:
         raise unreadable(path, "FFmpeg has no decoder for its video stream")
     width, height = chosen.codec_context.width, chosen.codec_context.height

@@ -26,7 +26,7 @@ from namm_transfer.adapters.video.container import (
     prepare,
 )
 from namm_transfer.adapters.video.index import FilmIndex, index_film
-from namm_transfer.adapters.video.sampling import SAMPLING, uniform_indices
+from namm_transfer.adapters.video.sampling import SAMPLING, length_warning, uniform_indices
 from namm_transfer.errors import NammTransferError
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "FilmReader",
     "FrameReader",
     "VideoError",
+    "facts_of",
     "in_batches",
     "open_video",
     "uniform_indices",
@@ -133,6 +134,22 @@ class FilmReader:
             except _Unfit as reason:
                 self._decord, self.backend, self.fallback = None, "pyav", str(reason)
         return self._pyav.frames(wanted)
+
+
+def facts_of(readers: Sequence[FrameReader], duration: float | None) -> dict[str, str]:
+    """Describe how the files of a sample, annotated with a duration in seconds, were read, for its record.
+
+    Returns:
+        `decoder`: what read them; `fallback`: why it is not what was asked for; `length`: that a film lasts longer or
+        shorter than annotated. Each is there only if there is something to say.
+    """
+    films = [reader for reader in readers if isinstance(reader, FilmReader)]
+    facts = {
+        "decoder": [film.backend for film in films],
+        "fallback": [film.fallback for film in films if film.fallback],
+        "length": list(filter(None, (length_warning(film, duration) for film in films))),
+    }
+    return {name: "; ".join(dict.fromkeys(texts)) for name, texts in facts.items() if texts}
 
 
 class _Unfit(Exception):

@@ -1,4 +1,4 @@
-"""Frame metadata for a model's processor, and the mapping from tokens of its prompt to frames."""
+"""The mapping from tokens of a prompt to frames: metadata for a model's processor, and what is kept of each frame."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import numpy as np
 from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
+from namm_transfer import MemoryCache
 from namm_transfer.adapters.video.frames import FrameReader
+from namm_transfer.adapters.video.sample import EncodedVideo
 from namm_transfer.errors import NammTransferError
 
 TICKS = 1_000_000
@@ -67,3 +69,18 @@ def lay_out(
         shares.append(first + np.arange(count) // together * together)
         first += count
     return frame_of, np.concatenate(shares), prefix
+
+
+def kept_shares(cache: MemoryCache, encoded: EncodedVideo) -> np.ndarray:
+    """Compute the share of each frame's tokens that is still held: (layers, kv_heads, frames) float32."""
+    total = np.bincount(encoded.frame_of[encoded.frame_of >= 0], minlength=encoded.frames)
+    layers = []
+    for layer in range(len(cache.attention_layers)):
+        heads = []
+        for positions in cache.positions(layer)[0].cpu().numpy():
+            inside = positions[(positions >= 0) & (positions < len(encoded.frame_of))]
+            frames = encoded.frame_of[inside]
+            held = np.bincount(frames[frames >= 0], minlength=encoded.frames)
+            heads.append((held / np.maximum(total, 1))[encoded.shares])
+        layers.append(heads)
+    return np.array(layers, dtype=np.float32)

@@ -70,7 +70,7 @@ class EncodedVideo:
     shift: int | None = None
     """Offset under M-RoPE: position of a token after the prompt minus the number of tokens before it."""
     facts: dict[str, str] = field(default_factory=dict)
-    """Facts about the reading of the video's files, see `video_language.facts_of`"""
+    """Facts about the reading of the video's files, see `video.frames.facts_of`"""
 
     @property
     def length(self) -> int:
@@ -86,6 +86,13 @@ class EncodedVideo:
     def positions_needed(self) -> int:
         """Number of the text model's positions that the prompt occupies."""
         return self.length + (self.shift or 0)
+
+    @property
+    def context(self) -> dict[str, Tensor]:
+        """What the model reads up to the end of the videos."""
+        parts = {name: v[:, : self.prefix] if self.runs_along(name) else v for name, v in self.inputs.items()}
+        positions = {} if self.positions is None else {"positions": self.positions[..., : self.prefix]}
+        return parts | positions
 
     def runs_along(self, name: str) -> bool:
         """Return True if an input has a value for every token of the prompt."""

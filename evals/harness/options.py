@@ -61,6 +61,24 @@ class EvalOptions:
         return [policies.parse(text) for text in split_policies(self.policy)]
 
 
+@dataclasses.dataclass
+class ContextOptions(EvalOptions):
+    """The flags of evaluations that ask about a context: a video, or a long text."""
+
+    query_agnostic: bool = False
+    """Read the video, or the text, before the question: the policy evicts without knowing what will be asked, all
+    questions about a context are answered from copies of one cache, and nothing is evicted once a question is read."""
+
+    context_cache: Path | None = None
+    """Folder in which the caches of contexts are kept for other runs, which then read nothing but the questions; with
+    --query-agnostic. A cache is used again only if model, policy and context are the same."""
+
+    def check_context(self) -> None:
+        """Raise `NammTransferError` if --context-cache is given without --query-agnostic."""
+        if self.context_cache is not None and not self.query_agnostic:
+            raise NammTransferError(f"--context-cache {str(self.context_cache)!r} needs --query-agnostic")
+
+
 Options = TypeVar("Options")
 
 

@@ -19,7 +19,7 @@ from namm_transfer.evals.harness.sample import Sample
 from namm_transfer.evals.report import ledger, provenance
 from namm_transfer.evals.report.schema import Policy, Run
 
-LOCATIONS = ("policy", "out", "resume", "config")
+LOCATIONS = ("policy", "out", "resume", "config", "context_cache")
 """Options that are not recorded, as they do not influence results; `policy` is recorded in parsed form."""
 
 

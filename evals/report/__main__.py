@@ -87,10 +87,10 @@ def gallery_command(
 def from_lm_eval_command(
     folder: Annotated[Path, tyro.conf.Positional], /, *, out: Path, metric: str | None = None
 ) -> None:
-    """Convert lm-eval results of the model namm under several policies into a report.
+    """Convert results of lm-eval or lmms-eval with the model namm under several policies into a report.
 
     Args:
-        folder: The --output_path of lm-eval, which was run once per policy with --log_samples.
+        folder: The --output_path of the harness, which was run once per policy with --log_samples.
         out: Folder of the records and of report.json, report.md and report.html.
         metric: Metric to use as the score; by default the first of each task for which higher is better.
     """
@@ -120,4 +120,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except NammTransferError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

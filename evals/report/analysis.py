@@ -14,6 +14,9 @@ import numpy as np
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.report import cautions, statistics, verdict
+from namm_transfer.evals.report.decomposition import decompositions
+from namm_transfer.evals.report.gate import gates
+from namm_transfer.evals.report.overlap import overlaps
 from namm_transfer.evals.report.records import Task, load, mean_history
 from namm_transfer.evals.report.schema import (
     Answer,
@@ -22,8 +25,8 @@ from namm_transfer.evals.report.schema import (
     Cost,
     Headline,
     HeatMap,
+    Likelihood,
     Overall,
-    Overlap,
     Published,
     Record,
     Report,
@@ -68,9 +71,12 @@ def build(folder: Path) -> Report:
         costs=[_cost(task, spec) for task, spec in ran],
         returns=[item for task, spec in ran for item in _returns(task, spec)],
         sizes=[item for task, spec in ran for item in _sizes(task, spec)],
-        overlaps=[item for task, spec in ran for item in _overlaps(task, spec)],
+        overlaps=[item for task, spec in ran for item in overlaps(task, spec)],
         categories=[row for task in tasks for row in _categories(task)],
         heatmaps=[item for task, spec in ran for item in _heatmap(task, spec)],
+        likelihoods=[item for task, spec in ran for item in _likelihood(task, spec)],
+        decompositions=decompositions(tasks, EPISODIC),
+        gates=gates(tasks),
         published=known,
         warnings=warnings + [line for task in tasks for line in cautions.task_warnings(task, summary, known)],
         runs=runs,
@@ -231,6 +237,11 @@ def _returns(task: Task, spec: str) -> list[Returns]:
     ]
 
 
+def _likelihood(task: Task, spec: str) -> list[Likelihood]:
+    value = statistics.mean(_detail(task.records[spec], "likelihood"))
+    return [] if value is None else [Likelihood(task=task.run.task, policy=spec, value=value)]
+
+
 def _sizes(task: Task, spec: str) -> list[Sizes]:
     """The cache size after each update; empty for a policy that never acted."""
     histories = [record.history for record in task.records[spec] if record.history and record.history[0]]
@@ -240,31 +251,6 @@ def _sizes(task: Task, spec: str) -> list[Sizes]:
     reached = [sum(len(history[0]) > update for history in histories) for update in range(len(held))]
     interval = task.run.policy(spec).update_interval
     return [Sizes(task=task.run.task, policy=spec, interval=interval, held=held.round(2).tolist(), samples=reached)]
-
-
-def _overlaps(task: Task, spec: str) -> list[Overlap]:
-    """What a policy keeps in common with each policy that was evaluated before it."""
-    found = []
-    for other in dict.fromkeys(name for record in task.records[spec] for name in record.overlaps):
-        records = {record.index: record for record in task.records.get(other, [])}
-        pairs = [(r, records[r.index]) for r in task.records[spec] if other in r.overlaps and r.index in records]
-        if not pairs:
-            continue
-        shares = [[np.array(record.kept) / max(record.seen, 1) for record in pair] for pair in pairs]
-        both = np.array([np.mean(p * q / np.maximum(p + q - p * q, 1e-12)) for p, q in shares])
-        indices = np.array([record.overlaps[other] for record, _ in pairs])
-        found.append(
-            Overlap(
-                task=task.run.task,
-                policy=spec,
-                other=other,
-                samples=len(pairs),
-                jaccard=round(float(indices.mean()), 4),
-                chance=round(float(both.mean()), 4),
-                by_layer=indices.mean((0, 2)).round(3).tolist(),
-            )
-        )
-    return found
 
 
 def _categories(task: Task) -> list[Category]:
@@ -317,7 +303,9 @@ def _answers(tasks: Sequence[Task], summary: Sequence[SummaryRow], overall: Sequ
         )
         clusters = [cluster for task in members for cluster in task.differences(row.policy)[1]]
         if isinstance(row, Overall):
-            unit, draws = f"interquartile mean of the normalised returns of {row.tasks} tasks", len(clusters)
+            units = {verdict.unit(task.run) for task in members}
+            scores = f"{min(units)}s" if units in ({"return"}, {"normalised return"}) else "scores"
+            unit, draws = f"interquartile mean of the {scores} of {row.tasks} tasks", len(clusters)
         else:
             unit = verdict.unit(run) + ", mean over samples" * ("headline" in run.description)
             draws = len(set(clusters))

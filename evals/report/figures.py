@@ -196,80 +196,110 @@ def sizes_by_update(report: Report, run: Run, name: str) -> Drawing | None:
     )
 
 
-def changes(reports: Sequence[tuple[str, Report]]) -> str:
-    """An SVG file with the change of the score against the full cache, in % of its score, one panel per domain.
+@dataclasses.dataclass
+class Line:
+    """One domain of the headline figure. The points' scores are in % of the full cache's."""
 
-    The tasks of a group share one panel; a hollow point marks a policy that hardly acted. Domains in which the full
-    cache scores 0 are left out.
+    title: str
+    """Name of the domain and the share of the cache that the NAMM keeps."""
+    full: Row
+    points: dict[str, Row]
+    """What is shown (`NAMM`, `best rule`, `random`) -> its row."""
+
+
+POINTS = {"NAMM": (COLOURS[0], "o"), "best rule": (COLOURS[1], "s"), "random": (COLOURS[-1], "D")}
+"""Colour and mark of each point of the headline figure."""
+
+
+def changes(reports: Sequence[tuple[str, Report]]) -> str:
+    """An SVG file with one line a domain: NAMM, the best rule at its own allocation, random eviction, the full cache.
+
+    All but the last have the NAMM's total size. The tasks of a group share one line; a hollow point marks a policy that
+    hardly acted. Domains in which the full cache scores 0 are left out.
 
     Args:
         reports: (name, report) pairs.
     """
-    panels = [(title, report, full, rows) for name, report in reports for title, full, rows in _panels(name, report)]
+    lines = [line for name, report in reports for line in _lines(name, report)]
     with rc_context({**STYLE, "svg.hashsalt": "headline"}):
-        tallest = max((len(rows) for *_, rows in panels), default=1)
-        figure = Figure(figsize=(max(4.0, 3.0 * len(panels)), 1.2 + 0.28 * tallest), layout="constrained")
-        grid = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
-        for axes, (title, report, full, rows) in zip(grid, panels, strict=False):
-            _change(axes, title, report.runs, full, rows)
-        if not panels:
-            grid[0].set_axis_off()
-            grid[0].text(0.5, 0.5, "nothing was compared with a full cache", ha="center")
-        figure.supxlabel("change of the score against the full cache, in % of its score (95 % interval)", fontsize=9)
+        figure = Figure(figsize=(7.0, 1.3 + 0.5 * max(1, len(lines))), layout="constrained")
+        axes = figure.subplots()
+        if lines:
+            _draw_lines(axes, lines)
+        else:
+            axes.set_axis_off()
+            axes.text(0.5, 0.5, "nothing was compared with a full cache", ha="center")
         svg = inline(figure, "headline")
-    words = "; ".join(f"{title}: {', '.join(_in_words(full, row) for row in rows)}" for title, _, full, rows in panels)
-    label = html.escape(f"Change of the score against the full cache. {words}")
+    words = "; ".join(
+        f"{line.title}: {', '.join(f'{kind} {_in_words(line.full, row)}' for kind, row in line.points.items())}"
+        for line in lines
+    )
+    label = html.escape(f"Score in % of the full cache's. {words}")
     svg = svg.replace('aria-hidden="true" focusable="false" ', f'role="img" aria-label="{label}" ', 1)
     start = svg.index(">") + 1
     return f'<?xml version="1.0" encoding="utf-8"?>\n{svg[:start]}{ADAPTING}{svg[start:]}'
 
 
-def _panels(name: str, report: Report) -> list[tuple[str, Row, list[Row]]]:
-    """Title, full-cache row and rows to show for each domain of a report.
-
-    The only domain of a report is named after the report, since several reports may have the same task.
-    """
+def _lines(name: str, report: Report) -> list[Line]:
+    """The domains of a report. The only one is named after the report, since several reports may have the same task."""
     grouped = [row for row in report.overall if row.tasks > 1]
     groups = tuple(f"{row.task}/" for row in grouped)
     every: list[Row] = [*grouped, *(row for row in report.summary if not row.task.startswith(groups))]
-    panels, domains = [], dict.fromkeys(row.task for row in every)
+    lines, domains = [], dict.fromkeys(row.task for row in every)
     for task in domains:
-        known = {row.policy: policy_of(report.runs, task, row.policy) for row in every if row.task == task}
-        rows = [row for row in every if row.task == task]
-        full = next((row for row in rows if known[row.policy].baseline and row.score), None)
-        others = [row for row in rows if not known[row.policy].baseline and row.diff_full is not None and row.diff_ci]
-        if full is None or not others:
+        rows = {row.policy: row for row in every if row.task == task}
+        known = {spec: policy_of(report.runs, task, spec) for spec in rows}
+        full = next((row for spec, row in rows.items() if known[spec].baseline and row.score), None)
+        compared = [row for spec, row in rows.items() if not known[spec].baseline and row.diff_full is not None]
+        if full is None or not compared:
             continue
-        namm = next((row for row in others if known[row.policy].name == "namm"), others[0])
-        matched = [row for row in others if known[row.policy].match == namm.policy]
-        shown = [namm, *(matched or [row for row in others if row is not namm])]
-        panels.append((f"{task if len(domains) > 1 else name}, {percent(namm.kept_share)} kept", full, shown))
-    return panels
+        namm = next((row for row in compared if known[row.policy].name == "namm"), compared[0])
+        same = [row for row in compared if known[row.policy].match == namm.policy]
+        own = [row for row in same if known[row.policy].allocation == "uniform"]  # what the rule itself would do
+        rules = own or same or [row for row in compared if row is not namm]
+        chance = [row for row in rules if known[row.policy].name == "random"]
+        others = [row for row in rules if row not in chance]
+        points: dict[str, Row] = {"NAMM" if known[namm.policy].name == "namm" else "best rule": namm}
+        if others:
+            points.setdefault("best rule", max(others, key=lambda row: row.diff_full or 0.0))
+        if chance:
+            points["random"] = chance[0]
+        title = task if len(domains) > 1 else name
+        lines.append(Line(f"{title}, {percent(namm.kept_share)} kept", full, points))
+    return lines
 
 
 def _relative(full: Row, row: Row) -> list[float]:
-    """Estimate, lower and upper bound of a row's difference, in % of the full cache's score."""
-    low, high = row.diff_ci or (0.0, 0.0)
-    return [100 * value / abs(full.score or 1.0) for value in (row.diff_full or 0.0, low, high)]
+    """Score, lower and upper bound in % of the full cache's score, from the paired difference to it."""
+    low, high = row.diff_ci or (row.diff_full or 0.0,) * 2
+    return [100 + 100 * value / abs(full.score or 1.0) for value in (row.diff_full or 0.0, low, high)]
 
 
 def _in_words(full: Row, row: Row) -> str:
     middle, low, high = _relative(full, row)
-    return f"{row.policy} {middle:+.1f} % ({low:+.1f} to {high:+.1f})"
+    return f"({row.policy}) {middle:.1f} % ({low:.1f} to {high:.1f})"
 
 
-def _change(axes: Axes, title: str, runs: Sequence[Run], full: Row, rows: Sequence[Row]) -> None:
-    axes.axvline(0, color=INK, linestyle="--", linewidth=1)
-    names = [policy_of(runs, row.task, row.policy).name for row in rows]
-    for place, (row, name) in enumerate(zip(rows, names, strict=True)):
-        colour = COLOURS[0] if name == "namm" else COLOURS[-1]
-        middle, low, high = _relative(full, row)
-        fill = colour if row.updates_mean >= MIN_UPDATES else "none"
-        axes.plot([low, high], [place, place], color=colour, linewidth=2)
-        axes.plot([middle], [place], color=colour, marker="o", markersize=6, markerfacecolor=fill)
-    axes.set_yticks(range(len(rows)), list(map(_label, names)))
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_title(textwrap.fill(title, 36), fontsize=9)
+def _draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
+    axes.axvline(100, color=INK, linestyle="--", linewidth=1, label="full cache")
+    shown: set[str] = set()
+    for place, line in enumerate(lines):
+        for shift, (kind, row) in enumerate(line.points.items()):
+            colour, mark = POINTS[kind]
+            middle, low, high = _relative(line.full, row)
+            fill = colour if row.updates_mean >= MIN_UPDATES else "none"
+            y = place + 0.18 * (shift - 1)
+            axes.plot([low, high], [y, y], color=colour, linewidth=1.5)
+            label = None if kind in shown else kind
+            axes.plot([middle], [y], color=colour, marker=mark, linestyle="none", markerfacecolor=fill, label=label)
+            if kind == "best rule":
+                name = row.policy.partition(":")[0]
+                axes.annotate(_label(name), (high, y), xytext=(3, -3), textcoords="offset points", fontsize=7)
+            shown.add(kind)
+    axes.set_yticks(range(len(lines)), [textwrap.fill(line.title, 30) for line in lines])
+    axes.set_ylim(len(lines) - 0.4, -0.6)
+    axes.set_xlabel("score at the NAMM's size, in % of the full cache's (95 % interval of the paired difference)")
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.28 - 0.1 / len(lines)), ncol=4)
 
 
 def _label(name: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from namm_transfer.errors import NammTransferError
-from namm_transfer.evals.report.evaluation import SCHEMA_VERSION, Provenance, Record, Run
+from namm_transfer.evals.report.evaluation import SCHEMA_VERSION, Record, Run
 from namm_transfer.files import make_folder, put_aside, safe_name, write_atomic
 
 MOST_BYTES = 1 << 29
@@ -113,8 +113,9 @@ def read_task(folder: Path, task: str) -> list[Contents]:
 def prepare(folder: Path, run: Run, resume: bool, defaults: Mapping[str, Any] | None = None) -> list[str]:
     """Make the folder ready for a run. One process calls this before any process opens its ledger.
 
-    With `resume`, earlier ledgers of the task must be of the same run: damaged ends and failed samples are removed,
-    compressed ledgers unpacked, and a change of the code recorded. Otherwise they are renamed to *.old.
+    With `resume`, earlier ledgers of the task must be of the same run, to which policies may have been added: damaged
+    ends and failed samples are removed, compressed ledgers unpacked, and a change of the code recorded. Otherwise they
+    are renamed to *.old.
 
     Args:
         folder: the evaluation's --out folder.
@@ -145,9 +146,8 @@ def prepare(folder: Path, run: Run, resume: bool, defaults: Mapping[str, Any] | 
         if contents.damage:
             os.truncate(contents.path, contents.intact_bytes)
             notes.append(f"{contents.damage}; the damaged end is evaluated again")
-        if contents.run is not None and contents.run.latest.code != run.provenance.code:
-            _record_restart(contents.path, contents.run, run.provenance)
-            notes.append(f"{contents.path.name} was made with other code or packages; the report says so")
+        if contents.run is not None:
+            notes += _take_over(contents.path, contents.run, run)
     failed = drop(folder, run.task, lambda record: record.error is not None) if resume else 0
     return [*notes, f"{failed} failed samples are tried again"] if failed else notes
 
@@ -155,6 +155,8 @@ def prepare(folder: Path, run: Run, resume: bool, defaults: Mapping[str, Any] | 
 def _differences_of(old: Run, new: Run, defaults: Mapping[str, Any]) -> list[str]:
     there, here = old.identity(), new.identity()
     there["options"] = {key: defaults[key] for key in here["options"] if key in defaults} | there["options"]
+    if all(policy in here["policies"] for policy in there["policies"]):  # policies may be added
+        there["policies"] = here["policies"]
     return differences(there, here)
 
 
@@ -180,11 +182,20 @@ def _unpack(path: Path) -> Path:
     return unpacked
 
 
-def _record_restart(path: Path, begun: Run, now: Provenance) -> None:
-    """Add the provenance of the resumed run to the first line."""
-    first = begun.model_copy(update={"resumed": [*begun.resumed, now]}).model_dump_json()
-    _, _, records = path.read_bytes().partition(b"\n")
-    write_atomic(path, first.encode() + b"\n" + records)
+def _take_over(path: Path, begun: Run, now: Run) -> list[str]:
+    """Write into a ledger's first line what the resumed run has more: policies, or other code. Returns messages."""
+    notes, update = list[str](), dict[str, Any]()
+    if added := [policy.spec for policy in now.policies if policy not in begun.policies]:
+        update["policies"] = now.policies
+        notes.append(f"{path.name}: added {', '.join(added)}")
+    if begun.latest.code != now.provenance.code:
+        update["resumed"] = [*begun.resumed, now.provenance]
+        notes.append(f"{path.name} was made with other code or packages; the report says so")
+    if update:
+        _, _, records = path.read_bytes().partition(b"\n")
+        first = begun.model_copy(update=update).model_dump_json()
+        write_atomic(path, first.encode() + b"\n" + records)
+    return notes
 
 
 def differences(old: Any, new: Any, name: str = "", sides: tuple[str, str] = ("there", "here")) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from namm_transfer.evals.report import figures, samples, tables, verdict
+from namm_transfer.evals.report import evidence, figures, samples, tables, verdict
 from namm_transfer.evals.report.schema import Provenance, Report, Run
 from namm_transfer.files import write_atomic
 
@@ -66,7 +66,9 @@ def terminal(report: Report, folder: Path) -> str:
     for run in report.runs:
         found = [*tables.headlines(report, run.task), tables.summary(report, run.task)]
         parts += [tables.as_text(table) for table in [*found, *tables.returns(report, run.task)]]
+        parts += [tables.as_text(table) for table in evidence.tables(report, run.task)]
     parts += [f"{answer.task}, {answer.policy}: {answer.text}" for answer in verdict.top(report)]
+    parts += [f"{name}: {text}" for name, text in evidence.sentences(report)]
     if report.warnings:
         parts.append("\n".join(f"warning: {warning}" for warning in report.warnings))
     parts.append(f"report: {folder / 'report.html'}  (also report.md and report.json)")
@@ -78,6 +80,7 @@ def as_markdown(report: Report) -> str:
     lines = ["# Memory transfer report", "", tables.escape(report.headline), "", verdict.DEFINITION, ""]
     for answer in verdict.top(report):
         lines.append(f"- **{tables.escape(f'{answer.task}, {answer.policy}')}**: {tables.escape(answer.text)}")
+    lines += [f"- **{tables.escape(name)}**: {tables.escape(text)}" for name, text in evidence.sentences(report)]
     if report.warnings:
         lines += ["", "Warnings:", "", *(f"- {tables.escape(warning)}" for warning in report.warnings)]
     for table in _group(report):
@@ -116,6 +119,7 @@ def as_html(report: Report, folder: Path | None = None) -> str:
             rule=samples.RULE,
             columns=_columns(report),
             answers=verdict.top(report),
+            evidence=evidence.sentences(report),
             words=verdict.WORDS,
             definition=verdict.DEFINITION,
         )
@@ -154,7 +158,9 @@ def _section(report: Report, run: Run, place: int) -> dict[str, Any]:
 
 def _group(report: Report) -> list[tables.Table]:
     """The tables over a group of tasks; empty if no group has more than one task."""
-    return [tables.by_task(report), tables.overall(report)] if any(row.tasks > 1 for row in report.overall) else []
+    if not any(row.tasks > 1 for row in report.overall):
+        return []
+    return [tables.by_task(report), tables.overall(report), *evidence.tables(report, report.overall[0].task)]
 
 
 def _of_task(report: Report, task: str) -> list[tables.Table]:
@@ -165,6 +171,7 @@ def _of_task(report: Report, task: str) -> list[tables.Table]:
         tables.summary(report, task),
         *tables.returns(report, task),
         *([tables.overall(report)] if alone else []),
+        *evidence.tables(report, task),
         tables.costs(report, task),
         *(
             table
@@ -182,6 +189,7 @@ def _columns(report: Report) -> list[tables.Column]:
     """The columns of the main tables, without duplicate names, for the list of their meanings."""
     every = [*tables.SUMMARY, *(tables.OVERALL if report.overall else []), *tables.COSTS]
     every += tables.OVERLAPS if report.overlaps else []
+    every += [*(evidence.COLUMNS if report.decompositions else [])]
     every += [*(tables.RETURNS if report.returns else []), *(tables.HEADLINES if report.headlines else [])]
     return list({column.name: column for column in reversed(every)}.values())[::-1]
 

@@ -16,6 +16,9 @@ from namm_transfer.evals.report.schema import Answer, Report
 from namm_transfer.evals.report.verdict import DEFINITION, top
 from namm_transfer.files import put_aside, write_atomic
 
+FIGURE = "Score of NAMM, of the best rule at its own allocation and of random eviction, in % of the full cache's"
+"""Text alternative of the gallery's figure, whose own has the numbers."""
+
 GUIDE = "../reports.md"
 """Page that explains reports, relative to the gallery; it is linked if it exists."""
 
@@ -110,13 +113,19 @@ def write_gallery(folders: Sequence[Path], out: Path) -> list[Item]:
     guide = GUIDE if (out / GUIDE).exists() else None
     write_atomic(out / "headline.svg", figures.changes([(item.name, item.report) for item in items]))
     write_atomic(out / "index.md", _markdown(items, guide))
-    page = pages.template("gallery.html").render(items=items, definition=DEFINITION, guide=guide)
+    page = pages.template("gallery.html").render(items=items, definition=DEFINITION, guide=guide, figure=FIGURE)
     write_atomic(out / "index.html", page + "\n")
     return items
 
 
 def _markdown(items: Sequence[Item], guide: str | None) -> str:
-    lines = ["# Transfer reports", "", "![Score of each policy against the full cache](headline.svg)", "", DEFINITION]
+    lines = [
+        "# Transfer reports",
+        "",
+        f"![{FIGURE}](headline.svg)",
+        "",
+        DEFINITION,
+    ]
     lines += ["", f"[How to read and check a report]({guide})"] if guide else []
     for item in items:
         lines += ["", f"## {tables.escape(item.name)}", "", tables.escape(item.report.headline), ""]

@@ -40,21 +40,25 @@ class Task:
     damage: list[str]
     """Messages about the parts of the ledgers that could not be read."""
 
-    def paired(self, policy: str) -> list[tuple[Record, Record]]:
-        """The records of samples that both this policy and the baseline finished: (its own, the baseline's)."""
-        reference = self.run.baseline.spec if self.run.baseline else ""
-        full = {record.index: record for record in self.records.get(reference, []) if record.score is not None}
+    def paired(self, policy: str, reference: str | None = None) -> list[tuple[Record, Record]]:
+        """The records of samples that both this policy and another one finished: (its own, the other's).
+
+        Args:
+            reference: spec of the other policy; the baseline by default.
+        """
+        other = reference or (self.run.baseline.spec if self.run.baseline else "")
+        found = {record.index: record for record in self.records.get(other, []) if record.score is not None}
         return [
-            (record, full[record.index])
+            (record, found[record.index])
             for record in self.records[policy]
-            if record.score is not None and record.index in full
+            if record.score is not None and record.index in found
         ]
 
-    def differences(self, policy: str) -> tuple[list[float], list[str]]:
-        """Differences between the policy's scores and the baseline's, and the cluster of each."""
-        pairs = self.paired(policy)
+    def differences(self, policy: str, reference: str | None = None) -> tuple[list[float], list[str]]:
+        """Differences between the scores of the pairs of `paired`, and the cluster of each."""
+        pairs = self.paired(policy, reference)
         clusters = [record.cluster or f"sample {record.index}" for record, _ in pairs]
-        return [(record.score or 0.0) - (full.score or 0.0) for record, full in pairs], clusters
+        return [(record.score or 0.0) - (other.score or 0.0) for record, other in pairs], clusters
 
 
 def load(folder: Path) -> list[Task]:

@@ -180,6 +180,69 @@ class Headline(Strict):
     """Categories of the benchmark without any sample."""
 
 
+class Likelihood(Strict):
+    """Mean probability of the right answer's tokens, in %, beside a score of another kind."""
+
+    task: str
+    policy: str
+    value: float
+
+
+class Allocated(Strict):
+    """A rule that keeps as many tokens as another policy (the lender), under one allocation of that number."""
+
+    rule: str
+    """Name of the rule."""
+    allocation: str
+    """`uniform`, every head the same; `layer` or `head`, as many in each layer or head as the lender keeps there."""
+    policy: str
+    score: float | None
+    kept_share: float | None
+    lender_ahead: float | None
+    """Mean difference of the lender's score to this one's over the samples that both finished."""
+    lender_ahead_ci: tuple[float, float] | None
+
+
+class Part(Strict):
+    """One step of a decomposition: the paired difference of two policies."""
+
+    name: str
+    before: str
+    after: str
+    value: float
+    """Mean of after minus before, in the task's unit."""
+    ci: tuple[float, float] | None
+    """95 % paired bootstrap interval."""
+    n: int
+
+
+class Decomposition(Strict):
+    """The gain of a policy over random eviction at the same total size, by where it keeps tokens and which."""
+
+    task: str
+    """Task, or name of a group of tasks."""
+    policy: str
+    """The policy whose sizes the rules took over."""
+    kept_share: float | None
+    rules: list[Allocated]
+    parts: list[Part]
+    text: str
+
+
+class Gate(Strict):
+    """Whether a task needs a memory: what random eviction loses, and what can be answered without the text."""
+
+    task: str
+    full: float
+    """Score of the full cache."""
+    blind: float | None
+    """Score of the questions alone; None if they were not asked."""
+    lost: dict[str, float]
+    """Share that random eviction kept -> share of the full score that it lost."""
+    passed: bool
+    text: str
+
+
 class HeatMap(Strict):
     """Mean share of the tokens seen that each KV head kept, (layers, KV heads)."""
 
@@ -227,6 +290,12 @@ class Report(Strict):
     """Pairs of policies that both evict."""
     categories: list[Category]
     heatmaps: list[HeatMap]
+    likelihoods: list[Likelihood] = Field(default_factory=list)
+    """Likelihoods of the right answers, of tasks that are scored in another way."""
+    decompositions: list[Decomposition] = Field(default_factory=list)
+    """Where and what: the gain over random eviction in parts, for groups of tasks first, then for each task."""
+    gates: list[Gate] = Field(default_factory=list)
+    """Whether the tasks need a memory."""
     published: list[Published]
     warnings: list[str]
     runs: list[Run]

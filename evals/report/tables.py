@@ -97,6 +97,7 @@ SUMMARY = [
     VERDICT,
     COUNT,
     SCORE,
+    Column("likelihood", "mean probability of the right answer's tokens, in %", "likelihood", number),
     Column("vs full", "mean difference to the full cache on the same samples", "diff_full", signed),
     Column("95 % interval", "paired bootstrap interval of that difference", "diff_ci", _interval(signed)),
     DIVERGENCE,
@@ -111,7 +112,7 @@ OVERALL = [
     POLICY,
     VERDICT,
     COUNT,
-    Column("IQM", "interquartile mean of the normalised scores: mean of the middle half of the episodes", "score",
+    Column("IQM", "interquartile mean of the scores: mean of the middle half of the episodes", "score",
            number),
     Column("IQM 95 %", "stratified bootstrap interval of it: episodes are drawn anew within each task", "score_ci",
            _interval(number)),
@@ -151,7 +152,7 @@ CATEGORIES = [
     POLICY,
     COUNT,
     SCORE,
-    Column("return", "mean undiscounted return, before it is normalised", "raw", number),
+    Column("return", "mean undiscounted return, never normalised", "raw", number),
     KEPT,
     ACTED,
 ]
@@ -159,7 +160,7 @@ CATEGORIES = [
 RETURNS = [
     POLICY,
     Column("episodes", "episodes that did not fail", "n"),
-    Column("mean return", "undiscounted sum of rewards of an episode, before it is normalised", "mean", number),
+    Column("mean return", "undiscounted sum of rewards of an episode, never normalised", "mean", number),
     Column("sd", "standard deviation of the episodes' returns", "sd", number),
     Column("min", "smallest return of an episode", "min", number),
     Column("max", "largest return of an episode", "max", number),
@@ -213,9 +214,11 @@ def summary(report: Report, task: str) -> Table:
         dataclasses.replace(SCORE, name="mean") if official and column is SCORE else column for column in SUMMARY
     ]
     title = str(_run(report, task).description.get("score", "score"))
-    return make(
-        f"{task}: {title}{', mean over samples' * official}", columns, _judged(report, _of(report.summary, task))
-    )
+    beside = {(item.task, item.policy): item.value for item in report.likelihoods}
+    rows = [
+        row | {"likelihood": beside.get((task, row["policy"]))} for row in _judged(report, _of(report.summary, task))
+    ]
+    return make(f"{task}: {title}{', mean over samples' * official}", columns, rows)
 
 
 def headlines(report: Report, task: str) -> list[Table]:

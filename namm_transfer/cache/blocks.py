@@ -10,6 +10,7 @@ from math import inf
 import torch
 from torch import Tensor
 
+from namm_transfer.cache import device
 from namm_transfer.cache.head_group import HeadGroup
 from namm_transfer.cache.kernels import explicit, fused, paged
 from namm_transfer.cache.layer import MemoryLayer
@@ -56,16 +57,17 @@ def attend_and_evict(
     """
     policy = layer.policy
     interval = policy.update_interval if policy.evicts else inf
-    layer.record(query, key, value)
+    recording = layer.record(query, key, value)
+    on_gpu = not recording and device.serves(policy, query, key, value)
     if tokens.index is not None:
         query, key, value = (_reorder(t, tokens.index) for t in (query, key, value))
     output = query.new_zeros(*query.shape[:3], value.shape[-1])
     done = [0] * len(tokens.counts)
     while any(rest := [count - d for count, d in zip(tokens.counts, done, strict=True)]):
-        lengths = plan(layer.seen, rest, interval, policy.hop)
+        lengths = plan(layer.seen, rest, interval, 1 if on_gpu else policy.hop)
         q, k, v = (_take(t, done, lengths) for t in (query, key, value))
         layer.append(k, v, lengths)
-        piece = _attend(layer, q, lengths, scaling, window)
+        piece = (_attend_on_gpu if on_gpu else _attend)(layer, q, lengths, scaling, window)
         layer.advance(lengths)
         if policy.evicts:
             layer.evict()
@@ -88,7 +90,7 @@ def _take(tensor: Tensor, start: list[int], lengths: list[int]) -> Tensor:
     if len(set(start)) == 1:
         return tensor[:, :, start[0] : start[0] + most]
     offsets = torch.arange(most, device=tensor.device)
-    index = torch.tensor(start, device=tensor.device)[:, None] + offsets
+    index = device.on_device(start, tensor.device)[:, None] + offsets
     return _reorder(tensor, index.clamp_max(tensor.shape[2] - 1))
 
 
@@ -112,6 +114,21 @@ def _attend(layer: MemoryLayer, query: Tensor, lengths: list[int], scaling: floa
     return torch.cat(by_head, 1).index_select(1, place).flatten(1, 2)
 
 
+def _attend_on_gpu(layer: MemoryLayer, query: Tensor, lengths: list[int], scaling: float, window: int | None) -> Tensor:
+    """Attention by the kernels of `device`, or by torch's own where it needs no mask and nobody watches."""
+    first, new = layer.groups[0], query.shape[2]
+    plain = len(layer.groups) == 1 and window is None and not first.padding_slots and new in (1, first.stored)
+    if plain and not layer.policy.needs_attention:
+        return fused(query, first.keys, first.values, None, scaling)
+    block = device.Block(query, layer.seen, lengths, layer.kv_heads, scaling, window)
+    parts = [group.part(layer.kv_heads, new if group in layer.growing else 0) for group in layer.groups]
+    output, lse = device.attend(block, parts)
+    if layer.policy.needs_attention:
+        for group, part in zip(layer.groups, parts, strict=True):
+            group.fold(layer.policy, block, lse, part)
+    return output
+
+
 def _attend_to_pages(
     layer: MemoryLayer, query: Tensor, lengths: list[int], scaling: float, window: int | None
 ) -> Tensor:
@@ -133,9 +150,9 @@ def _attend_to_pages(
 
 
 def _widened(query: Tensor) -> Callable[[Tensor], Tensor]:
-    """Attention in float32 where a CPU would compute half precision: it is 5 times faster there."""
-    narrow = query.device.type == "cpu" and query.dtype.itemsize == 2
-    return Tensor.float if narrow else lambda tensor: tensor
+    """Attention in float32 where the model computes in half precision: policies decide by the same weights everywhere,
+    and a CPU is 5 times faster so."""
+    return Tensor.float if query.dtype.itemsize == 2 else lambda tensor: tensor
 
 
 def _show(layer: MemoryLayer, group: HeadGroup, weights: Tensor, seen: list[int], lengths: list[int]) -> None:

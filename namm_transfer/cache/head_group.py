@@ -8,8 +8,11 @@ attention masks.
 import torch
 from torch import Tensor
 
+from namm_transfer.cache.device import Block, Part, Spans, fold
 from namm_transfer.cache.storage import TokenStorage, newest_last
 from namm_transfer.policy import EvictionPolicy, LayerView
+from namm_transfer.spectrogram import HOP
+from namm_transfer.statistics import Spectrum
 
 _STATE = "state."
 
@@ -27,6 +30,7 @@ class HeadGroup:
         self.heads = heads
         self.storage = storage
         self.padding_slots = padding_slots
+        self._spans: Spans | None = None
 
     @classmethod
     def empty(cls, heads: Tensor, keys: Tensor, values: Tensor, policy: EvictionPolicy) -> "HeadGroup":
@@ -84,7 +88,7 @@ class HeadGroup:
 
     def to(self, device: torch.device) -> None:
         """Move the group to another device."""
-        self.heads = self.heads.to(device)
+        self.heads, self._spans = self.heads.to(device), None
         self.storage.to(device)
 
     def own(self, tensor: Tensor) -> Tensor:
@@ -115,6 +119,26 @@ class HeadGroup:
                 self.storage.put(_STATE + name, tensor)
         for name in views.keys() - state.keys():
             self.storage.drop(_STATE + name)
+
+    def part(self, kv_heads: int, own: int) -> Part:
+        """The stored tokens as a GPU's kernels take them; the newest ``own`` of each row are the queries' own, and
+        without any the rows are pages of a layer of so many KV heads."""
+        if self._spans is None:
+            self._spans = Spans.dense(self.heads) if own else Spans.paged(self.heads, kv_heads)
+        return Part(self.keys, self.values, self.positions, self._spans, own)
+
+    def fold(self, policy: EvictionPolicy, block: Block, lse: Tensor, part: Part) -> None:
+        """Fold attention weights into the policy's state without writing them: `observe` on a GPU."""
+        statistic = policy.computed_statistic
+        assert statistic is not None, "`device.serves` asks for one"
+        inside = False
+        if isinstance(statistic, Spectrum):
+            inside = any((seen + length) % HOP for seen, length in zip(block.seen, block.lengths, strict=True))
+            if inside and "pending" not in self.state:
+                self.storage.put(_STATE + "pending", torch.zeros_like(self.state["tail"]))
+        fold(statistic, self.state, block, lse, part, policy.attention_dtype)
+        if not inside and "pending" in self.state:
+            self.storage.drop(_STATE + "pending")
 
     def view(self, layer: int, layers: int, rows: list[int], seen: list[int], update: int, by_head: bool) -> LayerView:
         """Return the policy's view of these rows of the batch, which have seen so many tokens."""

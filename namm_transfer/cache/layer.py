@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
+from namm_transfer.cache.device import on_device
 from namm_transfer.cache.guard import GuardedTensor, guarded
 from namm_transfer.cache.head_group import HeadGroup
 from namm_transfer.cache.masks import ColumnCount
@@ -70,8 +71,7 @@ class MemoryLayer(CacheLayerMixin):
         """True if heads may hold different numbers of tokens."""
         self.is_initialized = False
         self.columns = 0
-        self.calls = 0
-        """Forward calls that went through this layer."""
+        self.calls = 0  # that went through this layer
         self.padding: Tensor | None = None
         self.sequences: list[Sequence] = []
         self.handover: Handover | None = None
@@ -92,7 +92,7 @@ class MemoryLayer(CacheLayerMixin):
         """Take stored heads and the counts of their sequences."""
         self.groups, self.sequences, self.paged, self.uneven = groups, sequences, paged, self.policy.by_head
         self.width, self.dtype, self.device = groups[0].keys.shape[-1], groups[0].keys.dtype, groups[0].keys.device
-        self.kv_heads = int(max(group.heads.max() for group in groups)) + 1
+        self.kv_heads = sum(len(group.heads) for group in (groups[1:] if paged else groups))
         self.is_initialized = True
 
     # -- one forward call: update() opens it, the memory attention closes it -----------------------------------------
@@ -151,7 +151,7 @@ class MemoryLayer(CacheLayerMixin):
         """Bytes really held, padding slots and the room to grow included."""
         return sum(group.storage.bytes for group in self.groups)
 
-    def record(self, *tensors: Tensor) -> None:
+    def record(self, *tensors: Tensor) -> bool:
         """Begin a call with these queries, keys and values: find out whether autograd records it."""
         recording = torch.is_grad_enabled() and (
             any(tensor.requires_grad for tensor in tensors) or any(g.storage.requires_grad for g in self.groups)
@@ -160,6 +160,7 @@ class MemoryLayer(CacheLayerMixin):
             group.storage.record(recording)
         if self.paged and (recording or tensors[0].shape[2] > PAGED_QUERIES):
             self._lay_out(Arrangement(self.groups, None, self.kv_heads))
+        return recording
 
     def _lay_out(self, found: Arrangement) -> None:
         """Bring the tokens into dense groups of heads of like length."""
@@ -191,10 +192,10 @@ class MemoryLayer(CacheLayerMixin):
         """Store the next block; of sequence b the first ``lengths[b]`` tokens are real, the rest are padding slots."""
         new = keys.shape[2]
         offsets = torch.arange(new, dtype=torch.int32, device=self.device)
-        start = torch.tensor(self.seen, dtype=torch.int32, device=self.device)[:, None]
+        start = on_device(self.seen, self.device)[:, None]
         positions, padding_slots = start + offsets, min(lengths) < new
         if padding_slots:
-            ends = torch.tensor(lengths, device=self.device)[:, None]
+            ends = on_device(lengths, self.device)[:, None]
             positions = positions.masked_fill(offsets >= ends, -1)
         for group in self.growing:
             group.append(keys, values, positions, padding_slots)
@@ -227,9 +228,7 @@ class MemoryLayer(CacheLayerMixin):
         order = torch.cat([group.heads for group in self.groups]).argsort()
         counts = torch.cat([some.sum(-1)[due] for some in chosen], 1)[:, order]
         for b, sizes, held in zip(due, counts.tolist(), counts.float().mean(-1).tolist(), strict=True):
-            self.sequences[b].held = held
-            self.sequences[b].history.append(held)
-            self.sequences[b].sizes.extend(sizes)
+            self.sequences[b].note(sizes, held)
         if self.policy.by_head:
             self._lay_out(Arrangement(self.groups, chosen, self.kv_heads))
         else:

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -191,13 +191,16 @@ class MemoryCache(Cache):
 
     # -- files -------------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, identity: Mapping[str, str] | None = None) -> None:
         """Write the cache to a safetensors file, so that a compressed prefix can be used again in another process.
+
+        Args:
+            identity: what else `load` shall compare, for example digests of the model's weights and of what was read.
 
         Raises:
             NammTransferError: the cache is empty or in the middle of a call, or the file cannot be written.
         """
-        saved.write(path, self.attention_layers, self._model, self.policy, self._states.tensors)
+        saved.write(path, self.attention_layers, self._model, self.policy, identity or {}, self._states.tensors)
 
     @classmethod
     def load(
@@ -207,6 +210,7 @@ class MemoryCache(Cache):
         *,
         policy: EvictionPolicy,
         device: str | torch.device = "cpu",
+        identity: Mapping[str, str] | None = None,
     ) -> "MemoryCache":
         """Read a cache that `save` wrote; it goes on exactly as the original would.
 
@@ -215,12 +219,13 @@ class MemoryCache(Cache):
             policy: the policy it was filled under, with the same options and weights.
             device: where its tensors shall lie; attention layers move to their model's device when they are used, the
                 states of recurrent layers do not.
+            identity: what it must have been saved with; by default this is not compared.
 
         Raises:
-            NammTransferError: no such file, another model's shape or another policy.
+            NammTransferError: no such file, another model's shape, another policy or another identity.
         """
         cache = cls(config, policy=policy)
-        states = saved.read(path, cache.attention_layers, cache._model, policy, torch.device(device))
+        states = saved.read(path, cache.attention_layers, cache._model, policy, torch.device(device), identity)
         cache._states.restore(states, len(cache.attention_layers[0].sequences))
         return cache
 

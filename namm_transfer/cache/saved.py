@@ -72,6 +72,7 @@ def write(
     layers: list[MemoryLayer],
     model: dict[str, str],
     policy: EvictionPolicy,
+    identity: Mapping[str, str],
     states: dict[str, Tensor],
 ) -> None:
     """Write layers to a safetensors file; the file holds either the old or the new content, never half of one.
@@ -108,6 +109,7 @@ def write(
         "format": _FORMAT,
         "model": model,
         "policy": describe_policy(policy),
+        "identity": dict(identity),
         "columns": layers[0].columns,
         "layers": described,
     }
@@ -123,6 +125,7 @@ def read(
     model: dict[str, str],
     policy: EvictionPolicy,
     device: torch.device,
+    identity: Mapping[str, str] | None,
 ) -> dict[str, Tensor]:
     """Fill empty layers from a file that `write` wrote, and return the states of recurrent layers."""
     if not Path(path).is_file():
@@ -135,6 +138,8 @@ def read(
             raise NammTransferError(f"{path}: format {header['format']!r}; expected {_FORMAT}")
         _compare(path, "model", header["model"], model)
         _compare(path, "policy", header["policy"], describe_policy(policy))
+        if identity is not None:
+            _compare(path, "identity", header.get("identity", {}), identity)
         states = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_STATES)}
         _fill(layers, header, tensors)
         return {name.removeprefix(_STATES): tensor for name, tensor in states.items()}

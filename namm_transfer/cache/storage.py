@@ -175,7 +175,7 @@ class TokenStorage:
 
     def trim(self) -> None:
         """Hand back memory that larger tensors than these have left, if it is worth the time."""
-        if self.bytes > _WORTH_TRIMMING:
+        if self._tensors["keys"].device.type == "cpu" and self.bytes > _WORTH_TRIMMING:
             _trim()
 
     def _resize(self, room: int) -> None:

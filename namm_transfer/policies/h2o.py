@@ -10,6 +10,7 @@ from torch import Tensor
 from namm_transfer.errors import NammTransferError
 from namm_transfer.policies.scored import ScoredPolicy
 from namm_transfer.policy import LayerView
+from namm_transfer.statistics import QuerySum
 
 
 @dataclass
@@ -34,11 +35,10 @@ class H2O(ScoredPolicy):
         """Return ``mass``, (batch, heads, tokens) float32: the attention that each token has received."""
         return {"mass": torch.zeros(batch, heads, tokens, device=device)}
 
-    def observe(
-        self, state: dict[str, Tensor], weights: Tensor, tokens_seen: list[int], query_lengths: list[int]
-    ) -> None:
-        """Add the attention that each token receives from this block of queries."""
-        state["mass"] += weights.sum(2)
+    @property
+    def statistic(self) -> QuerySum:
+        """The attention that a token receives from all queries."""
+        return QuerySum("mass", lambda seen, length: (0, False))
 
     def scores(self, view: LayerView) -> Tensor:
         """Score a token by its attention mass, and the recent window above all others."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from namm_transfer.errors import NammTransferError
 from namm_transfer.policies.scored import ScoredPolicy
 from namm_transfer.policy import LayerView
+from namm_transfer.statistics import QuerySum
 
 
 @dataclass
@@ -37,17 +38,14 @@ class SnapKV(ScoredPolicy):
         """Return ``votes``, (batch, heads, tokens) float32: attention from the queries of the current window."""
         return {"votes": torch.zeros(batch, heads, tokens, device=device)}
 
-    def observe(
-        self, state: dict[str, Tensor], weights: Tensor, tokens_seen: list[int], query_lengths: list[int]
-    ) -> None:
-        """Add the queries that lie in the last ``window`` of their interval; a new interval starts from zero."""
-        for b, length in enumerate(query_lengths):
-            phase = tokens_seen[b] % self.update_interval
-            if phase == 0 and length:
-                state["votes"][b] = 0
-            first = max(0, self.update_interval - self.window - phase)
-            if first < length:
-                state["votes"][b] += weights[b, :, first:length].sum(1)
+    @property
+    def statistic(self) -> QuerySum:
+        """The queries that lie in the last ``window`` of their interval; a new interval starts from zero."""
+        return QuerySum("votes", self._window)
+
+    def _window(self, seen: int, length: int) -> tuple[int, bool]:
+        phase = seen % self.update_interval
+        return max(0, self.update_interval - self.window - phase), phase == 0
 
     def scores(self, view: LayerView) -> Tensor:
         """Score a token by its pooled votes, and the window above all others, newest first in case not all fits."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from namm_transfer.policies.scored import ScoredPolicy
 from namm_transfer.policy import LayerView
+from namm_transfer.statistics import QuerySum
 
 
 @dataclass
@@ -25,13 +26,10 @@ class TOVA(ScoredPolicy):
         """Return ``last``, (batch, heads, tokens) float32: the newest query's attention weights."""
         return {"last": torch.zeros(batch, heads, tokens, device=device)}
 
-    def observe(
-        self, state: dict[str, Tensor], weights: Tensor, tokens_seen: list[int], query_lengths: list[int]
-    ) -> None:
-        """Remember the weights of each sequence's last real query."""
-        for b, length in enumerate(query_lengths):
-            if length:
-                state["last"][b] = weights[b, :, length - 1]
+    @property
+    def statistic(self) -> QuerySum:
+        """The weights of each sequence's last query alone."""
+        return QuerySum("last", lambda seen, length: (max(0, length - 1), True))
 
     def scores(self, view: LayerView) -> Tensor:
         """Score a token alike in all heads; a head that no longer holds it contributes zero."""

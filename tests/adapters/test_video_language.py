@@ -12,8 +12,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCach
 from transformers.video_utils import VideoMetadata
 
 from namm_transfer import NammTransferError, check_adapter, policies
+from namm_transfer.adapters.context import ContextCaches
 from namm_transfer.adapters.video.frames import ArrayReader
-from namm_transfer.adapters.video.prefix import VideoPrefix
 from namm_transfer.adapters.video.sample import VideoSample
 from namm_transfer.adapters.video.subtitles import Subtitle
 from namm_transfer.adapters.video_language import VideoLanguageAdapter
@@ -156,7 +156,7 @@ def test_several_questions_from_copies_of_one_cache_in_any_order(adapter, frames
         first, other = (some.inputs["input_ids"][:, :shared] for some in (encoded[0], earlier))
         assert torch.equal(first, other)
     for policy in (FULL, policies.make("h2o:keep=0.5", update_interval=16)):
-        prefix = VideoPrefix(adapter)
+        prefix = ContextCaches(adapter)
         film = adapter.memory(policy)
         adapter.prefill(encoded[0], film, encoded[0].prefix)
 
@@ -177,7 +177,7 @@ def test_several_questions_from_copies_of_one_cache_in_any_order(adapter, frames
 
 @torch.no_grad()
 def test_one_reading_of_a_video_serves_the_questions_about_it_alone(adapter, frames, monkeypatch):
-    read, prefix, other = [], VideoPrefix(adapter), policies.make("h2o:keep=0.5", update_interval=16)
+    read, prefix, other = [], ContextCaches(adapter), policies.make("h2o:keep=0.5", update_interval=16)
     prefill = adapter.prefill
     monkeypatch.setattr(adapter, "prefill", lambda *given: (read.append(given), prefill(*given))[1])
     changed = frames.copy()
@@ -308,7 +308,7 @@ def test_broken_models_and_prompts_are_refused(adapter, kind, frames):
     with pytest.raises(NammTransferError, match="subtitles"):
         adapter.encode(VideoSample(frames, PROMPT, subtitles=(Subtitle(0, 1, "x"),)))
     with pytest.raises(NammTransferError, match="the same to the tokenizer"):
-        adapter.check_choices(VideoSample(frames, PROMPT, choices=("A", "A")))
+        adapter.choices_of(VideoSample(frames, PROMPT, choices=("A", "A")))
     if kind in QWEN:
         with pytest.raises(NammTransferError, match=r"Processor cannot take .*aspect ratio"):
             adapter.encode(VideoSample(np.zeros((2, 2, 900, 3), np.uint8), PROMPT, frames=2))

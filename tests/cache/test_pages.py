@@ -6,12 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layer_calls import call
 from torch.nn.functional import pad
 
 from namm_transfer import EvictionPolicy
-from namm_transfer.cache.blocks import attend_and_evict
 from namm_transfer.cache.layer import MemoryLayer
-from namm_transfer.cache.masks import Tokens
 from namm_transfer.cache.pages import Layout, like_lengths
 from namm_transfer.policies import RandomEviction
 
@@ -86,18 +85,6 @@ class Apart:
     def positions(self):
         most = max(layer.positions.shape[-1] for layer in self.layers)
         return torch.cat([pad(p, (most - p.shape[-1], 0), value=-1) for p in (x.positions for x in self.layers)], 1)
-
-
-def call(layer, q, k, v, counts, window):
-    if not layer.is_initialized:
-        layer.lazy_initialization(k, v)
-    new = q.shape[2]
-    index = None
-    if min(counts) < new:  # padding on the left: its columns go behind the real ones
-        index = torch.tensor([[*range(new - count, new), *range(new - count)] for count in counts])
-    out = attend_and_evict(layer, Tokens(counts, index), window, q, k, v, 0.7)
-    layer.close(None, new)
-    return out
 
 
 def tensors(generator, rows, new):

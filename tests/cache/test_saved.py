@@ -126,6 +126,18 @@ def test_another_policy_or_model_is_refused_by_name(model, make, file):
             MemoryCache.load(file, LlamaConfig(**CONFIG | change), policy=make("namm"))
 
 
+def test_what_the_caller_saved_a_cache_with_is_compared_where_it_is_asked_for(model, make, file, tmp_path):
+    cache = MemoryCache.load(file, model.config, policy=make("namm"))
+    path, identity = tmp_path / "named.safetensors", {"context": "a", "model_sha256": "b"}
+    cache.save(path, identity=identity)
+    for asked in (None, identity):
+        assert MemoryCache.load(path, model.config, policy=make("namm"), identity=asked).get_seq_length() == 64
+    with pytest.raises(NammTransferError, match="another identity: context a, expected c"):
+        MemoryCache.load(path, model.config, policy=make("namm"), identity=identity | {"context": "c"})
+    with pytest.raises(NammTransferError, match="another identity: context None, expected a"):
+        MemoryCache.load(file, model.config, policy=make("namm"), identity=identity)
+
+
 def test_files_that_are_no_saved_cache_are_refused(model, make, file, tmp_path):
     def expect_refusal(path):
         with pytest.raises(NammTransferError, match=str(path)):

@@ -251,20 +251,20 @@ def test_lm_evals_files_that_make_no_report_are_named(logged, tmp_path, capsys):
         assert cli.main(["report", "from-lm-eval", str(folder), "--out", str(tmp_path / "report"), *options]) == 2
         return capsys.readouterr().err
 
-    assert "no results of lm-eval's model namm" in refused(tmp_path)
+    assert "no results of the model namm" in refused(tmp_path)
     assert "'acc_of_nothing' of document 0" in refused(logged, "--metric", "acc_of_nothing")
     copy = Path(shutil.copytree(logged, tmp_path / "copy"))
     (one,) = (path for path in copy.rglob("results_*") if f"{STREAMING}" in path.read_text())
     content, again = one.read_text(), one.with_name("results_2999.json")
     again.write_text(content)
-    assert "expected lm-eval to be run with --log_samples" in refused(copy)
+    assert "expected the harness to be run with --log_samples" in refused(copy)
     for samples in one.parent.glob(f"samples_*_{one.stem.removeprefix('results_')}.jsonl"):
         samples.with_name(samples.name.replace(one.stem.removeprefix("results_"), "2999")).write_bytes(
             samples.read_bytes()
         )
     assert "was run twice" in refused(copy)
     again.write_text("[]")
-    assert "is no results file of lm-eval" in refused(copy)
+    assert "is no results file of lm-eval or lmms-eval" in refused(copy)
     again.unlink()
     one.write_text(content.replace('"max_gen_toks": 12', '"max_gen_toks": 13'))
     assert "differ in the task configuration of 'tiny_generate'" in refused(copy)

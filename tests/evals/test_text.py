@@ -2,16 +2,22 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_text import save_tiny_llama
+from transformers import AutoTokenizer
 
-from namm_transfer import NammTransferError
+from namm_transfer import NammTransferError, policies
 from namm_transfer.evals import text
 from namm_transfer.evals.report.verification import verify
-from namm_transfer.evals.tasks.text.load import find
+from namm_transfer.evals.tasks.text.asking import about_families
+from namm_transfer.evals.tasks.text.families import recall
+from namm_transfer.evals.tasks.text.load import find, load
 from namm_transfer.evals.tasks.text.registry import TASKS
+from namm_transfer.evals.tasks.text.ruler import RULER
 
 FLAGS = ["--tokens", "300", "--samples", "2", "--update-interval", "64", "--dtype", "float32"]
 BENCHMARK = ["--update-interval", "64", "--dtype", "float32", "--policy", "full,streaming:keep=0.5"]
@@ -69,6 +75,8 @@ def test_a_comparison(model, tmp_path, capsys):
         ("longbench:trec,qasper,trec", ["longbench:trec", "longbench:qasper"]),
         ("passkey,infinitebench:math_find,passkey", ["passkey", "infinitebench:math_find", "infinitebench:passkey"]),
         ("longbench:trec,passkey", ["passkey", "longbench:trec"]),
+        ("ruler", list(RULER.families)),
+        ("two_facts,trained", ["two_facts", *text.TRAINED]),
         ("infinitebench:all", [id for id in TASKS if id.startswith("infinitebench:")]),
         ("longbench:all", [id for id in TASKS if id.startswith("longbench:")]),
     ],
@@ -106,6 +114,37 @@ def test_all_of_a_benchmark_is_what_the_folder_holds(root, tmp_path):
 def test_wrong_flags(flags, message):
     with pytest.raises(NammTransferError, match=message):
         text.main(flags)
+
+
+def test_ruler_has_a_row_of_its_own_scored_by_recall(model, tmp_path):
+    policies = "full,random:keep=0.5,random:keep=0.25"
+    flags = ["--tasks", "passkey,niah_multivalue,two_facts", "--policy", policies, "--samples", "1"]
+    report = text.main([*FLAGS, *flags, "--model", str(model), "--out", str(tmp_path)])
+    assert {(row.task, row.policy): row.n for row in report.summary if row.policy == "full"} == {
+        ("text", "full"): 1,
+        ("text/ruler", "full"): 2,
+    }
+    ruler = [record for record in report.records if record.task == "text/ruler"]
+    assert {record.category for record in ruler} == {"niah_multivalue", "two_facts"}
+    for record in ruler:
+        expected = record.details["right_answer"].strip().split(", ")
+        assert record.score == 100 * recall(record.answer, expected)
+        assert 0 <= record.details["likelihood"] <= 100
+    assert {item.policy for item in report.likelihoods if item.task == "text/ruler"} == set(policies.split(","))
+    assert not [item for item in report.likelihoods if item.task == "text"]
+    blind = {(r.task, r.policy): "blind" in r.details for r in report.records}
+    assert {key for key, asked in blind.items() if asked} == {("text", "full"), ("text/ruler", "full")}
+
+
+def test_a_blind_question_is_asked_without_its_text(model, tmp_path):
+    """The prompt's text must not matter for it: the same questions about other texts score the same."""
+    adapter = text.CausalLMAdapter.load(str(model))
+    evaluate = about_families(text.Options(), "logprob", adapter)
+    prompt = text.make_prompt("passkey", "test", 0, 0, tokens=300, count=adapter.count)
+    others = [prompt, replace(prompt, text=f"Another text.{prompt.question}")]
+    found = [evaluate([text.Sample("a", "passkey", p)], policies.make("full"))[0] for p in others]
+    assert found[0].details["blind"] == found[1].details["blind"]
+    assert found[0].score != found[1].score
 
 
 def test_benchmarks(model, root, tmp_path):
@@ -191,6 +230,14 @@ def test_questions_about_one_text_are_a_cluster(root):
     assert clusters["passage_count/1"] != clusters["passage_count/0"]
 
 
+def test_a_task_asks_all_its_questions_about_a_text_before_the_next(root):
+    tasks = (TASKS["longbench:trec"], TASKS["longbench:passage_count"])
+    found = text.together(text.benchmark_samples(text.Options(), {task: find(task, root) for task in tasks}))
+    assert [sample.id.partition(":")[2] for sample in found] == [
+        "trec/0", "trec/1", "trec/2", "passage_count/0", "passage_count/1"
+    ]  # fmt: skip
+
+
 def test_an_answer_about_a_dialogue_ends_with_its_line(model, tmp_path, monkeypatch):
     pytest.importorskip("rouge", reason="the extra longbench is not installed")
     line = {"context": "Ann: a\nBob: b", "input": "Summary:", "answers": ["one"]}
@@ -209,6 +256,114 @@ def test_parts_of_a_report_are_verified_and_resumed_each_on_its_own(model, root,
     assert found == {"text": (2, []), "text/longbench": (2, []), "text/infinitebench": (2, [])}
     monkeypatch.delattr(text.CausalLMAdapter, "read")  # nothing is left to do
     assert text.main([*flags, "--tasks", "longbench:all", "--resume"]).records == report.records
+
+
+def answers_of(report):
+    """What a report says of its samples, by policy and question."""
+    return {
+        (r.policy, r.details["question"][-2:], r.category): (r.score, r.answer, r.kept_share, r.peak_share, r.updates)
+        for r in report.records
+    }
+
+
+def test_one_cache_of_a_text_serves_its_questions_in_any_order(model, root, tmp_path, monkeypatch):
+    """Three questions about one text, asked forwards, backwards and with another text's between them."""
+    reads, read_context = [], text.CausalLMAdapter.read_context
+    monkeypatch.setattr(
+        text.CausalLMAdapter, "read_context", lambda self, *given: (reads.append(given), read_context(self, *given))[1]
+    )
+    lines = (root / "trec.jsonl").read_text().splitlines()
+    other = json.dumps(json.loads(lines[1]) | {"context": BOOK.upper(), "input": "X?"})
+    flags = [*BENCHMARK[:-2], "--policy", "full,h2o:keep=0.5", "--tasks", "longbench:trec", "--model", str(model)]
+    found = []
+    for name, order in (("forwards", lines), ("backwards", [*lines[::-1]]), ("mixed", [lines[2], other, *lines[:2]])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trec.jsonl").write_text("\n".join(order))
+        reads.clear()
+        more = ["--data-root", str(tmp_path / name), "--out", str(tmp_path / f"{name}-out"), "--query-agnostic"]
+        report = text.main([*flags, *more])
+        assert not any(record.error for record in report.records)
+        assert len(reads) == 2 * (2 if name == "mixed" else 1), "each text is read once under each policy"
+        found.append({key: value for key, value in answers_of(report).items() if key[1] != "X?"})
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 2 * 3
+    usual = answers_of(text.main([*flags, "--data-root", str(root), "--out", str(tmp_path / "usual")]))
+    assert {key: value for key, value in usual.items() if key[0] == "full"} == {
+        key: value for key, value in found[0].items() if key[0] == "full"
+    }, "a byte is a token, so the full cache is the same"
+    assert usual != found[0], "the question has a say in evictions if it is read with the text"
+
+
+@pytest.mark.parametrize("family", text.FAMILIES)
+def test_made_up_prompts_end_with_their_question(family):
+    prompt = text.make_prompt(family, "test", 0, 0, tokens=200, count=lambda words: len(words.split()))
+    assert prompt.text.endswith(prompt.question)
+    assert prompt.question.startswith("\n\n")
+    assert 2 < len(prompt.question.split()) < 40
+    assert prompt.answer.strip() not in prompt.question
+    if family != "classification":
+        assert prompt.answer.strip() in prompt.text.removesuffix(prompt.question)
+
+
+def test_made_up_prompts_are_read_before_their_question(model, tmp_path):
+    flags = [*FLAGS, "--tasks", "passkey", "--policy", "full,h2o:keep=0.5", "--model", str(model)]
+    usual, apart = (
+        {
+            record.policy: record
+            for record in text.main([*flags, *more, "--out", str(tmp_path / str(len(more)))]).records
+        }
+        for more in ([], ["--query-agnostic"])
+    )
+    assert apart["full"].score == pytest.approx(usual["full"].score, rel=1e-3)
+    assert apart["h2o:keep=0.5"].updates <= usual["h2o:keep=0.5"].updates
+    assert apart["h2o:keep=0.5"].kept_share > usual["h2o:keep=0.5"].kept_share, "the question is kept in full"
+
+
+def test_a_long_text_is_cut_alike_for_all_its_questions(model, root):
+    tokenizer, task = AutoTokenizer.from_pretrained(model), TASKS["longbench:trec"]
+    questions = load(task, find(task, root))
+    cut = {q.within(300, tokenizer, apart=True).removesuffix(q.asked) for q in questions}
+    (only,) = cut
+    assert len(only) == 300 - 128
+    assert questions[0].within(300, tokenizer, apart=False) != only + questions[0].asked
+    with pytest.raises(NammTransferError, match="leaves no room for its text in 129"):
+        questions[0].within(129, tokenizer, apart=True)
+
+
+def test_caches_of_texts_are_kept_for_other_runs(model, root, tmp_path, monkeypatch):
+    flags = [*BENCHMARK[:-2], "--policy", "full,h2o:keep=0.5", "--tasks", "longbench:all", "--data-root", str(root)]
+    flags += ["--query-agnostic", "--context-cache", str(tmp_path / "caches")]
+    first = text.main([*flags, "--model", str(model), "--out", str(tmp_path / "first")])
+    files = sorted((tmp_path / "caches").iterdir())
+    assert len(files) == 2 * 3, "a text's prompt differs from task to task"
+    stamps = [file.stat().st_mtime_ns for file in files]
+    with monkeypatch.context() as patch:
+        patch.delattr(text.CausalLMAdapter, "read_context")
+        again = text.main([*flags, "--model", str(model), "--out", str(tmp_path / "again")])
+    assert answers_of(again) == answers_of(first)
+    assert [file.stat().st_mtime_ns for file in files] == stamps
+    assert again.runs[0].options == first.runs[0].options
+
+    torch.manual_seed(1)
+    other = save_tiny_llama(tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    text.main([*flags, "--model", str(other), "--out", str(tmp_path / "other-out")])
+    assert len(list((tmp_path / "caches").iterdir())) == 2 * len(files), "another model has caches of its own"
+
+    files[0].write_bytes(files[1].read_bytes())
+    files[2].write_bytes(files[2].read_bytes()[:-100])
+    errors = [r.error for r in text.main([*flags, "--model", str(model), "--out", str(tmp_path / "wrong")]).records]
+    assert any("filled under another" in str(error) for error in errors)
+    assert any("no cache that MemoryCache.save wrote" in str(error) for error in errors)
+    assert None in errors
+
+
+def test_flags_of_contexts_are_refused_where_they_cannot_hold(root):
+    with pytest.raises(NammTransferError, match="--context-cache 'x' needs --query-agnostic"):
+        text.main(["--context-cache", "x"])
+    with pytest.raises(NammTransferError, match="infinitebench:math_find, infinitebench:code_run ask before the text"):
+        text.main(["--query-agnostic", "--tasks", "infinitebench:math_find,passkey,code_run"])
 
 
 def test_a_library_that_is_missing_is_named_before_the_model_is_loaded(root, monkeypatch):

@@ -234,6 +234,46 @@ def test_questions_from_one_cache_of_the_video_in_any_order(films, tmp_path):
     assert len(found[0]) == 3
 
 
+def test_films_are_watched_once_and_asked_about_at_known_ages(films, tmp_path):
+    """Questions 2, 8 and 32 seconds after what they ask for was shown; the report has a row for each age."""
+    flags = ("--streaming", "--films", 4, "--data-root", films)
+    report = evaluate(tmp_path / "run", *flags, "--policy", "full,recent:budget=32")
+    assert not any(record.error for record in report.records)
+    rows = {(row.policy, row.category): row for row in report.categories}
+    full, recent = (
+        [rows[policy, f"answer shown {age} s before"].score for age in ("0 to 4", "4 to 16", "16 to 64")]
+        for policy in ("full", "recent:budget=32")
+    )
+    assert full[0] > 60
+    assert recent[2] < full[2]
+    for record in report.records:
+        assert record.details["frames"] == record.details["asked_at"], "one frame a second, those before the question"
+    assert report.runs[0].description["streaming"] == "1 frames a second, in clips of 16"
+    again = evaluate(tmp_path / "again", *flags, "--policy", "full,recent:budget=32", "--limit", 5)
+    assert outcomes(again).items() <= outcomes(report).items()
+
+
+def test_questions_with_times_are_refused_where_the_film_is_not_watched(films, tmp_path):
+    entry = {"video": "a.mp4", "question": "?", "candidates": ["red", "blue"], "answer": "red", "asked_at": 3}
+    (tmp_path / "own.json").write_text(json.dumps([entry]))
+    with pytest.raises(NammTransferError, match=r"question 'own/0' is asked 3 s into its video: expected --streaming"):
+        evaluate(tmp_path / "run", "--benchmark", tmp_path / "own.json")
+    for flag in ("--query-agnostic", "--blind"):
+        with pytest.raises(NammTransferError, match="expected neither --query-agnostic nor --blind"):
+            evaluate(tmp_path / "run", "--streaming", flag, "--data-root", films)
+
+
+def test_caches_of_videos_are_kept_for_other_runs(films, tmp_path, monkeypatch):
+    flags = ("--films", 1, "--data-root", films, "--policy", "full,h2o:keep=0.5", "--query-agnostic")
+    flags += ("--context-cache", tmp_path / "caches")
+    first = evaluate(tmp_path / "first", *flags)
+    assert len(list((tmp_path / "caches").iterdir())) == 2, "one film, two policies"
+    monkeypatch.delattr(video.VideoLanguageAdapter, "read_context")
+    assert outcomes(evaluate(tmp_path / "again", *flags)) == outcomes(first)
+    with pytest.raises(NammTransferError, match="needs --query-agnostic"):
+        evaluate(tmp_path / "none", "--context-cache", tmp_path / "caches")
+
+
 def test_another_video_language_model_and_a_run_of_an_older_release(films, tmp_path):
     """A random Qwen3-VL; and records that were made before an option existed are gone on from."""
     model = save_tiny(tmp_path / "model", "qwen3_vl")
@@ -245,7 +285,7 @@ def test_another_video_language_model_and_a_run_of_an_older_release(films, tmp_p
     (ledger,) = (tmp_path / "run").glob("records-*.jsonl")
     first, *records = ledger.read_text().splitlines(keepends=True)
     run = json.loads(first)
-    for name in ("fps", "pixels", "query_agnostic"):
+    for name in ("fps", "pixels", "query_agnostic", "streaming"):
         del run["options"][name]
     ledger.write_text("".join([json.dumps(run, separators=(",", ":")) + "\n", *records]))
     assert outcomes(evaluate(tmp_path / "run", *flags, "--frames", 16, "--resume")) == outcomes(report)

@@ -7,14 +7,15 @@ published method skips the first stage: `start = "zero"`, `dimensions = 4172`, `
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.tasks.text.families import FAMILIES, TRAINED
-from namm_transfer.namm import SIZE
 from namm_transfer.policy import check_interval
+from namm_transfer.scorers import scorer
 from namm_transfer.spectrogram import HOP
 
 _SHORT = 100  # tokens by which a multi-question prompt may miss the length asked for, its questions included
@@ -26,6 +27,13 @@ class EvolutionConfig:
 
     model: str = "smollm2"
     """Base model: a folder, a hub id, a .gguf file, or smollm2."""
+
+    learn_also: tuple[str, ...] = ()
+    """More base models, given as `model` is, that statistics, importance, distillation and learning take in turn with
+    it; one that is named twice has twice the steps. The search and its validation use `model` alone."""
+
+    scorer: Literal["published", "deep"] = "published"
+    """Form of the scoring network: the paper's, or this project's with a hidden layer (`namm_transfer.scorers`)."""
 
     families: tuple[str, ...] = TRAINED
     """Task families of the prompts that members of the search are scored on."""
@@ -64,8 +72,20 @@ class EvolutionConfig:
     learn_importance_prompts: int = 8
     """Multi-question prompts on which the importance of each KV head is measured."""
 
+    learn_gate_steps: int = 0
+    """Steps in which it is learned, for all heads of a model together, which of them need their cache. 0 measures the
+    importance of each head by itself instead."""
+
     learn_important_heads: int = 30
-    """Number of KV heads, the most important ones, that keep everything in the rule that is distilled first."""
+    """Number of KV heads, the most important ones, that keep everything in the rule that is distilled first; as large a
+    share of the heads of each model in `learn_also`."""
+
+    learn_random_rule: bool = False
+    """Observe prompts for the distillation while heads drawn at random keep everything, new ones for each prompt,
+    instead of the important ones. Then no head gives itself away by what it has lost."""
+
+    learn_distillation_prompts: int = 64
+    """Multi-question prompts that the distillation observes, an equal part of them on each base model."""
 
     learn_distillation_steps: int = 1500
     """Steps of that distillation, a few a second."""
@@ -98,11 +118,11 @@ class EvolutionConfig:
 
     dimensions: int = 26
     """Number of parameters that the search changes, counted from the end of the flat vector: 26 are the output layer,
-    76 with the bias before it, 4172 all. After a learned start they are whitened: ordinary tokens differ equally in all
-    directions."""
+    76 with the bias before it, 4172 all; of the deep form 65 and 14753. After a learned start they are whitened:
+    ordinary tokens differ equally in all directions."""
 
     generations: int = 150
-    """Generations after which the search stops."""
+    """Generations after which the search stops; 0 ships the learned start."""
 
     statistics_prompts: int = 4
     """Prompts of each family for the normalisation statistics."""
@@ -135,27 +155,28 @@ class EvolutionConfig:
             raise NammTransferError(f"penalty={self.penalty}: expected 0 or a positive number")
         counts: tuple[str, ...] = (
             "prompts",
-            "generations",
             "statistics_prompts",
             "validation_prompts",
             "validation_every",
             "batch",
         )
         counts += ("learn_steps", "learn_prompts", "learn_batch", "learn_importance_prompts", "learn_important_heads")
-        for name in (*counts, "learn_distillation_steps"):
+        for name in (*counts, "learn_distillation_prompts", "learn_distillation_steps"):
             if getattr(self, name) < 1:
                 raise NammTransferError(f"{name}={getattr(self, name)}: expected 1 or more")
         if self.learn_prompts % self.learn_batch:
             raise NammTransferError(
                 f"learn_batch={self.learn_batch}: expected a divisor of learn_prompts={self.learn_prompts}"
             )
-        if self.multi_question_prompts < 0:
-            raise NammTransferError(f"multi_question_prompts={self.multi_question_prompts}: expected 0 or more")
+        for name in ("multi_question_prompts", "generations", "learn_gate_steps"):
+            if getattr(self, name) < 0:
+                raise NammTransferError(f"{name}={getattr(self, name)}: expected 0 or more")
         for name in ("kept_share", "learn_kept_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise NammTransferError(f"{name}={getattr(self, name)}: expected a share from 0 to below 1")
-        if not 1 <= self.dimensions <= SIZE:
-            raise NammTransferError(f"dimensions={self.dimensions}: expected 1 to {SIZE}")
+        size = scorer(self.scorer).size
+        if not 1 <= self.dimensions <= size:
+            raise NammTransferError(f"dimensions={self.dimensions}: expected 1 to {size}")
         self._check_lengths()
 
     def _check_lengths(self) -> None:
@@ -178,5 +199,12 @@ class EvolutionConfig:
     @property
     def memory(self) -> dict[str, Any]:
         """Return the constructor options of the NAMM during training and search."""
-        names = ("update_interval", "selection", "attention_dtype")
+        names = ("update_interval", "selection", "attention_dtype", "scorer")
         return {name: getattr(self, name) for name in names}
+
+    def stated(self) -> dict[str, Any]:
+        """Return the fields by name, without those that older states do not have while they have their defaults."""
+        added = ("learn_also", "scorer", "learn_gate_steps", "learn_random_rule", "learn_distillation_prompts")
+        defaults = {field.name: field.default for field in dataclasses.fields(EvolutionConfig)}
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(EvolutionConfig)}
+        return {name: value for name, value in fields.items() if name not in added or value != defaults[name]}

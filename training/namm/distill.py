@@ -21,13 +21,15 @@ from namm_transfer.cache.keyword import CACHE
 from namm_transfer.moments import Moments
 from namm_transfer.namm import NAMM
 from namm_transfer.policy import LayerView
+from namm_transfer.scorers import SCORERS
 from namm_transfer.training.loop import Loop
 from namm_transfer.training.namm.fitness import stacked_namm
 from namm_transfer.training.namm.importance import RetrievalHeads, most_important
 from namm_transfer.training.namm.multi_question import MultiQuestionPrompt
 from namm_transfer.training.namm.whitening import unwhiten
 
-_RATE, _WARM_UP = 1e-2, 50  # peak learning rate of Adam, and steps
+_RATE = {"published": 1e-2, "deep": 3e-3}  # peak learning rate of Adam
+_WARM_UP = 50  # steps
 _CAP = 0.4  # largest importance of a head: one head would outweigh all others together
 _ALWAYS_WEIGHT = 0.3  # weight of the tokens that every head keeps
 
@@ -81,15 +83,19 @@ class Distillation:
     the importance of the last head that keeps everything and that of the next.
 
     Args:
-        importance: (layers, kv_heads), from `measure_importance`.
+        importance: (layers, kv_heads), from `measure_importance` or `learn_gates`.
         count: how many heads keep everything.
+        gates: whether the importance is the values of gates, which then are what a head's tokens should score.
 
     Raises:
         NammTransferError: `count` is not between 1 and the number of heads.
     """
 
-    def __init__(self, importance: Tensor, count: int) -> None:
+    def __init__(self, importance: Tensor, count: int, gates: bool = False) -> None:
         self.retrieval = most_important(importance, count)
+        if gates:
+            self._stays, self._weight = importance.sigmoid(), torch.ones_like(importance)
+            return
         ranked = importance.flatten().sort(descending=True).values
         self.penalty = float(ranked[count - 1 : count + 1].mean().clamp_min(1e-4))
         capped = importance.clamp(0, _CAP)
@@ -106,35 +112,46 @@ class Distillation:
         chosen = _mean(wrong, real & ~found.always) * self._weight[found.layer]
         return (chosen + _ALWAYS_WEIGHT * _mean(softplus(-scores), found.always)).mean()
 
-    def fit(
-        self,
-        observations: Sequence[Observation],
-        start: Tensor,
-        matrix: Tensor,
-        statistics: Moments,
-        *,
-        steps: int,
-        seed: int,
-        accelerator: Accelerator,
-    ) -> Tensor:
-        """Fit whitened parameters from `start`, (4172,) float32 on the CPU; see `whitening.unwhiten`."""
-        rng, vector = random.Random(seed), nn.Parameter(start.clone())
-        by_layer = [[o for o in observations if o.layer == layer] for layer in range(len(self.retrieval))]
 
-        def loss(step: int, part: int) -> tuple[Tensor, list[float]]:
-            namm = stacked_namm(unwhiten(vector, matrix)[None], statistics)
-            return torch.stack([self.loss(namm, rng.choice(some)) for some in by_layer]).mean(), []
+def fit(
+    parts: Sequence[tuple[Distillation, Sequence[Observation]]],
+    start: Tensor,
+    matrix: Tensor,
+    statistics: Moments,
+    *,
+    steps: int,
+    seed: int,
+    accelerator: Accelerator,
+    scorer: str = "published",
+) -> Tensor:
+    """Fit whitened parameters from `start`, (size,) float32 on the CPU; see `whitening.unwhiten`.
 
-        Loop(
-            nn.ParameterList([vector]),
-            torch.optim.Adam([vector], lr=_RATE, betas=(0.9, 0.98)),
-            loss,
-            steps,
-            schedule=lambda step: min(1, (step + 1) / _WARM_UP) * (1 - step / steps),
-            accelerator=accelerator,
-            label="distillation",
-        ).run()
-        return vector.detach()
+    Args:
+        parts: the rule of each base model with observations of it. A step takes one of every layer of one model, the
+            models in turn.
+        scorer: the form of the scoring network.
+    """
+    rng, vector = random.Random(seed), nn.Parameter(start.clone())
+    models = [
+        (rule, [[o for o in observations if o.layer == layer] for layer in range(len(rule.retrieval))])
+        for rule, observations in parts
+    ]
+
+    def loss(step: int, part: int) -> tuple[Tensor, list[float]]:
+        namm = stacked_namm(unwhiten(vector, matrix, SCORERS[scorer])[None], statistics, scorer=scorer)
+        rule, by_layer = models[step % len(models)]
+        return torch.stack([rule.loss(namm, rng.choice(some)) for some in by_layer]).mean(), []
+
+    Loop(
+        nn.ParameterList([vector]),
+        torch.optim.Adam([vector], lr=_RATE[scorer], betas=(0.9, 0.98)),
+        loss,
+        steps,
+        schedule=lambda step: min(1, (step + 1) / _WARM_UP) * (1 - step / steps),
+        accelerator=accelerator,
+        label="distillation",
+    ).run()
+    return vector.detach()
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:

@@ -20,13 +20,14 @@ from namm_transfer.evals.tasks.text import prose
 from namm_transfer.evals.tasks.text.families import make_prompt
 from namm_transfer.files import write_atomic
 from namm_transfer.moments import Moments
-from namm_transfer.namm import FEATURES, NAMM, SIZE
+from namm_transfer.namm import NAMM
+from namm_transfer.scorers import FEATURES, SCORERS
 from namm_transfer.training.loop import check_identity, progress_bar
 from namm_transfer.training.namm import fitness, plot
 from namm_transfer.training.namm.cmaes import Search
 from namm_transfer.training.namm.config import EvolutionConfig
 from namm_transfer.training.namm.fitness import Scores
-from namm_transfer.training.namm.learning import METRICS, Learning
+from namm_transfer.training.namm.learning import METRICS, Learning, distinct
 from namm_transfer.training.namm.multi_question import MultiQuestionPrompt
 from namm_transfer.training.namm.state import FIELDS, State
 from namm_transfer.training.namm.whitening import unwhiten
@@ -63,16 +64,16 @@ _HOW = {
 
 def learned_by(config: EvolutionConfig) -> list[str]:
     """Return the fields of the configuration that must not change when learning continues."""
-    fixed = (*LEARNED, "attention_dtype")
-    names = [field.name for field in dataclasses.fields(EvolutionConfig)]
-    return [n for n in names if n in fixed or (n.startswith("learn_") and n not in MAY_CHANGE)]
+    fixed = (*LEARNED, "attention_dtype", "scorer")
+    return [n for n in config.stated() if n in fixed or (n.startswith("learn_") and n not in MAY_CHANGE)]
 
 
 class Evolution:
     """One run that makes a NAMM on text.
 
     Args:
-        adapter: the base model.
+        adapters: the base model, and those of `learn_also` in the configuration, in their order; the same object for
+            the same model.
         config: how to make it.
         seed: seed of the search and of the prompts.
         out: folder of everything written: the NAMM with the best validation (`model.safetensors`, `config.json`),
@@ -86,7 +87,7 @@ class Evolution:
 
     def __init__(
         self,
-        adapter: CausalLMAdapter,
+        adapters: Sequence[CausalLMAdapter],
         config: EvolutionConfig,
         *,
         seed: int,
@@ -94,7 +95,9 @@ class Evolution:
         resume: bool,
         accelerator: Accelerator,
     ) -> None:
-        self.adapter, self.config, self.seed, self.out, self.accelerator = adapter, config, seed, out, accelerator
+        self.adapters, self.adapter, self.config, self.seed = adapters, adapters[0], config, seed
+        self.out, self.accelerator = out, accelerator
+        self.form = SCORERS[config.scorer]
         begun = [path for path in (self._state_path, self._learning_path) if path.exists()]
         if begun and not resume:
             raise NammTransferError(f"{begun[0]} exists: go on from it with --resume, or give another --out")
@@ -116,7 +119,7 @@ class Evolution:
 
     @property
     def mean(self) -> np.ndarray:
-        """The flat vector of the search's mean, (4172,) float64."""
+        """The flat vector of the search's mean, (size,) float64."""
         return self._flat(self.search.mean[None])[0]
 
     def run(self) -> NAMM:
@@ -148,7 +151,7 @@ class Evolution:
         return NAMM.from_vector(self.state.best, mean=statistics.mean, var=statistics.var, **self.config.memory)
 
     def validate(self, vector: np.ndarray) -> Scores:
-        """Score one vector, (4172,), on the validation prompts."""
+        """Score one vector, (size,), on the validation prompts."""
         prompts = self._prompts("validation", self.config.validation_prompts, 0, self.config.validation_tokens)
         return self._evaluate(prompts, vector[None], "validation")
 
@@ -172,15 +175,22 @@ class Evolution:
             )
 
     def _prompts(
-        self, split: prose.Split, each: int, generation: int, tokens: Sequence[int]
+        self,
+        split: prose.Split,
+        each: int,
+        generation: int,
+        tokens: Sequence[int],
+        adapter: CausalLMAdapter | None = None,
     ) -> list[MultiQuestionPrompt]:
-        """Make `each` prompts of every family, with the lengths `tokens` in turn."""
+        """Make `each` prompts of every family, with the lengths `tokens` in turn, in tokens of the base model or of
+        another `adapter`."""
+        adapter = adapter or self.adapter
         prompts = [
-            make_prompt(family, split, self.seed, n, tokens=tokens[n % len(tokens)], count=self.adapter.count)
+            make_prompt(family, split, self.seed, n, tokens=tokens[n % len(tokens)], count=adapter.count)
             for family in self.config.families
             for n in range(generation * each, (generation + 1) * each)
         ]
-        return [MultiQuestionPrompt.of(self.adapter, prompt) for prompt in prompts]
+        return [MultiQuestionPrompt.of(adapter, prompt) for prompt in prompts]
 
     def _sized(self, namm: NAMM, share: float) -> NAMM:
         """Return a copy whose output bias, found by bisection, makes it keep this share of the longest validation
@@ -199,17 +209,18 @@ class Evolution:
     def _identity(self, fields: Collection[str] | None = None) -> dict[str, Any]:
         """Return all that decides a result: the seed, the text, the model's arithmetic and these fields of the
         configuration (all but `_NOT_IDENTITY` by default)."""
-        config = dataclasses.asdict(self.config)
-        used = {name: value for name, value in config.items() if name not in _NOT_IDENTITY}
+        used = {name: value for name, value in self.config.stated().items() if name not in _NOT_IDENTITY}
         used = {name: value for name, value in used.items() if fields is None or name in fields}
         used |= {"seed": self.seed, "text": prose.fingerprint(), "dtype": str(self.adapter.model.dtype)}
         return used if fields is not None else used | {"cma": version("cma")}
 
     def _begin(self) -> State:
         config = self.config
-        prompts = self._prompts("train", config.statistics_prompts, 10**6, config.validation_tokens)
-        with progress_bar(self.accelerator, "statistics", len(prompts) // self.accelerator.num_processes) as bar:
-            moments = fitness.estimate_statistics(self.adapter, prompts, config, self.accelerator, bar.update)
+        moments = Moments()
+        for adapter in distinct(self.adapters):
+            prompts = self._prompts("train", config.statistics_prompts, 10**6, config.validation_tokens, adapter)
+            with progress_bar(self.accelerator, "statistics", len(prompts) // self.accelerator.num_processes) as bar:
+                moments.merge(fitness.estimate_statistics(adapter, prompts, config, self.accelerator, bar.update))
         start, matrix, log = self._start(moments)
         self.search = self._search(start)
         self.state = State(
@@ -232,16 +243,21 @@ class Evolution:
         return Search(start[-config.dimensions :], members=config.members, sigma=config.sigma, seed=self.seed)
 
     def _flat(self, found: np.ndarray) -> np.ndarray:
-        """Make flat vectors from the searched parameters: (n, dimensions) -> (n, 4172)."""
-        rest, matrix = self.state.start[: SIZE - self.config.dimensions], torch.tensor(self.state.matrix).double()
-        return np.stack([unwhiten(torch.tensor(np.concatenate([rest, some])), matrix).numpy() for some in found])
+        """Make flat vectors from the searched parameters: (n, dimensions) -> (n, size)."""
+        rest, matrix = self.state.start[: -self.config.dimensions], torch.tensor(self.state.matrix).double()
+        whitened = (torch.tensor(np.concatenate([rest, some])) for some in found)
+        return np.stack([unwhiten(vector, matrix, self.form).numpy() for vector in whitened])
 
     def _start(self, statistics: Moments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Compute `start`, `matrix` and `learning` of the state."""
         if self.config.start == "zero":
-            return np.zeros(SIZE), np.eye(FEATURES, dtype=np.float32), np.zeros((0, len(METRICS)), dtype=np.float32)
+            return (
+                np.zeros(self.form.size),
+                np.eye(FEATURES, dtype=np.float32),
+                np.zeros((0, len(METRICS)), dtype=np.float32),
+            )
         learning = Learning(
-            self.adapter,
+            self.adapters,
             self.config,
             statistics,
             seed=self.seed,

@@ -20,9 +20,10 @@ from torch import Tensor
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.cache.memory_cache import MemoryCache
 from namm_transfer.moments import Moments
-from namm_transfer.namm import NAMM, SHAPES, SIZE
+from namm_transfer.namm import NAMM
 from namm_transfer.policies import FullCache
 from namm_transfer.policy import EvictionPolicy
+from namm_transfer.scorers import scorer
 from namm_transfer.training.namm.config import EvolutionConfig
 from namm_transfer.training.namm.multi_question import MultiQuestionPrompt
 from namm_transfer.training.namm.statistics import MomentsRecorder
@@ -93,16 +94,17 @@ def stacked_namm(vectors: Tensor, statistics: Moments, **options: Any) -> NAMM:
     saved nor serve another batch size, unless it has one member: then its parameters have their ordinary shapes.
 
     Args:
-        vectors: (members, 4172) flat vectors.
+        vectors: (members, size) flat vectors.
         statistics: normalisation statistics, the same for all.
         options: as for `NAMM`.
     """
-    namm = StackedNAMM.from_vector(torch.zeros(SIZE), mean=statistics.mean, var=statistics.var, **options)
+    form = scorer(options.get("scorer", "published"))
+    namm = StackedNAMM.from_vector(torch.zeros(form.size), mean=statistics.mean, var=statistics.var, **options)
     namm = namm.to(vectors.device)
     namm.members = len(vectors)
-    sizes = [torch.Size(shape).numel() for shape in SHAPES.values()]
-    for (name, shape), part in zip(SHAPES.items(), vectors.float().split(sizes, dim=1), strict=True):
+    for name, part in form.split(vectors.float()).items():
         layer, kind = name.split(".")
+        shape = form.shapes[name]
         # A bias gets an axis for the tokens as well: (members, heads, tokens, outputs).
         stacked = part.reshape(*([len(vectors)] + [1] * (3 - len(shape)) if len(vectors) > 1 else []), *shape)
         delattr(getattr(namm, layer), kind)  # a parameter cannot carry a gradient from elsewhere
@@ -143,7 +145,7 @@ def evaluate(
     """Score every vector on every prompt; the result does not depend on the process or the number of processes.
 
     Args:
-        vectors: (members, 4172).
+        vectors: (members, size).
         tick: called after every batch of members on this process.
     """
     members = torch.as_tensor(vectors, dtype=torch.float32, device=adapter.device)
@@ -176,7 +178,7 @@ def estimate_statistics(
     """Estimate full-cache statistics over all layers, heads, tokens, updates and prompts (spec section 4)."""
     rows = torch.zeros(len(prompts), len(Moments().to_row()), dtype=torch.float64)
     for p in share(list(range(len(prompts))), accelerator):
-        recorder = MomentsRecorder(config.update_interval, attention_dtype=config.attention_dtype)
+        recorder = MomentsRecorder(config.update_interval, config.attention_dtype, config.scorer)
         prompts[p].read(adapter.model, adapter.memory(recorder), prompts[p].text)
         rows[p] = recorder.moments.to_row()
         tick()

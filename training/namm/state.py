@@ -29,7 +29,7 @@ class State:
     statistics: np.ndarray
     """Normalisation statistics, (35,) float64: count, 17 means, 17 variances."""
     start: np.ndarray
-    """(4172,) float64: where the search began, in whitened parameters"""
+    """(size,) float64: where the search began, in whitened parameters"""
     matrix: np.ndarray
     """Whitening matrix, (25, 25) float32; see `whitening.unwhiten`."""
     learning: np.ndarray
@@ -37,11 +37,11 @@ class State:
     history: np.ndarray
     """(generations, members) float64: the fitness of every member ever, from which the search is replayed"""
     mean: np.ndarray
-    """Flat vector of the search's mean, (4172,) float64, which a replay must reproduce."""
+    """Flat vector of the search's mean, (size,) float64, which a replay must reproduce."""
     log: np.ndarray
     """(generations + 1, 6) float64, columns `FIELDS`; row 0 is the start; NaN where there was no validation"""
     best: np.ndarray
-    """(4172,) float64: the mean with the best validation so far"""
+    """(size,) float64: the mean with the best validation so far"""
     best_generation: np.ndarray
     """(1,) int64: generation of `best`"""
 

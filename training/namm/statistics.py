@@ -24,17 +24,17 @@ class SpectrumRecorder(NAMM):
 
 
 class MomentsRecorder(NAMM):
-    """Keeps everything and accumulates mean and variance of all spectra at every update.
+    """Keeps everything and accumulates mean and variance of what `scorer` normalises, at every update.
 
     Old tokens are shown again at each update and count again, as in the published training.
     """
 
-    def __init__(self, update_interval: int = 512, attention_dtype: str = "float32") -> None:
-        super().__init__(update_interval, attention_dtype=attention_dtype)
+    def __init__(self, update_interval: int = 512, attention_dtype: str = "float32", scorer: str = "published") -> None:
+        super().__init__(update_interval, attention_dtype=attention_dtype, scorer=scorer)
         self.moments = Moments()
 
     def select(self, view: LayerView) -> Tensor:
         """Keep every token."""
-        spectrum = view.state["spectrum"].transpose(-1, -2)
+        spectrum = self.form.compress(view.state["spectrum"]).transpose(-1, -2)
         self.moments.add(spectrum[view.real])
         return view.real

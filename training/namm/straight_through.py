@@ -80,7 +80,7 @@ class StraightThrough:
         # As in the live cache: kept tokens only, a shorter head's padding slots in front, where they touch no score.
         order = newest_last(alive, int(alive.sum(-1).max()))
         seen = spectrum.gather(-1, order[:, :, None].expand(-1, -1, BINS, -1))
-        scores = torch.zeros_like(stay).scatter(-1, order, namm.score(namm.features(seen, order)))
+        scores = torch.zeros_like(stay).scatter(-1, order, namm.score_held(seen, order, alive.gather(-1, order)))
         scores = scores.masked_fill(places == len(places) - 1, _NEWEST)
         margin = scores - _edge(scores.detach(), alive) if namm.selection == "layer" else scores
         if self.noise:

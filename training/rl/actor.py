@@ -7,12 +7,14 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from namm_transfer.errors import NammTransferError
+from namm_transfer.evals.tasks.rl.environments import Act
 from namm_transfer.evals.tasks.rl.tasks import task
 from namm_transfer.files import write_atomic
 
@@ -44,6 +46,18 @@ class BehaviourActor(nn.Module):
             noise = torch.randn(raw.shape, generator=generator)
             raw = raw + self.log_std(features).clamp(*LOG_STD_RANGE).exp() * noise
         return torch.tanh(raw) if self.squash == "tanh" else raw.clamp(-1, 1)
+
+
+def sampled(actor: BehaviourActor, env: str, seed: int) -> Act:
+    """Make the function that samples actions from a behaviour policy, scaled to the bounds of task `env`."""
+    generator = torch.Generator().manual_seed(seed)
+    low, high = task(env).bounds
+
+    def act(observations: np.ndarray, _: np.ndarray) -> np.ndarray:
+        actions = actor.act(torch.from_numpy(observations).float(), generator).numpy()
+        return (low + high) / 2 + (high - low) / 2 * actions
+
+    return act
 
 
 def save_actor(actor: BehaviourActor, folder: Path, facts: dict[str, Any]) -> None:

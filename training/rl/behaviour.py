@@ -1,7 +1,9 @@
 """Train a behaviour policy up to a tier: `medium` (40 to 60 normalised) or `expert` (90 or more).
 
     python -m namm_transfer.training.rl.behaviour --env halfcheetah --out runs/behaviour/halfcheetah-medium
+    python -m namm_transfer.training.rl.behaviour --env Ant-v5 --reach 800 --algorithm ppo --out runs/behaviour/ant
 
+Where an environment has no reference returns, --reach says which mean return makes a policy one of the tier.
 Writes `OUT/actor.safetensors`, the first snapshot that reaches the tier with sampled actions, as the data will have,
 and with `--replay ID` the `medium-replay` data: every episode of the training on the way there. A killed training goes
 on from the state it keeps with the same command. Needs the extra `[train]`.
@@ -16,18 +18,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, rollout
-from namm_transfer.evals.tasks.rl.tasks import Task, task
+from namm_transfer.evals.tasks.rl.tasks import TASKS, Task, task
 from namm_transfer.files import write_atomic
 from namm_transfer.training.loop import check_identity
 from namm_transfer.training.rl import card, experience
-from namm_transfer.training.rl.actor import BehaviourActor, save_actor
+from namm_transfer.training.rl.actor import BehaviourActor, sampled, save_actor
 from namm_transfer.training.rl.checks import check_positive, run_command, writing_to
 from namm_transfer.training.rl.learners import LEARNERS, Learner
 
@@ -39,8 +40,8 @@ CARD = """# Behaviour policy, {env} {tier}
 The actor of {algorithm} after {steps:,} steps in {gym_id} (seed {seed}): `actor.safetensors`, read by
 `namm_transfer.training.rl.actor.load_actor`. It makes the `{env}` {tier} data.
 
-Sampled actions, {episodes} episodes: mean return {return:.0f} (v5; normalised by D4RL's references {score:.1f}), mean
-length {length:.0f}, mean distance {distance:.0f} m. Made with stable-baselines3 by
+Sampled actions, {episodes} episodes: mean return {return:.0f}{normalised}, mean
+length {length:.0f}{moved}. Made with stable-baselines3 by
 
     {command}
 
@@ -53,11 +54,13 @@ class Options:
     """Train a behaviour policy."""
 
     env: str
-    """hopper, halfcheetah, walker2d, or a Minari data set whose environment has reference returns."""
+    """hopper, halfcheetah, walker2d, a Gymnasium id such as Ant-v5, or the id of a Minari data set."""
     out: Path
     """Folder of the policy."""
     tier: Literal["medium", "expert"] = "medium"
     """Tier at which training stops."""
+    reach: float | None = None
+    """Mean return from which on a policy is of the tier, for an environment without reference returns."""
     state: Path | None = None
     """Folder of the training state; `runs/behaviour/ENV-TIER` by default."""
     replay: str | None = None
@@ -84,12 +87,7 @@ class Options:
 def measure(actor: BehaviourActor, env: str, episodes: int, seed: int) -> dict[str, float]:
     """Average return, normalised score, length and distance of sampled episodes, environment seeds `seed`, ..."""
     environments = Environments(env, episodes)
-    generator = torch.Generator().manual_seed(seed)
-
-    def act(observations: np.ndarray, _: np.ndarray) -> np.ndarray:
-        return actor.act(torch.from_numpy(observations).float(), generator).numpy()
-
-    found = rollout(environments, range(seed, seed + episodes), act)
+    found = rollout(environments, range(seed, seed + episodes), sampled(actor, env, seed))
     distance = np.mean(environments.positions())
     environments.close()
     mean = float(np.mean([trajectory.episode_return for trajectory in found]))
@@ -98,10 +96,13 @@ def measure(actor: BehaviourActor, env: str, episodes: int, seed: int) -> dict[s
     return {**facts, "episodes": episodes}
 
 
-def reaches(tier: str, measured: dict[str, float]) -> bool:
-    """Return True if a policy's mean score is in the tier and it moves; standing still earns 1 a step in Hopper."""
-    low, high = TIERS[tier]
-    return low <= measured["score"] <= high and measured["return"] >= 1.5 * measured["length"]
+def reaches(options: Options, measured: dict[str, float]) -> bool:
+    """Return True if a policy is of the tier and, in D4RL's tasks, moves: standing still earns 1 a step in Hopper."""
+    if options.reach is not None:
+        return measured["return"] >= options.reach
+    low, high = TIERS[options.tier]
+    moves = options.env not in TASKS or measured["return"] >= 1.5 * measured["length"]
+    return low <= measured["score"] <= high and moves
 
 
 class UntilTier(BaseCallback):
@@ -126,7 +127,7 @@ class UntilTier(BaseCallback):
         for episodes, seed in ((options.episodes, 10_000), (4 * options.episodes, 20_000)):
             result = measure(actor, options.env, episodes, seed + options.seed)
             tqdm.write(f"{options.env} {self.num_timesteps} " + " ".join(f"{k} {v:.1f}" for k, v in result.items()))
-            if not reaches(options.tier, result):
+            if not reaches(options, result):
                 return False
         facts = {
             "env": options.env,
@@ -146,8 +147,9 @@ def state_folder(options: Options) -> Path:
 
 
 def identity(options: Options) -> dict[str, Any]:
-    """Return the options that decide the policy; `steps` may be raised when training continues."""
-    return {name: value for name, value in vars(options).items() if name not in ("out", "state", "replay", "steps")}
+    """Return the options that decide the policy; `steps` and `reach`, where to stop, may change when it continues."""
+    places = ("out", "state", "replay", "steps", "reach")
+    return {name: value for name, value in vars(options).items() if name not in places}
 
 
 def check_state(options: Options) -> None:
@@ -177,7 +179,11 @@ def command(options: Options) -> str:
 
 def readme(facts: dict[str, Any], options: Options) -> str:
     """Return the README.md of a behaviour policy."""
-    return CARD.format(**{**facts, **facts["measured"]}, command=f"{command(options)} --out {options.out}")
+    score = f" (v5; normalised by D4RL's references {facts['measured']['score']:.1f})"
+    distance = facts["measured"]["distance"]
+    told = {"normalised": score if options.env in TASKS else ""}
+    told["moved"] = f", mean distance {distance:.0f} m" if math.isfinite(distance) else ""
+    return CARD.format(**facts, **facts["measured"], **told, command=f"{command(options)} --out {options.out}")
 
 
 def write_replay(dataset_id: str, options: Options, steps: int, done: bool) -> None:
@@ -202,9 +208,13 @@ def check(options: Options) -> Task:
     """Return the task; raise `NammTransferError` for invalid options before anything is trained."""
     check_positive(options, "steps", "width", "batch_size", "learning_rate", "evaluate_every", "episodes")
     found = task(options.env)
-    if not found.has_references:
+    if options.reach is not None and not math.isfinite(options.reach):
+        raise NammTransferError(f"--reach {options.reach}: expected a finite number")
+    if found.has_references == (options.reach is not None):
         raise NammTransferError(
-            f"{found.name} has no reference returns, so that no tier is defined; collect --tier random needs none"
+            f"--reach {options.reach}: {found.name} has reference returns, which define its tiers"
+            if found.has_references
+            else f"{found.name} has no reference returns that define a tier; expected --reach with a mean return"
         )
     if options.replay is not None:
         datasets.check_free(options.replay)

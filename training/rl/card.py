@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter
 from namm_transfer.evals.tasks.rl.datasets import Dataset
 from namm_transfer.evals.tasks.rl.environments import Environments, rollout
-from namm_transfer.evals.tasks.rl.tasks import TASKS, task
+from namm_transfer.evals.tasks.rl.tasks import task
 
 CARD = """---
 license: apache-2.0
@@ -105,10 +105,9 @@ def card(dataset: Dataset, training: dict[str, Any], rows: dict[str, np.ndarray]
     ]
     best = reference.score(float(rows["whole episode"].mean()))
     if reference.has_references:
-        source = "D4RL's reference returns, measured on its v2 environments: these are not D4RL numbers"
         verdict = (
             f"The model's mean score is {best:.1f}, its data's {data['score']:.1f}. A score is normalised by "
-            f"{source if reference.name in TASKS else 'the reference returns of the data set'}."
+            f"{reference.references}."
         )
     else:
         verdict = f"Without reference returns the score is the return. The mean of its data is {data['score']:.1f}."

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
 from namm_transfer.errors import NammTransferError
+from namm_transfer.evals.harness.cli import script
 
 Options = TypeVar("Options")
 
@@ -35,11 +36,14 @@ def writing_to(folder: Path) -> Iterator[None]:
         raise NammTransferError(f"{str(folder)!r} cannot be written: {problem}") from problem
 
 
-def run_command(main: Callable[[Options], Any], options: type[Options]) -> None:
-    """Parse the command line, run, print the result; on a `NammTransferError`, exit with its one-line message."""
-    try:
-        print(main(tyro.cli(options)))
-    except NammTransferError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from the last checkpoint")
+def run_command(main: Callable[[Options], Any], options: type[Options]) -> NoReturn:
+    """Parse the command line, run, print the result, and end with an exit status of `evals.harness.cli`."""
+
+    def command() -> None:
+        try:
+            print(main(tyro.cli(options)))
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+            raise
+
+    script(command)

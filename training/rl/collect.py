@@ -2,6 +2,7 @@
 
     python -m namm_transfer.training.rl.collect --env hopper
     python -m namm_transfer.training.rl.collect --env Ant-v5 --tier random
+    python -m namm_transfer.training.rl.collect --env t-maze --tier sighted
 
 The first makes `namm-transfer/hopper/medium-v0` with the policy shipped in `assets/behaviour/hopper-medium`, sampled as
 it was trained. The same seed gives the same data on the same machine and library versions, and the same distribution
@@ -13,20 +14,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.tasks.rl import datasets
+from namm_transfer.evals.tasks.rl.cued import without_cue
 from namm_transfer.evals.tasks.rl.environments import Act, Environments, Trajectory, random_policy, rollout
 from namm_transfer.evals.tasks.rl.tasks import task
 from namm_transfer.files import asset
 from namm_transfer.training.rl import card
-from namm_transfer.training.rl.actor import BehaviourActor, load_actor
+from namm_transfer.training.rl.actor import load_actor, sampled
 from namm_transfer.training.rl.checks import check_positive, run_command
+from namm_transfer.training.rl.sighted import sighted_policy
 
 ROWS = 20
 """Episodes collected side by side; part of what a seed means."""
@@ -38,8 +39,9 @@ class Options:
 
     env: str
     """hopper, halfcheetah, walker2d, a Gymnasium id such as Ant-v5, or the id of a Minari data set."""
-    tier: Literal["random", "medium", "expert", "medium-expert"] = "medium"
-    """Policy that plays: uniformly random actions, a trained one, or two trained ones for half of the steps each."""
+    tier: Literal["random", "medium", "expert", "medium-expert", "sighted"] = "medium"
+    """Policy that plays: uniformly random actions, a trained one, two trained ones for half of the steps each, or, in a
+    task with a cue, one that has the cue in sight; the data do not show it then."""
     actor: Path | None = None
     """Folder with the behaviour policy (medium or expert); assets/behaviour/ENV-TIER by default."""
     expert: Path | None = None
@@ -52,19 +54,9 @@ class Options:
     """Seed of the first episode's environment and of the policy's noise."""
 
 
-def sampled(actor: BehaviourActor, seed: int) -> Act:
-    """Make the function that samples actions from a behaviour policy."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def act(observations: np.ndarray, _: np.ndarray) -> np.ndarray:
-        return actor.act(torch.from_numpy(observations).float(), generator).numpy()
-
-    return act
-
-
-def collect(act: Act, env: str, steps: int, seed: int) -> Iterator[Trajectory]:
-    """Play whole episodes until there are `steps` steps; episode i has environment seed `seed + i`."""
-    environments, done = Environments(env, ROWS), 0
+def collect(act: Act, env: str, steps: int, seed: int, **options: Any) -> Iterator[Trajectory]:
+    """Play whole episodes in `env` made with `options` until there are `steps` steps; episode i has seed `seed + i`."""
+    environments, done = Environments(env, ROWS, **options), 0
     with tqdm(total=steps, desc=f"collect {env}", unit="step") as bar:
         while done < steps:
             for trajectory in rollout(environments, range(seed, seed + ROWS), act):
@@ -79,6 +71,11 @@ def players(options: Options) -> list[tuple[Act, str, str]]:
     """Load the policies of a tier: for each its action function, its algorithm and a description."""
     if options.tier == "random":
         return [(random_policy(options.env, options.seed), "random actions", "uniformly random actions")]
+    if options.tier == "sighted":
+        if options.tier not in task(options.env).tiers:
+            raise NammTransferError(f"--tier sighted: {options.env} has no cue; expected another tier")
+        told = "noisy actions of the behaviour in `training/rl/sighted.py`, which has the cue in sight"
+        return [(sighted_policy(options.env, options.seed), "scripted behaviour", told)]
     found = []
     for tier in options.tier.split("-"):
         given = options.expert if (options.tier, tier) == ("medium-expert", "expert") else options.actor
@@ -86,7 +83,7 @@ def players(options: Options) -> list[tuple[Act, str, str]]:
         told = f"sampled actions of a {facts['algorithm']} policy stopped after {facts['steps']:,} steps"
         if facts.get("tier", tier) != tier:
             raise NammTransferError(f"--actor {given}: its policy is of the tier {facts['tier']!r}, expected {tier!r}")
-        found.append((sampled(actor, options.seed), str(facts["algorithm"]), told))
+        found.append((sampled(actor, options.env, options.seed), str(facts["algorithm"]), told))
     return found
 
 
@@ -104,11 +101,14 @@ def main(options: Options) -> datasets.Dataset:
         f"`{card.command('namm_transfer.training.rl.collect', options, ('actor', 'expert'))}`."
     )
     share = -(-options.steps // len(found))
+    in_sight = {"in_sight": True} if options.tier == "sighted" else {}
     played = (
         episode
         for number, (act, _, _) in enumerate(found)
-        for episode in collect(act, options.env, share, options.seed + 1_000_000 * number)
+        for episode in collect(act, options.env, share, options.seed + 1_000_000 * number, **in_sight)
     )
+    if in_sight:
+        played = (replace(e, observations=without_cue(options.env, e.observations)) for e in played)
     algorithm = " and ".join(dict.fromkeys(name for _, name, _ in found))
     datasets.write(dataset_id, options.env, played, algorithm, description)
     return datasets.load(dataset_id, options.env)

@@ -1,12 +1,13 @@
-"""Import a Decision Transformer checkpoint of kzl/decision-transformer or CORL as a model folder.
+"""Import a Decision Transformer checkpoint of kzl/decision-transformer, CORL or d3rlpy as a model folder.
 
     python -m namm_transfer.training.rl.foreign --file dt_checkpoint.pt --env hopper --out runs/corl-hopper
     python -m namm_transfer.training.rl.foreign --file kzl.pt --env hopper --dataset me/data-v0 --out runs/kzl
+    python -m namm_transfer.training.rl.foreign --file model.pt --params params.json --env hopper --out runs/d3rlpy
 
 The file is read without unpickling objects: tensors, and NumPy arrays of numbers, or it is refused. CORL's checkpoints
 carry the state statistics of their data; those of kzl/decision-transformer (a state dict saved by its user) do not, and
-take them from a Minari data set. d3rlpy's models have a state encoder of several layers, which Hugging Face's format
-cannot hold, and are refused.
+take them from a Minari data set. What d3rlpy's `save_model` writes needs the `params.json` beside it, see
+`foreign_d3rlpy`.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.tasks import task
 from namm_transfer.files import write_atomic
 from namm_transfer.training.rl.checks import run_command, writing_to
+from namm_transfer.training.rl.foreign_d3rlpy import EPSILON, Weights, from_d3rlpy, read_params, statistics_of
 
-Weights = dict[str, Tensor]
 _CORE: Any = np._core if hasattr(np, "_core") else np.core  # renamed by NumPy 2
 _ARRAYS = [_CORE.multiarray._reconstruct, np.ndarray, np.dtype, codecs.encode]
 _ARRAYS += [type(np.dtype(kind)) for kind in ("f4", "f8")]
@@ -49,7 +50,9 @@ class Options:
     dataset: str | None = None
     """Minari id of the data it was trained on; needed where the checkpoint holds no state statistics."""
     heads: int = 1
-    """Attention heads, which the weights do not tell; 1 in both projects' configurations."""
+    """Attention heads, which the weights do not tell; 1 in the configurations of kzl and CORL."""
+    params: Path | None = None
+    """The params.json that d3rlpy wrote for the training of its checkpoint."""
     target_return: float | None = None
     """Return to ask for; the task's own by default."""
 
@@ -96,23 +99,25 @@ def from_corl(weights: Weights) -> Weights:
     return made
 
 
-def convert(found: dict[str, Any], heads: int, what: str) -> tuple[DecisionTransformerModel, Statistics | None]:
+def convert(
+    found: dict[str, Any], heads: int, what: str, params: Path | None = None
+) -> tuple[DecisionTransformerModel, Statistics | None]:
     """Build the model from a checkpoint's content, and its statistics if they are included.
+
+    Args:
+        found: the content, as `read` returns it.
+        heads: attention heads, for kzl's and CORL's.
+        what: names the checkpoint in errors.
+        params: d3rlpy's params.json, for a checkpoint of d3rlpy.
 
     Raises:
         NammTransferError: another layout, missing or unknown weights, or numbers that are not finite.
     """
-    content = found.get("model_state", found)
-    weights = {name: tensor for name, tensor in dict(content).items() if isinstance(tensor, Tensor)}
-    if "state_emb.weight" in weights:
-        named, activation = from_corl(weights), "gelu"
-    elif "embed_state.weight" in weights and any(name.startswith("transformer.h.") for name in weights):
-        named, activation = from_kzl(weights), "relu"
-    else:
-        raise NammTransferError(
-            f"{what} has the entries {sorted(content)[:5]}; expected those of kzl/decision-transformer or CORL "
-            "(d3rlpy's state encoder cannot be held by Hugging Face's format)"
-        )
+    content = found.get("model_state", found.get("transformer", found))
+    content = content if isinstance(content, dict) else found
+    weights = {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    settings = read_params(params) if params is not None and "_rtg_embed.weight" in weights else None
+    named, shape = _renamed(weights, heads, what, settings)
     try:
         width, states = named["embed_state.weight"].shape
         config = DecisionTransformerConfig(
@@ -121,28 +126,43 @@ def convert(found: dict[str, Any], heads: int, what: str) -> tuple[DecisionTrans
             hidden_size=width,
             max_ep_len=named["embed_timestep.weight"].shape[0],
             n_layer=1 + max(int(name.split(".")[2]) for name in named if name.startswith("encoder.h.")),
-            n_head=heads,
-            activation_function=activation,
             n_positions=1,
             bos_token_id=None,
             eos_token_id=None,
+            **shape,
         )
         model = DecisionTransformerModel(config)
         own = model.state_dict()
         idle = {"encoder.wpe.weight", "encoder.wte.weight"}  # Hugging Face adds wpe[0] to every token
         idle |= {name for name in own if name.startswith(("predict_state", "predict_return"))}
         model.load_state_dict({**{name: torch.zeros_like(own[name]) for name in idle}, **named})
-        size = (1, states)
-        vectors = [
-            np.asarray(found[name], np.float32).reshape(size)[0]
-            for name in ("state_mean", "state_std")
-            if name in found
-        ]
+        statistics = None if settings is None else statistics_of(settings, states)
+        if {"state_mean", "state_std"} <= found.keys():
+            mean, std = (np.asarray(found[name], np.float32).reshape(states) for name in ("state_mean", "state_std"))
+            statistics = Statistics(mean, std)
     except Exception as problem:  # shapes, names and configurations that do not fit each other
         raise NammTransferError(f"{what} does not hold a Decision Transformer's weights: {problem}") from problem
     if not all(bool(tensor.isfinite().all()) for tensor in named.values()):
         raise NammTransferError(f"{what} holds weights that are not finite")
-    return model.eval(), Statistics(*vectors) if len(vectors) == 2 else None
+    return model.eval(), statistics
+
+
+def _renamed(
+    weights: Weights, heads: int, what: str, settings: dict[str, Any] | None
+) -> tuple[Weights, dict[str, Any]]:
+    """The weights under Hugging Face's names, and the settings that they do not tell."""
+    if "state_emb.weight" in weights:
+        return from_corl(weights), {"activation_function": "gelu", "n_head": heads}
+    if "embed_state.weight" in weights and any(name.startswith("transformer.h.") for name in weights):
+        return from_kzl(weights), {"activation_function": "relu", "n_head": heads}
+    if "_rtg_embed.weight" not in weights:
+        raise NammTransferError(
+            f"{what} has the entries {sorted(weights)[:5]}; expected those of kzl/decision-transformer, CORL or d3rlpy"
+        )
+    if settings is None:
+        raise NammTransferError(f"{what} is d3rlpy's; expected --params with the params.json of its training")
+    known = {"activation_function": settings["activation_type"], "n_head": settings["num_heads"]}
+    return from_d3rlpy(weights), {**known, "layer_norm_epsilon": EPSILON}
 
 
 def main(options: Options) -> str:
@@ -150,7 +170,7 @@ def main(options: Options) -> str:
     reference = task(options.env)
     if (options.out / "model.safetensors").exists():
         raise NammTransferError(f"{options.out} holds a model; expected another --out")
-    model, statistics = convert(read(options.file), options.heads, str(options.file))
+    model, statistics = convert(read(options.file), options.heads, str(options.file), options.params)
     sizes = (model.config.state_dim, model.config.act_dim)
     if sizes != (reference.observation_size, reference.action_size):
         raise NammTransferError(f"{options.file} has states and actions of {sizes} numbers, not those of {options.env}")

@@ -11,18 +11,34 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
+import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces, wrappers
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from namm_transfer.evals.tasks.rl.environments import Trajectory, make
+from namm_transfer.evals.tasks.rl.environments import Trajectory
+from namm_transfer.evals.tasks.rl.tasks import flat, make, task
 from namm_transfer.files import write_atomic
 from namm_transfer.training.rl.actor import BehaviourActor
 from namm_transfer.training.rl.experience import Recorder
 
 REPLAY_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+def world(env: str, episodes: list[Trajectory]) -> gymnasium.Env[Any, Any]:
+    """Make an environment of vectors whose actions lie between -1 and 1; its whole episodes go to `episodes`."""
+    low, high = task(env).bounds
+    made: gymnasium.Env[Any, Any] = make(env)
+    if isinstance(made.observation_space, spaces.Dict):
+        size = task(env).observation_size
+        made = wrappers.TransformObservation(made, flat, spaces.Box(-np.inf, np.inf, (size,), np.float64))
+    recorded = Recorder(made, episodes)
+    if (low == -1).all() and (high == 1).all():
+        return recorded
+    return wrappers.RescaleAction(recorded, np.float32(-1), np.float32(1))
 
 
 class Learner(Protocol):
@@ -50,7 +66,7 @@ class SoftActorCritic:
         self.episodes: list[Trajectory] = []
         self.model: Any = SAC(
             "MlpPolicy",
-            Recorder(make(env), self.episodes),
+            world(env, self.episodes),
             learning_rate=learning_rate,
             batch_size=batch_size,
             buffer_size=steps,
@@ -97,7 +113,7 @@ class ProximalPolicyOptimisation:
     def __init__(self, env: str, width: int, learning_rate: float, batch_size: int, steps: int, seed: int) -> None:
         self.width = width
         self.episodes: list[Trajectory] = []
-        environments = DummyVecEnv([lambda: Recorder(make(env), self.episodes)] * 8)
+        environments = DummyVecEnv([lambda: world(env, self.episodes)] * 8)
         self.environments = VecNormalize(environments, clip_obs=np.inf)
         self.seen: dict[str, Any] = {"observations": self.environments.obs_rms, "returns": self.environments.ret_rms}
         self.model: Any = PPO(

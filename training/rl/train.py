@@ -65,6 +65,9 @@ class Options:
     """Transformer blocks."""
     heads: int = 1
     """Attention heads."""
+    opening: int = 0
+    """First time steps of an episode that every window begins with, so that what they show is learned to be recalled
+    over gaps; the whole episode is among the windows anyway."""
     max_ep_len: int = 1024
     """Entries of the time-step embedding."""
     episodes: int = 20
@@ -79,6 +82,7 @@ class Windows:
 
     dataset: datasets.Dataset
     generator: np.random.Generator
+    opening: int = 0
     weights: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -96,19 +100,20 @@ class Windows:
         for index in self.generator.choice(len(self.weights), rows, p=self.weights):
             trajectory = self.dataset.trajectories[index]
             first = int(self.generator.integers(max(1, len(trajectory) - length + 1)))
-            found.append((trajectory, first, min(length, len(trajectory) - first)))
-        longest = max(steps for _, _, steps in found)
+            window = np.arange(first, min(first + length, len(trajectory)))
+            found.append((trajectory, np.concatenate([np.arange(min(self.opening, first)), window])))
+        longest = max(len(window) for _, window in found)
         states = np.zeros((rows, longest, reference.observation_size), dtype=np.float32)
         actions = np.zeros((rows, longest, reference.action_size), dtype=np.float32)
         returns = np.zeros((rows, longest, 1), dtype=np.float32)
         timesteps = np.zeros((rows, longest), dtype=np.int64)
         real = np.zeros((rows, longest), dtype=bool)
-        for row, (trajectory, first, steps) in enumerate(found):
-            inside = slice(first, first + steps)
-            states[row, :steps] = (trajectory.observations[inside] - self.mean) / self.std
-            actions[row, :steps] = trajectory.actions[inside]
-            returns[row, :steps, 0] = trajectory.returns_to_go()[inside] / RETURN_SCALE
-            timesteps[row, :steps] = np.arange(first, first + steps)
+        for row, (trajectory, window) in enumerate(found):
+            steps = len(window)
+            states[row, :steps] = (trajectory.observations[window] - self.mean) / self.std
+            actions[row, :steps] = trajectory.actions[window]
+            returns[row, :steps, 0] = trajectory.returns_to_go()[window] / RETURN_SCALE
+            timesteps[row, :steps] = window
             real[row, :steps] = True
         arrays = {"states": states, "actions": actions, "returns_to_go": returns, "timesteps": timesteps, "real": real}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -126,6 +131,7 @@ def new_model(options: Options) -> DecisionTransformerModel:
         n_head=options.heads,
         max_ep_len=options.max_ep_len,
         attn_pdrop=0.0,
+        n_positions=1,  # the encoder's own positions: all tokens have the first, their time step tells them apart
         bos_token_id=None,
         eos_token_id=None,
     )
@@ -143,7 +149,7 @@ def rate(update: int, updates: int) -> float:
 
 def identity(options: Options, dataset: datasets.Dataset) -> dict[str, Any]:
     """Return the options and data that decide the weights, without paths and the number of measurements."""
-    names = ("env", "updates", "tokens", "learning_rate", "width", "layers", "heads", "max_ep_len", "seed")
+    names = ("env", "updates", "tokens", "learning_rate", "width", "layers", "heads", "opening", "max_ep_len", "seed")
     return {**{name: getattr(options, name) for name in names}, "data_sha256": dataset.sha256}
 
 
@@ -153,10 +159,11 @@ def fit(options: Options, dataset: datasets.Dataset, device: torch.device) -> De
     model.to(device)
 
     def loss(update: int, _: int) -> tuple[Tensor, tuple[()]]:
-        windows = Windows(dataset, np.random.default_rng((options.seed, update)))  # the same after a restart
+        generator = np.random.default_rng((options.seed, update))  # the same after a restart
+        windows = Windows(dataset, generator, options.opening)
         torch.manual_seed(options.seed * 1_000_003 + update)
         length = int(windows.generator.choice(WINDOWS, p=WINDOW_SHARES))
-        batch = windows.batch(length, max(1, -(-options.tokens // (3 * length))))
+        batch = windows.batch(length, max(1, -(-options.tokens // (3 * (options.opening + length)))))
         return action_loss(model, {name: value.to(device) for name, value in batch.items()}), ()
 
     Loop(

@@ -12,7 +12,6 @@ number alone, so that the same command continues a run that was killed, to the s
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaNextVideoForConditionalGeneration
 
-from namm_transfer.errors import NammTransferError
+from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.tasks.video import scenes
 from namm_transfer.training.loop import Loop, warm_up_cosine
 from namm_transfer.training.video import small
@@ -172,7 +171,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except NammTransferError as error:
-        sys.exit(f"error: {error}")
+    script(lambda: main(tyro.cli(Options, description=__doc__)))

@@ -9,7 +9,6 @@ terminal or timeout belong to an episode whose end is not known and are left out
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import tyro
 
 from namm_transfer.errors import NammTransferError
+from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Trajectory
 from namm_transfer.evals.tasks.rl.identity import check_first_states, check_name
@@ -144,9 +144,11 @@ def main(options: Options) -> datasets.Dataset:
     return datasets.load(options.id, options.env)
 
 
+def command() -> None:
+    """Import the file that the command line names and print what was made."""
+    made = main(tyro.cli(Options))
+    print(made.id, made.summary())
+
+
 if __name__ == "__main__":
-    try:
-        made = main(tyro.cli(Options))
-        print(made.id, made.summary())
-    except NammTransferError as error:
-        sys.exit(f"error: {error}")
+    script(command)

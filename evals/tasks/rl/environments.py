@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -44,11 +45,11 @@ class Trajectory:
 
 
 class Environments:
-    """`count` copies of one environment. A finished row is no longer stepped, its observation stays."""
+    """`count` copies of an environment made with `options`. A finished row is no longer stepped and keeps its state."""
 
-    def __init__(self, name: str, count: int) -> None:
+    def __init__(self, name: str, count: int, **options: Any) -> None:
         self.task = task(name)
-        self.envs = [make(name) for _ in range(count)]
+        self.envs = [make(name, **options) for _ in range(count)]
         self.observations = np.zeros((count, self.task.observation_size))
         self.alive = np.zeros(count, dtype=bool)
         self.terminated = np.zeros(count, dtype=bool)

@@ -65,11 +65,14 @@ def open_dataset(dataset_id: str) -> Any:
 
 
 def registered(name: str) -> Any:
-    """Return Gymnasium's EnvSpec of an id, registering the robotics environments if installed; None if unknown."""
+    """Return Gymnasium's EnvSpec of an id, registering this project's and, if installed, the robotics
+    environments; None if unknown."""
     try:
         import gymnasium
     except ImportError as problem:
         raise NammTransferError(f"{name} needs {EXTRAS}: {problem}") from problem
+    import namm_transfer.evals.tasks.rl.cued  # noqa: F401 (registers this project's own)
+
     try:
         import gymnasium_robotics
 

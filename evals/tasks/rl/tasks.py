@@ -1,11 +1,13 @@
 """The environments that can be evaluated: their names, their spaces and the returns that scores are measured against.
 
-A name is a short name (`hopper`), the name of a D4RL data set (`hopper-medium-v2`), any id registered with Gymnasium
-(`Ant-v5`), or the id of a local Minari data set (`D4RL/pointmaze/umaze-v2`), whose metadata hold its environment and
-reference returns.
+A name is a short name (`hopper`, `t-maze`), the name of a D4RL data set (`hopper-medium-v2`), any id registered with
+Gymnasium (`Ant-v5`), or the id of a local Minari data set (`D4RL/pointmaze/umaze-v2`), whose metadata hold its
+environment and reference returns.
 
 Source of the references: D4RL (Fu et al., 2020), `d4rl/infos.py`. They were measured on the v2 environments; the
 environments here are Gymnasium's v5, so a score says "v5 return against the D4RL references" and is not a D4RL number.
+Those of the tasks with a cue (see `cued`) were measured here, in 200 episodes each: random actions, and the behaviour
+that has the cue in sight.
 """
 
 from __future__ import annotations
@@ -58,6 +60,10 @@ class Task:
     """Largest actions, (action_size,); empty means 1."""
     max_steps: int = 1000
     """Steps after which the environment ends an episode."""
+    tiers: tuple[str, ...] = ("medium", "medium-replay")
+    """Data sets that the shipped models were trained on, the default first."""
+    references: str = "D4RL's reference returns (measured on its v2 environments)"
+    """What the reference returns are, for reports."""
     spec: Any = None
     """Gymnasium's EnvSpec where the id alone does not say everything (an environment recovered from a data set)."""
 
@@ -79,12 +85,19 @@ class Task:
         return 100.0 * (episode_return - self.random_return) / (self.expert_return - self.random_return)
 
 
+_CUED: dict[str, Any] = {
+    "tiers": ("sighted",),
+    "references": "random actions and the behaviour that has the cue in sight",
+}
 TASKS: dict[str, Task] = {
     "hopper": Task("hopper", "Hopper-v5", 11, 3, -20.272305, 3234.3, 3600.0),
     "halfcheetah": Task("halfcheetah", "HalfCheetah-v5", 17, 6, -280.178953, 12135.0, 12000.0),
     "walker2d": Task("walker2d", "Walker2d-v5", 17, 6, 1.629008, 4592.3, 5000.0),
+    "cued-halfcheetah": Task("cued-halfcheetah", "namm-transfer/CuedHalfCheetah-v0", 21, 6, 19.35, 91.93, **_CUED),
+    "cued-swimmer": Task("cued-swimmer", "namm-transfer/CuedSwimmer-v0", 12, 2, 26.86, 71.38, **_CUED),
+    "t-maze": Task("t-maze", "namm-transfer/TMaze-v0", 6, 2, 0.0, 100.0, max_steps=800, **_CUED),
 }
-"""The tasks with D4RL references, by their short names."""
+"""The tasks with shipped models, by their short names."""
 
 
 def task(name: str) -> Task:
@@ -155,7 +168,7 @@ def _make(spec: Any, gym_id: str, **options: Any) -> gymnasium.Env[Any, Any]:
     try:
         import gymnasium
 
-        described = gymnasium.spec(spec) if isinstance(spec, str) else spec
+        described = (registered(spec) or gymnasium.spec(spec)) if isinstance(spec, str) else spec
         if "mujoco" in str(described.entry_point):
             import mujoco  # noqa: F401 (if it is missing, say so rather than what Gymnasium makes of it)
         with quiet_mujoco():
@@ -204,6 +217,7 @@ def _described(name: str, spec: Any, random_return: float | None = None, expert_
         low=tuple(boxes[-1].low.astype(float).tolist()),
         high=tuple(boxes[-1].high.astype(float).tolist()),
         max_steps=int(limit),
+        references="the reference returns in the data set",
         spec=spec,
     )
 

@@ -90,6 +90,7 @@ def load(task: Task, source: Source, count: int | None = None) -> list[Question]
         NammTransferError: nothing in there, or a line that does not fit; the message names task, file and line.
     """
     questions: list[Question] = []
+    _, _, behind = task.prompt.partition("{context}")
     for number, line in islice(source.lines(), count):
         fields, references = task.read(task, Entry(line, f"{task.id}, line {number} of {source.name!r}"))
         questions.append(
@@ -100,6 +101,7 @@ def load(task: Task, source: Source, count: int | None = None) -> list[Question]
                 references=references,
                 right=_shown(references[0]),
                 context=hashlib.sha256(fields["context"].encode()).hexdigest(),
+                asked=behind.format(**fields),
             )
         )
     if not questions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from string import Formatter
 from typing import Any
 
 from namm_transfer.errors import NammTransferError
@@ -36,6 +37,9 @@ class Entry:
         return NammTransferError(f"{self.where}: {name!r} is {str(self.values.get(name))[:80]!r}; expected {expected}")
 
 
+QUESTION_ROOM = 128
+"""Where context and question are read apart, tokens are kept free for questions in multiples of this number, so that
+questions of different lengths find the same part of a long context."""
 Read = Callable[["Task", Entry], tuple[dict[str, str], tuple[Any, ...]]]
 """Function of a line that returns the fields of its task's prompt, `context` among them, and the right answers."""
 
@@ -74,6 +78,12 @@ class Task:
     def id(self) -> str:
         """`longbench:trec`."""
         return f"{self.benchmark}:{self.name}"
+
+    @property
+    def asks_first(self) -> bool:
+        """True if something of the question stands before the text that it is about."""
+        before, _, _ = self.prompt.partition("{context}")
+        return any(field is not None for _, field, _, _ in Formatter().parse(before))
 
     def check(self) -> None:
         """Raise `NammTransferError` if a library that the metric needs is not there."""
@@ -126,6 +136,25 @@ class Question:
     """First right answer as text, for a reader of the report."""
     context: str
     """SHA-256 of the text that the question is about: questions about one text are no independent draws"""
+    asked: str = ""
+    """The end of the prompt, behind the text that the question is about; empty if the two are not told apart"""
+
+    def within(self, limit: int, tokenizer: Any, *, apart: bool) -> str:
+        """Return the prompt with at most `limit` tokens: the middle is cut out of it, or with `apart` of its context.
+
+        Raises:
+            NammTransferError: the question alone leaves no room for its context.
+        """
+        if not apart:
+            return shorten(self.prompt, limit, tokenizer)
+        tokens = len(tokenizer(self.asked, add_special_tokens=False, verbose=False).input_ids)
+        left = limit - -(-tokens // QUESTION_ROOM) * QUESTION_ROOM
+        if left < 2:
+            raise NammTransferError(
+                f"{self.id}: a question of {tokens} tokens, for which multiples of {QUESTION_ROOM} are kept free, "
+                f"leaves no room for its text in {limit}; expected a larger --max-tokens"
+            )
+        return shorten(self.prompt.removesuffix(self.asked), left, tokenizer) + self.asked
 
     def trim(self, answer: str) -> str:
         """Cut a generated text at the task's stop text, which the answer does not include."""

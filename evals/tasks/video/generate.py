@@ -5,6 +5,7 @@ The manifest `SPLIT-SECONDSs.json` has the form of a user's own benchmark (see `
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from fractions import Fraction
@@ -19,6 +20,7 @@ from namm_transfer.evals.tasks.video.scenes import TYPES, Film, make_film, quest
 from namm_transfer.files import make_folder, write_atomic
 
 FPS = 4
+AGES = (2, 8, 32, 128, 512, 2048)  # seconds between the end of what is asked for and the question
 SIZE = 128
 VERSION = 1  # of the drawing; part of the file names, so that an old cache is never taken for a new one
 
@@ -30,11 +32,18 @@ def cache_folder() -> Path:
 
 
 def generate(
-    folder: Path, split: str = "test", films: int = 50, seconds: int = 64, fps: int = FPS, size: int = SIZE
+    folder: Path,
+    split: str = "test",
+    films: int = 50,
+    seconds: int = 64,
+    fps: int = FPS,
+    size: int = SIZE,
+    *,
+    streaming: bool = False,
 ) -> Path:
     """Write the first films of a split, each with one question of every type, and their manifest; returns its path.
 
-    Files that are there already are not written again.
+    With `streaming`, the questions are those of `streaming_entries`. Files that are there are not written again.
     """
     make_folder(folder)
     entries = []
@@ -43,8 +52,9 @@ def generate(
         name = f"{split}-{seed:05d}-{seconds}s-{fps}fps-{size}px-v{VERSION}.mp4"
         if not (folder / name).exists():
             write_film(film, folder / name, fps, size)
-        entries += manifest_entries(film, name)
-    manifest = folder / f"{split}-{seconds}s-{fps}fps-{size}px-v{VERSION}-{films}.json"
+        entries += streaming_entries(film, name) if streaming else manifest_entries(film, name)
+    kind = "-streaming" if streaming else ""
+    manifest = folder / f"{split}-{seconds}s-{fps}fps-{size}px-v{VERSION}-{films}{kind}.json"
     write_atomic(manifest, json.dumps(entries, indent=1) + "\n")
     return manifest
 
@@ -64,6 +74,26 @@ def manifest_entries(film: Film, name: str) -> list[dict]:
                 {"video": name, "duration": film.seconds, "question": question.text,
                  "candidates": list(question.options), "answer": question.options[question.answer],
                  "question_type": kind}
+            )  # fmt: skip
+    return entries
+
+
+def streaming_entries(film: Film, name: str) -> list[dict]:
+    """Make questions that are asked while a film is watched, about what was on screen `AGES` seconds before.
+
+    Each is about a shape that is on screen once, for three seconds, and after which nobody was told to look.
+    """
+    asked = [question for question in questions(film) if question.kind in ("needle", "referring")]
+    entries = []
+    for number, (question, age) in enumerate(itertools.product(asked, AGES)):
+        shot = next(shot for shot in film.shots if shot.needle and question.text.endswith(f" {shot.shape}?"))
+        if shot.end + age <= film.seconds:
+            turned = question.turned_to((film.seed + number) % 4)
+            entries.append(
+                {"id": f"{film.split}-{film.seed}-{film.seconds}/{question.kind} {shot.shape}/{age} s", "video": name,
+                 "duration": film.seconds, "question": turned.text, "candidates": list(turned.options),
+                 "answer": turned.options[turned.answer], "question_type": question.kind, "seen_at": shot.end,
+                 "asked_at": shot.end + age}
             )  # fmt: skip
     return entries
 

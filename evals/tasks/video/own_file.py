@@ -9,9 +9,10 @@ from namm_transfer.adapters.video import prompts
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.tasks.json_files import expect, read_json
 from namm_transfer.evals.tasks.video.questions import VideoQuestion, check_options, indistinct
+from namm_transfer.evals.tasks.video.streaming import age_group
 
 FIELDS = {"video": str, "question": str, "candidates": list, "answer": str}
-OPTIONAL = {"id": str, "question_type": str, "duration": float}
+OPTIONAL = {"id": str, "question_type": str, "duration": float, "asked_at": float, "seen_at": float}
 """Fields of a question -> their types."""
 
 
@@ -19,9 +20,10 @@ def load_json(file: Path, root: Path | None = None) -> list[VideoQuestion]:
     """Load questions from a JSON list of objects in MLVU's form.
 
     Each has `video` (path relative to `root`, by default the file's folder), `question`, `candidates` (2 to 26 texts
-    that differ) and `answer` (one of the candidates, verbatim); `id`, `question_type` and `duration` (seconds) may be
-    left out, and further fields are kept for the record. The prompt lists the options and asks for a letter, as
-    instruction-tuned models can answer.
+    that differ) and `answer` (one of the candidates, verbatim); `id`, `question_type`, `duration`, `asked_at` (when the
+    question is asked) and `seen_at` (when its answer was last shown; all in seconds) may be left out, and further
+    fields are kept for the record. The prompt lists the options and asks for a letter, as instruction-tuned models can
+    answer.
 
     Raises:
         NammTransferError: no such file, no JSON, or an entry that does not fit; the message says which.
@@ -52,6 +54,9 @@ def _question(entry: Any, where: str, id: str, file: Path, root: Path | None) ->
         )
     if entry["answer"] not in options:
         raise NammTransferError(f"{where}: the answer {entry['answer']!r} is none of {options!r}")
+    asked_at, seen_at = entry.get("asked_at"), entry.get("seen_at")
+    if seen_at is not None and (asked_at is None or seen_at > asked_at):
+        raise NammTransferError(f"{where}: 'seen_at' is {seen_at} and 'asked_at' {asked_at}; expected a later time")
     return VideoQuestion(
         id=entry.get("id", id),
         root=root or file.parent,
@@ -61,5 +66,7 @@ def _question(entry: Any, where: str, id: str, file: Path, root: Path | None) ->
         answer=options.index(entry["answer"]),
         kind=entry.get("question_type", file.stem),
         duration=entry.get("duration"),
+        asked_at=asked_at,
+        groups=() if seen_at is None else (age_group(asked_at - seen_at),),
         extra={key: value for key, value in entry.items() if key not in FIELDS and key not in OPTIONAL},
     )

@@ -48,6 +48,8 @@ class VideoQuestion:
     """Name of the sampling rule, see `adapters/video/sampling.py`."""
     subtitles: SubtitleFile | None = None
     """Subtitles of the video."""
+    asked_at: float | None = None
+    """Seconds of the video at which the question is asked; only frames shown before may be seen. None: at its end."""
     flaw: str | None = None
     """Reason why the question cannot be scored; only this question then fails."""
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -21,8 +21,9 @@ def _few_resamples(request, monkeypatch) -> None:
 def _policy(spec: str) -> Policy:
     """What a run would record of a policy; the one it matches is called by its name."""
     parsed = parse(spec)
-    interval, match = parsed.options.get("update_interval", 16), parsed.options.get("match")
-    return Policy(spec=spec, name=parsed.name, update_interval=interval, baseline=parsed.name == "full", match=match)
+    shared = {key: parsed.options.get(key) for key in ("match", "allocation")}
+    interval = parsed.options.get("update_interval", 16)
+    return Policy(spec=spec, name=parsed.name, update_interval=interval, baseline=parsed.name == "full", **shared)
 
 
 @pytest.fixture

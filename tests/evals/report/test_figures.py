@@ -40,6 +40,4 @@ def test_a_figure_is_small_and_its_words_keep_their_digits(write_folder, tmp_pat
     svg = score_against_size(report, report.runs[0], "a").svg
     assert len(svg) < 20_000
     assert not re.search(r' d="[^"]*\.\d\d', svg), "coordinates have a tenth of a point"
-    assert "namm:threshold=0.125 0.0 %" in re.search('aria-label="([^"]*)"', changes([("a", report)]))[1].replace(
-        "+", ""
-    )
+    assert "(namm:threshold=0.125) 100.0 %" in re.search('aria-label="([^"]*)"', changes([("a", report)]))[1]

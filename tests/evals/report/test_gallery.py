@@ -29,20 +29,26 @@ def test_one_command_makes_pages_and_figure(write_folder, tmp_path):
     assert summary.index("## text") < summary.index("## video")
     assert f"report verify {video.as_posix()}" in summary
     figure = ElementTree.parse(out / "headline.svg").getroot()
-    assert "namm -60.0 %" in figure.get("aria-label")
-    assert "h2o:match=namm -100.0 %" in figure.get("aria-label")
+    assert "text, 50.0 % kept: NAMM (namm) 40.0 %" in figure.get("aria-label")
+    assert "best rule (h2o:match=namm) 0.0 %" in figure.get("aria-label")
     assert "prefers-color-scheme: dark" in (out / "headline.svg").read_text()
     before = (out / "headline.svg").read_bytes()
     write_gallery(sorted(out.iterdir()), out)  # what docs/reports/* stands for by then: the gallery's own files too
     assert (out / "headline.svg").read_bytes() == before
 
 
-def test_the_figure_leaves_out_no_rule_of_the_same_size(write_folder, tmp_path):
-    rules = ["h2o", "l2", "streaming", "tova", "snapkv", "random"]
-    scores = {"full": MIXED, "namm": [20.0] * 20} | {f"{rule}:match=namm": MIXED for rule in rules}
+def test_a_line_has_the_best_rule_at_its_own_allocation_and_random(write_folder, tmp_path):
+    """A rule that does well only under the NAMM's allocation is not the best one."""
+    uniform = {"h2o": 30.0, "tova": 40.0, "random": 10.0}
+    scores = {"full": MIXED, "namm": [45.0] * 20, "snapkv:match=namm,allocation=head": MIXED}
+    scores |= {f"{rule}:match=namm,allocation=uniform": [score] * 20 for rule, score in uniform.items()}
     write_gallery([write_folder(tmp_path / "a", scores)], tmp_path)
     label = ElementTree.parse(tmp_path / "headline.svg").getroot().get("aria-label")
-    assert all(f"{rule}:match=namm" in label for rule in rules)
+    assert "NAMM (namm) 90.0 %" in label
+    assert "best rule (tova:match=namm,allocation=uniform) 80.0 %" in label
+    assert "random (random:match=namm,allocation=uniform) 20.0 %" in label
+    assert "snapkv" not in label
+    assert "h2o" not in label
 
 
 def test_nothing_to_show_is_an_error_and_nothing_to_compare_a_figure_that_says_so(write_folder, tmp_path):

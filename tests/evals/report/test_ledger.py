@@ -104,6 +104,20 @@ def test_resumed_with_other_code_says_so(path, make_run, tmp_path):
     assert ("resumed", f"{begun.provenance.started}, git {'1' * 40}") in pages.provenance(contents.run)
 
 
+def test_policies_may_be_added_to_a_run_but_none_taken_away(path, make_run, tmp_path):
+    before = ledger.read(path)
+    more = make_run(["full", "h2o", "l2"], 3)
+    assert ledger.prepare(tmp_path, more, resume=True) == [f"{path.name}: added h2o"]
+    after = ledger.read(path)
+    assert after.run.policies == more.policies
+    assert after.records == before.records
+    assert ledger.prepare(tmp_path, more, resume=True) == []
+    with pytest.raises(NammTransferError, match="another configuration"):
+        ledger.prepare(tmp_path, make_run(["full", "h2o"], 3), resume=True)
+    with pytest.raises(NammTransferError, match="another configuration"):
+        ledger.prepare(tmp_path, make_run(["full", "h2o", "l2", "tova"], 4), resume=True)
+
+
 def test_tasks_share_a_folder_and_leave_each_other_alone(write_folder, make_run, tmp_path):
     write_folder(tmp_path, {"full": [1.0]}, task="rl/hopper")
     write_folder(tmp_path, {"full": [1.0]}, task="rl/hopper-old")

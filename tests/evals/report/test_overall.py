@@ -17,7 +17,8 @@ def folder(write_folder, tmp_path):
     for number, task in enumerate(TASKS):
         noise = np.random.default_rng(number).normal(50 + number, 5, 20)
         scores = {policy: [float(value - loss[policy]) for value in noise] for policy in POLICIES}
-        write_folder(tmp_path, scores, task=task, details={"return": 1000.0}, category="seed 0")
+        given = {"score": "normalised return (0 random, 100 expert)"}
+        write_folder(tmp_path, scores, task=task, description=given, details={"return": 1000.0}, category="seed 0")
     return tmp_path
 
 
@@ -49,9 +50,21 @@ def test_scores_stand_by_task_and_returns_by_seed(folder):
     seeds = tables.categories(report, TASKS[0])
     assert [column.name for column in seeds.columns].count("return") == 1
     page = pages.as_html(report, folder)
-    assert page.index("rl, over all tasks") < page.index("rl/halfcheetah-expert: accuracy")
+    assert page.index("rl, over all tasks") < page.index("rl/halfcheetah-expert: normalised return")
     assert len(page) < 1_000_000
     assert len(pages.as_json(report)) < pages.JSON_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("units", "said"), [(("return", "return"), "returns"), (("return", "normalised return (0 random)"), "scores")]
+)
+def test_raw_returns_are_not_called_normalised(write_folder, tmp_path, units, said):
+    for task, unit in zip(("rl/Ant-v5 return 500", "rl/Ant-v5 return 900"), units, strict=True):
+        scores = {"full": [10.0, 20.0] * 5, "namm": [10.0, 20.0] * 5}
+        write_folder(tmp_path, scores, task=task, description={"score": unit})
+    report = build(tmp_path)
+    assert f"interquartile mean of the {said} of 2 tasks" in report.answers[0].text
+    assert "normalised" not in pages.as_markdown(report).replace("never normalised", "").partition("rl/Ant-v5")[0]
 
 
 def test_one_task_gets_no_answer_over_all_but_its_interquartile_mean(write_folder, tmp_path):

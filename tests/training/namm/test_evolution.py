@@ -164,7 +164,7 @@ def test_members_may_be_scored_on_multi_question_prompts(config, whole, tmp_path
 
 def test_what_ships_goes_on_under_the_defaults():
     folder, config = asset("namm-text") / "state", EvolutionConfig()
-    fields = dataclasses.asdict(config)
+    fields = config.stated()
     same = {"seed": 1, "text": prose.fingerprint(), "dtype": "torch.bfloat16"}
     path = folder / "learning.safetensors"
     with safe_open(path, framework="pt") as file:

@@ -9,8 +9,8 @@ from namm_transfer import NAMM, NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.cache.keyword import CACHE
 from namm_transfer.moments import Moments
-from namm_transfer.namm import FEATURES, SIZE
-from namm_transfer.training.namm.distill import Distillation, Observation, observe
+from namm_transfer.scorers import FEATURES, PUBLISHED
+from namm_transfer.training.namm.distill import Distillation, Observation, fit, observe
 from namm_transfer.training.namm.importance import RECENT, SINKS, RetrievalHeads, measure_importance
 from namm_transfer.training.namm.multi_question import MultiQuestionPrompt, likelihood
 
@@ -90,9 +90,10 @@ def test_the_fit_keeps_the_important_head():
     ]
     distillation = Distillation(torch.tensor([[0.2, 0.0]]), 1)
     assert distillation.retrieval.tolist() == [[True, False]]
-    start = 0.05 * torch.randn(SIZE, generator=generator)
+    start = 0.05 * torch.randn(PUBLISHED.size, generator=generator)
     accelerator = Accelerator(cpu=True)
-    vector = distillation.fit(seen, start, torch.eye(FEATURES), STATISTICS, steps=150, seed=0, accelerator=accelerator)
+    options = dict(steps=150, seed=0, accelerator=accelerator)
+    vector = fit([(distillation, seen)], start, torch.eye(FEATURES), STATISTICS, **options)
     namm = NAMM.from_vector(vector, mean=STATISTICS.mean, var=STATISTICS.var)
     kept = namm.score(namm.features(seen[0].spectrum.float()[None], seen[0].positions[None]))[0] >= 0
     old = slice(SINKS, tokens - RECENT)

@@ -13,7 +13,7 @@ from namm_transfer import NAMM, NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.evals.tasks.text.families import make_multi_question_prompt
 from namm_transfer.moments import Moments
-from namm_transfer.namm import FEATURES, RECENCY, SIZE, WIDTH
+from namm_transfer.scorers import FEATURES, PUBLISHED, RECENCY, WIDTH
 from namm_transfer.training.namm.config import EvolutionConfig
 from namm_transfer.training.namm.learning import Learning
 from namm_transfer.training.namm.multi_question import MultiQuestionPrompt
@@ -39,7 +39,7 @@ def adapter(tmp_path_factory):
 
 def learning(adapter, path, config=CONFIG, seed=3) -> Learning:
     options = dict(seed=seed, path=path, identity={"seed": seed}, accelerator=Accelerator(cpu=True))
-    return Learning(adapter, config, STATISTICS, **options)
+    return Learning([adapter], config, STATISTICS, **options)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_a_prompt_is_its_texts_and_knows_its_answers(adapter):
 
 def test_the_matrix_reaches_all_weights_that_read_features_and_no_others():
     matrix = torch.eye(FEATURES) + torch.rand(FEATURES, FEATURES, generator=torch.Generator().manual_seed(0))
-    vector = torch.randn(SIZE, generator=torch.Generator().manual_seed(1))
+    vector = torch.randn(PUBLISHED.size, generator=torch.Generator().manual_seed(1))
     x = torch.randn(1, 1, 9, FEATURES)
     statistics = dict(mean=torch.zeros(17), var=torch.ones(17))
     plain, changed = (NAMM.from_vector(v, **statistics) for v in (vector, unwhiten(vector, matrix)))

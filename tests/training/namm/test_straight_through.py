@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from namm_transfer import NAMM, MemoryCache
 from namm_transfer.cache.keyword import CACHE
 from namm_transfer.moments import Moments
-from namm_transfer.namm import SIZE
+from namm_transfer.scorers import PUBLISHED
 from namm_transfer.training.namm import straight_through
 from namm_transfer.training.namm.fitness import stacked_namm
 from namm_transfer.training.namm.straight_through import StraightThrough
@@ -42,7 +42,7 @@ def tokens():
 
 
 def namm(seed: int, bias: float = 0.0, **options) -> NAMM:
-    vector = 0.4 * torch.randn(SIZE, generator=torch.Generator().manual_seed(seed))
+    vector = 0.4 * torch.randn(PUBLISHED.size, generator=torch.Generator().manual_seed(seed))
     vector[-1] += bias
     return NAMM.from_vector(vector, **STATISTICS, update_interval=INTERVAL, **options)
 
@@ -144,7 +144,7 @@ def test_rows_of_a_batch_are_as_alone(read, selection):
     lengths, generator = [150, 128, 97], torch.Generator().manual_seed(2)
     prompts = [torch.randint(0, 256, (length,), generator=generator) for length in lengths]
     statistics = Moments(1.0, STATISTICS["mean"], STATISTICS["var"])
-    vectors = 0.4 * torch.randn(3, SIZE, generator=generator)
+    vectors = 0.4 * torch.randn(3, PUBLISHED.size, generator=generator)
 
     def run(rows):
         given = [vectors[row].clone().requires_grad_(True) for row in rows]

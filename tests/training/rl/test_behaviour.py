@@ -42,7 +42,7 @@ def test_actor_of_another_environment_or_shape(tmp_path):
 @pytest.mark.parametrize("env", TASKS)
 def test_shipped_policies_are_medium(env):
     actor, facts = load_actor(asset(f"behaviour/{env}-medium"), env)
-    played = list(collect.collect(collect.sampled(actor, 50_000), env, steps=1, seed=50_000))
+    played = list(collect.collect(collect.sampled(actor, env, 50_000), env, steps=1, seed=50_000))
     score = task(env).score(float(np.mean([episode.episode_return for episode in played])))
     assert 30 < score < 70, "40 to 60 over more episodes"
     assert 40 <= facts["measured"]["score"] <= 60
@@ -65,15 +65,15 @@ def options(out, algorithm, **others):
     behaviour = pytest.importorskip("namm_transfer.training.rl.behaviour", reason="needs the extra [train]")
     settings = {"steps": 2048, "evaluate_every": 2048, "episodes": 1, "width": 8}
     return behaviour, behaviour.Options(
-        "hopper", out, algorithm=algorithm, state=out / "state", **{**settings, **others}
+        out=out, algorithm=algorithm, state=out / "state", **{"env": "hopper", **settings, **others}
     )
 
 
-def learner_in(folder, algorithm):
+def learner_in(folder, algorithm, env="hopper"):
     """A fresh learner that went on from what a training left behind."""
     from namm_transfer.training.rl.learners import LEARNERS  # needs stable-baselines3
 
-    learner = LEARNERS[algorithm]("hopper", 8, 5e-4, 128, 10_000, seed=1)
+    learner = LEARNERS[algorithm](env, 8, 5e-4, 128, 10_000, seed=1)
     assert learner.load(folder / "state")
     return learner
 
@@ -160,13 +160,44 @@ def test_what_training_lived_through_becomes_a_data_set(tmp_path, algorithm, med
     assert f"--replay {name}" in found.description
 
 
-def test_a_tier_is_a_score_and_moves():
-    behaviour = pytest.importorskip("namm_transfer.training.rl.behaviour", reason="needs the extra [train]")
-    assert behaviour.reaches("medium", {"score": 50, "return": 1600, "length": 600})
-    assert not behaviour.reaches("medium", {"score": 41, "return": 1310, "length": 1000}), "stands and shuffles"
-    assert not behaviour.reaches("medium", {"score": 61, "return": 2000, "length": 600})
-    assert behaviour.reaches("expert", {"score": 101, "return": 3300, "length": 1000})
-    assert not behaviour.reaches("expert", {"score": 89, "return": 2900, "length": 1000})
+def test_a_tier_is_a_score_and_moves(tmp_path):
+    behaviour, medium = options(tmp_path, "sac")
+    expert = dataclasses.replace(medium, tier="expert")
+    assert behaviour.reaches(medium, {"score": 50, "return": 1600, "length": 600})
+    assert not behaviour.reaches(medium, {"score": 41, "return": 1310, "length": 1000}), "stands and shuffles"
+    assert not behaviour.reaches(medium, {"score": 61, "return": 2000, "length": 600})
+    assert behaviour.reaches(expert, {"score": 101, "return": 3300, "length": 1000})
+    assert not behaviour.reaches(expert, {"score": 89, "return": 2900, "length": 1000})
+
+
+def test_without_reference_returns_a_tier_is_a_return(tmp_path):
+    """Pendulum's actions lie between -2 and 2, those of an actor between -1 and 1."""
+    behaviour, given = options(tmp_path, "ppo", env="Pendulum-v1", tier="expert", reach=-5000.0)
+    found = behaviour.train(given)
+    assert found == {"steps": 2048, "expert": True}
+    made = collect.main(collect.Options("Pendulum-v1", "expert", tmp_path, steps=200))
+    assert np.abs(np.concatenate([episode.actions for episode in made.trajectories])).max() > 1.2
+    both = collect.Options("Pendulum-v1", "medium-expert", tmp_path, tmp_path, steps=200)
+    with pytest.raises(NammTransferError, match="tier 'expert', expected 'medium'"):
+        collect.main(both)
+    with pytest.raises(NammTransferError, match="expected --reach with a mean return"):
+        behaviour.train(dataclasses.replace(given, reach=None))
+    with pytest.raises(NammTransferError, match=r"--reach 5\.0: hopper has reference returns"):
+        behaviour.train(dataclasses.replace(given, env="hopper", reach=5.0))
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "ppo"])
+def test_an_actors_actions_are_scaled_to_the_bounds_of_the_environment(tmp_path, algorithm):
+    behaviour, given = options(tmp_path, algorithm, env="Pendulum-v1", reach=1e6)
+    behaviour.train(given)
+    learner = learner_in(tmp_path, algorithm, "Pendulum-v1")
+    world = learner.model.get_env().envs[0]
+    seen, _ = world.reset(seed=0)
+    action = learner.actor().act(torch.from_numpy(seen).float())
+    learner.episodes.clear()
+    for _ in range(200):
+        world.step(action.numpy())
+    np.testing.assert_allclose(learner.episodes[-1].actions[-1], 2 * action.numpy(), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

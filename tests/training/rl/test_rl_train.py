@@ -49,6 +49,19 @@ def test_windows_hold_real_steps(dataset):
     assert longer["real"].sum(1).max() == longer["states"].shape[1]
 
 
+def test_windows_begin_with_the_opening_of_their_episode(dataset):
+    windows = train.Windows(dataset, np.random.default_rng(0), opening=3)
+    batch = windows.batch(length=5, rows=20)
+    later = 0
+    for steps, real in zip(batch["timesteps"], batch["real"], strict=True):
+        taken = steps[real].tolist()
+        assert taken == sorted(set(taken)), "no step twice"
+        if taken[-1] >= 8:
+            assert taken[:3] == [0, 1, 2]
+            later += 1
+    assert later
+
+
 def test_filling_up_does_not_count(dataset, tmp_path):
     model = train.new_model(options(tmp_path)).eval()
     batch = train.Windows(dataset, np.random.default_rng(0)).batch(1000, 4)

@@ -1,0 +1,5 @@
+"""How lmms-eval finds its model `namm`: the entry point `lmms_eval.models`, which loads nothing else."""
+
+from lmms_eval.models.registry_v2 import ModelManifest
+
+MANIFEST = ModelManifest("namm", chat_class_path="namm_transfer.evals.lmms_eval.NammVideo")

@@ -1,0 +1,97 @@
+"""Tasks whose cue is gone when it matters."""
+
+import numpy as np
+import pytest
+
+from namm_transfer.evals.tasks.rl.cued import CUE_STEPS, FIRST_RUN, RUN_EVERY, RUN_STEPS, RUNS, SLOT, without_cue
+from namm_transfer.evals.tasks.rl.environments import Environments, rollout
+from namm_transfer.evals.tasks.rl.tasks import make
+from namm_transfer.training.rl.sighted import sighted_policy
+
+BODIES = ("cued-halfcheetah", "cued-swimmer")
+CUED = (*BODIES, "t-maze")
+
+
+def still(observations, rewards):
+    return np.zeros((len(observations), 6 if observations.shape[1] == 21 else 2))
+
+
+@pytest.mark.parametrize("env", BODIES)
+def test_the_cue_is_shown_in_the_first_steps_alone(env):
+    (episode,) = rollout(Environments(env, 1), [3], still)
+    cue = episode.observations[:, -4:-1]
+    assert len(episode) == 1000
+    np.testing.assert_array_equal(cue[: RUNS * SLOT].sum(1), 1)
+    assert not cue[RUNS * SLOT :].any()
+    shown = cue[: RUNS * SLOT].reshape(RUNS, SLOT, 3)
+    np.testing.assert_array_equal(shown, shown[:, :1].repeat(SLOT, axis=1))
+
+
+@pytest.mark.parametrize("env", BODIES)
+def test_runs_are_announced_where_they_take_place(env):
+    (episode,) = rollout(Environments(env, 1), [3], still)
+    running = np.flatnonzero(episode.observations[:-1, -1])
+    expected = [FIRST_RUN + run * RUN_EVERY + step for run in range(RUNS) for step in range(RUN_STEPS)]
+    np.testing.assert_array_equal(running, expected)
+    assert episode.observations[FIRST_RUN + RUN_STEPS - 1, -1] == 1
+
+
+@pytest.mark.parametrize("env", CUED)
+def test_hiding_the_cue_gives_the_observations_of_the_environment_that_does_not_show_it(env):
+    seen = [rollout(Environments(env, 1, in_sight=shown), [7], still)[0].observations for shown in (True, False)]
+    assert not np.array_equal(*seen)
+    np.testing.assert_array_equal(without_cue(env, seen[0]), seen[1])
+
+
+@pytest.mark.parametrize("env", CUED)
+def test_no_reward_comes_before_the_last_step(env):
+    environments = Environments(env, 2, in_sight=True)
+    for episode in rollout(environments, [0, 1], sighted_policy(env, 0)):
+        assert not episode.rewards[:-1].any()
+        assert episode.episode_return > 40
+
+
+@pytest.mark.parametrize("env", BODIES)
+def test_seeds_draw_every_speed(env):
+    environment, asked = make(env), []
+    for seed in range(30):
+        environment.reset(seed=seed)
+        asked.append(environment.get_wrapper_attr("asked"))
+    assert np.bincount(np.concatenate(asked), minlength=3).min() > 20
+    environment.reset(seed=29)
+    np.testing.assert_array_equal(environment.get_wrapper_attr("asked"), asked[-1])
+
+
+def test_a_run_at_another_speed_than_asked_for_scores_nothing():
+    """The cheetah runs at full speed in every run: what was asked for decides the score."""
+    environment = Environments("cued-halfcheetah", 4, in_sight=True)
+    fast = sighted_policy("cued-halfcheetah", 0)
+
+    def act(observations, rewards):
+        shown = observations.copy()
+        shown[:, -4:-1] = [0, 0, 1]
+        return fast(shown, rewards)
+
+    rollout(environment, range(4), act)
+    for body in environment.envs:
+        asked, scores = body.get_wrapper_attr("asked"), body.get_wrapper_attr("scores")()
+        assert (scores[asked == 2] > 0.6).all()
+        assert (scores[asked == 0] == 0).all()
+
+
+def test_the_maze_pays_for_the_side_that_was_shown():
+    for side in (0, 1):
+        environment = Environments("t-maze", 6)
+
+        def act(observations, rewards, side=side):
+            x, y, _, speed = observations[:, :4].T
+            turn = np.full_like(x, 1.0 if side == 0 else -1.0)
+            corridor, arm = np.stack([np.ones_like(x), -2 * y - speed], 1), np.stack([np.full_like(x, 0.2), turn], 1)
+            return np.clip(np.where((x < 19.9)[:, None], corridor, arm), -1, 1)
+
+        played = rollout(environment, range(6), act)
+        for episode in played:
+            shown = episode.observations[:, 4:].sum(1)
+            np.testing.assert_array_equal(np.flatnonzero(shown), CUE_STEPS)
+            assert episode.episode_return == 100 * episode.observations[CUE_STEPS.start, 4 + side]
+        assert {episode.episode_return for episode in played} == {0, 100}
