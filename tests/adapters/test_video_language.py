@@ -236,7 +236,7 @@ def test_tokens_belong_to_the_frame_whose_pixels_they_show(adapter, kind, frames
             if number is not None:
                 changed[number] = 255 - changed[number]
             encoded = adapter.encode(VideoSample((changed, frames), PROMPT, frames=9))
-            adapter.prefill(encoded, DynamicCache())
+            adapter.prefill(encoded, DynamicCache(config=adapter.model.config.get_text_config()))
             if number is not None:
                 differ = (seen[-1] - seen[0]).abs().amax(-1).numpy() > 1e-6
                 assert np.array_equal(
