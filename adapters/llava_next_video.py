@@ -174,6 +174,6 @@ class LlavaNextVideoAdapter(VideoLanguageAdapter):
         parts = (
             identity(Path(sample.video).resolve()),  # type: ignore[arg-type]
             sample.frames, sample.sampling, sample.duration, sample.fps, sample.span, sample.frame_times,
-            self.backend, self.model.name_or_path, self.dtype,
+            sample.shown, self.backend, self.model.name_or_path, self.dtype,
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -30,7 +30,7 @@ from namm_transfer.adapters.video.frames import SAMPLING, FrameReader, facts_of,
 from namm_transfer.adapters.video.layout import kept_shares, lay_out, timed
 from namm_transfer.adapters.video.reading import readers_of
 from namm_transfer.adapters.video.sample import EncodedVideo, VideoAnswer, VideoSample
-from namm_transfer.adapters.video.sampling import model_indices
+from namm_transfer.adapters.video.sampling import model_indices, some_of
 from namm_transfer.adapters.video.stream import VideoStream
 
 FRAMES_AT_ONCE = 16
@@ -305,8 +305,10 @@ class VideoLanguageAdapter(LanguageAdapter):
     def _chosen(self, reader: FrameReader, sample: VideoSample) -> np.ndarray:
         """Numbers of the frames that are shown, ascending: (n,) int64."""
         if sample.fps is None:
-            return SAMPLING[sample.sampling](reader, sample.frames, sample.duration)
-        return model_indices(self.processor.video_processor, reader, sample.fps, sample.frames)
+            found = SAMPLING[sample.sampling](reader, sample.frames, sample.duration)
+        else:
+            found = model_indices(self.processor.video_processor, reader, sample.fps, sample.frames)
+        return some_of(found, sample.shown)
 
     def resolution(self, pixels: int | None, frames: int) -> dict[str, Any]:
         """Keywords for the processor: most pixels of a frame, where the model takes frames of different sizes.

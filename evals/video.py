@@ -29,8 +29,10 @@ from namm_transfer import NAMM, EvictionPolicy, NammTransferError
 from namm_transfer.adapters.context import ContextCaches
 from namm_transfer.adapters.video.load import load_video_model
 from namm_transfer.adapters.video.sample import EncodedVideo, VideoSample
+from namm_transfer.adapters.video.sampling import some_of
 from namm_transfer.adapters.video_language import VideoLanguageAdapter
 from namm_transfer.evals.harness import Outcome, Sample, parse, run, start
+from namm_transfer.evals.harness.agreement import sketch
 from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.harness.options import ContextOptions
 from namm_transfer.evals.report.samples import choose
@@ -76,6 +78,9 @@ class Options(ContextOptions):
     then the largest number."""
     pixels: int | None = None
     """Pixels of a frame at most, for models that take frames of any size (Qwen's); by default the processor's own."""
+    show: str | None = None
+    """Show some of the sampled frames alone: last:N, or even:N, evenly spaced ones. With --policy full these are the
+    baselines that a compressed cache has to beat at as many tokens: few frames, chosen before the model reads any."""
     blind: bool = False
     """Show black frames instead of the videos: what the questions give away on their own."""
     answer: Literal["loglik", "generate"] = "loglik"
@@ -107,6 +112,7 @@ def questions(options: Options) -> list[VideoQuestion]:
         raise NammTransferError(f"--films {options.films} --frames {options.frames}: expected positive numbers")
     if options.fps is not None and not 0 < options.fps < float("inf"):
         raise NammTransferError(f"--fps {options.fps}: expected a positive number")
+    some_of(np.arange(1), options.show)  # a typing error should not wait for the first film
     if options.streaming and (options.query_agnostic or options.blind):
         raise NammTransferError("--streaming is a protocol of its own: expected neither --query-agnostic nor --blind")
     several = len(options.frames) > 1
@@ -178,6 +184,7 @@ def as_sample(options: Options, question: VideoQuestion) -> VideoSample:
         options.pixels,
         None if options.blind else question.span,
         question.frame_times,
+        options.show,
     )
 
 
@@ -230,7 +237,7 @@ def evaluator(
             make_room(adapter, encoded, room, options.query_agnostic)
             cache = contexts.read(encoded, policy) if options.query_agnostic else adapter.memory(policy)
             logits = adapter.prefill(encoded, cache)
-        memory, kept = cache.report(), adapter.kept(cache, encoded)
+        memory, kept, held = cache.report(), adapter.kept(cache, encoded), sketch(cache)
         if isinstance(policy, NAMM) and sample.id in shown and not options.streaming:
             numbers = most_and_least(kept["frames"])
             folder = options.out / "thumbnails" / safe_name(sample.id)
@@ -262,6 +269,8 @@ def evaluator(
                     **({"extra": dict(question.extra)} if question.extra else {}),
                 },
                 arrays=kept,
+                next_token=logits,
+                held=held,
             )
         ]
 

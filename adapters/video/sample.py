@@ -48,6 +48,8 @@ class VideoSample:
     """Start and end in seconds of the part of the video that is shown; by default all of it."""
     frame_times: float | tuple[float, ...] = 1.0
     """Of a folder of frames: frames a second, or the time of each frame in seconds."""
+    shown: str | None = None
+    """Some of the sampled frames alone: ``last:N`` or ``even:N``, see `video.sampling.some_of`."""
 
 
 @dataclass(frozen=True)

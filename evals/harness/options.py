@@ -25,10 +25,11 @@ class EvalOptions:
     """The flags that every evaluation has. The options of a script inherit from this and may change defaults."""
 
     policy: tuple[str, ...] = ("full,namm,streaming:match=namm,h2o:match=namm",)
-    """Policies to compare, out of full, recent, streaming, h2o, l2, value-norm, keydiff, leverage, tova, snapkv,
-    random, namm and those of other packages, each written name or name:key=value,... for example h2o:keep=0.5. May be
-    repeated, and one value may hold several, separated by commas: full,streaming:sinks=4,window=252 is two. match=NAME
-    asks for the cache size that policy NAME used; protect=4:64 never evicts the first 4 and the last 64 tokens."""
+    """Policies to compare, out of full, recent, streaming, h2o, l2, value-norm, infinipot-v, keydiff, leverage, tova,
+    snapkv, random, namm and those of other packages, each written name or name:key=value,... for example h2o:keep=0.5.
+    May be repeated, and one value may hold several, separated by commas: full,streaming:sinks=4,window=252 is two.
+    match=NAME asks for the cache size that policy NAME used (allocation=head: in each KV head); protect=4:64 never
+    evicts the first 4 and the last 64 tokens."""
 
     update_interval: int = 512
     """The policy acts each time a sequence has grown by this many tokens; spectral policies need a multiple of 16."""

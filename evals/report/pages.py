@@ -159,13 +159,22 @@ def _of_task(report: Report, task: str) -> list[tables.Table]:
         *([tables.overall(report)] if alone else []),
         *evidence.tables(report, task),
         tables.costs(report, task),
-        *(table for table in (tables.categories(report, task), tables.published(report, task)) if table.rows),
+        *(
+            table
+            for table in (
+                tables.overlaps(report, task),
+                tables.categories(report, task),
+                tables.published(report, task),
+            )
+            if table.rows
+        ),
     ]
 
 
 def _columns(report: Report) -> list[tables.Column]:
     """The columns of the main tables, without duplicate names, for the list of their meanings."""
     every = [*tables.SUMMARY, *(tables.OVERALL if report.overall else []), *tables.COSTS]
+    every += tables.OVERLAPS if report.overlaps else []
     every += [*(evidence.COLUMNS if report.decompositions else [])]
     every += [*(tables.RETURNS if report.returns else []), *(tables.HEADLINES if report.headlines else [])]
     return list({column.name: column for column in reversed(every)}.values())[::-1]

@@ -72,6 +72,7 @@ class MemoryLayer(CacheLayerMixin):
         """True if heads may hold different numbers of tokens."""
         self.is_initialized = False
         self.columns = 0
+        self.calls = 0  # that went through this layer
         self.padding: Tensor | None = None
         self.sequences: list[Sequence] = []
         self.handover: Handover | None = None
@@ -125,6 +126,7 @@ class MemoryLayer(CacheLayerMixin):
     def close(self, padding: Tensor | None, new: int) -> None:
         """End the call, whose attention is done: count its columns."""
         self.columns += new
+        self.calls += 1
         self.padding = padding
         self.pack()
         for group in self.groups:
@@ -226,9 +228,7 @@ class MemoryLayer(CacheLayerMixin):
         order = torch.cat([group.heads for group in self.groups]).argsort()
         counts = torch.cat([some.sum(-1)[due] for some in chosen], 1)[:, order]
         for b, sizes, held in zip(due, counts.tolist(), counts.float().mean(-1).tolist(), strict=True):
-            self.sequences[b].held = held
-            self.sequences[b].history.append(held)
-            self.sequences[b].sizes.extend(sizes)
+            self.sequences[b].note(sizes, held)
         if self.policy.by_head:
             self._lay_out(Arrangement(self.groups, chosen, self.kv_heads))
         else:
