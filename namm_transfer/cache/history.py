@@ -71,7 +71,7 @@ class History:
         Raises:
             NammTransferError: something has gone through the cache already.
         """
-        self._layers = [layer for layer in cache.layers if isinstance(layer, MemoryLayer)]
+        self._layers = cache.attention_layers
         self._last = [np.zeros((0, 0), dtype=np.int32) for _ in self._layers]
         if any(layer.is_initialized for layer in self._layers):
             raise NammTransferError("the cache is not empty: its history must be recorded from the beginning")
