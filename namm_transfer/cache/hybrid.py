@@ -145,7 +145,7 @@ class RecurrentStates:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The states by name, ``conv.LAYER`` and ``recurrent.LAYER``, each (batch, ...)."""
-        found = {}
+        found: dict[str, Tensor | None] = {}
         for index, layer in self.layers.items():
             found |= {f"conv.{index}": layer.conv_states[0], f"recurrent.{index}": layer.recurrent_states[0]}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
