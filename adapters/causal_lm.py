@@ -239,7 +239,7 @@ class CausalLMAdapter(LanguageAdapter):
     def kept(self, cache: MemoryCache, encoded: EncodedPrompt) -> dict[str, np.ndarray]:
         """Return `tokens`, (seen,) float32: for each token seen, the share of layers' KV heads that still hold it."""
         seen = cache.report().seen[0]
-        layers = range(len(cache.layers))
+        layers = range(len(cache.attention_layers))
         counts = [torch.bincount(p[p >= 0], minlength=seen) for p in (cache.positions(i)[0].cpu() for i in layers)]
         heads = cache.positions(0).shape[1]
         return {"tokens": (torch.stack(counts).sum(0).float() / (len(counts) * heads)).numpy()}

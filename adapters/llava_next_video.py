@@ -22,6 +22,7 @@ from transformers import LlavaNextVideoForConditionalGeneration, LlavaNextVideoP
 
 from namm_transfer import NammTransferError
 from namm_transfer.adapters.video.frames import FrameReader, facts_of, in_batches
+from namm_transfer.adapters.video.reading import identity
 from namm_transfer.adapters.video.sample import EncodedVideo, VideoSample
 from namm_transfer.adapters.video.subtitles import interleave
 from namm_transfer.adapters.video_language import FRAMES_AT_ONCE, VideoLanguageAdapter
@@ -170,12 +171,9 @@ class LlavaNextVideoAdapter(VideoLanguageAdapter):
 
     def _fingerprint(self, sample: VideoSample) -> str:
         """A name made of everything that a video's tokens depend on."""
-        path = Path(sample.video).resolve()  # type: ignore[arg-type]
-        if not path.is_file():
-            return "missing"
-        stat = path.stat()
         parts = (
-            path, stat.st_size, stat.st_mtime_ns, sample.frames, sample.sampling, sample.duration, sample.fps,
-            self.backend, self.model.name_or_path, self.dtype,
+            identity(Path(sample.video).resolve()),  # type: ignore[arg-type]
+            sample.frames, sample.sampling, sample.duration, sample.fps, sample.span, sample.frame_times,
+            sample.shown, self.backend, self.model.name_or_path, self.dtype,
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

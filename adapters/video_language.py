@@ -26,10 +26,11 @@ from namm_transfer.adapters.base import LanguageAdapter, default_device
 from namm_transfer.adapters.loading import hub_options, in_short, load_model
 from namm_transfer.adapters.video import prompts
 from namm_transfer.adapters.video.answers import parse_choice
-from namm_transfer.adapters.video.frames import SAMPLING, ArrayReader, FrameReader, facts_of, in_batches, open_video
+from namm_transfer.adapters.video.frames import SAMPLING, FrameReader, facts_of, in_batches
 from namm_transfer.adapters.video.layout import kept_shares, lay_out, timed
-from namm_transfer.adapters.video.sample import EncodedVideo, Video, VideoAnswer, VideoSample
-from namm_transfer.adapters.video.sampling import model_indices
+from namm_transfer.adapters.video.reading import readers_of
+from namm_transfer.adapters.video.sample import EncodedVideo, VideoAnswer, VideoSample
+from namm_transfer.adapters.video.sampling import model_indices, some_of
 from namm_transfer.adapters.video.stream import VideoStream
 
 FRAMES_AT_ONCE = 16
@@ -192,6 +193,10 @@ class VideoLanguageAdapter(LanguageAdapter):
             one, two, self._tokens, lambda text: list(self.words(text, add_special_tokens=False).input_ids)
         )
 
+    def times(self, sample: VideoSample) -> np.ndarray:
+        """When each of the sampled frames is shown, in seconds of its video: (frames,) float64."""
+        return np.concatenate([reader.times[self._chosen(reader, sample)] for reader in self.readers(sample)])
+
     def pictures(self, sample: VideoSample, numbers: Sequence[int]) -> Iterator[np.ndarray]:
         """Some of the sampled frames, (height, width, 3) uint8 each, by their ascending numbers among those sampled."""
         first = 0
@@ -295,17 +300,15 @@ class VideoLanguageAdapter(LanguageAdapter):
 
     def readers(self, sample: VideoSample) -> list[FrameReader]:
         """Open the sample's videos; `VideoError` if one cannot be read."""
-        videos = sample.video if isinstance(sample.video, tuple) else (sample.video,)
-        return [self._reader(video) for video in videos]
-
-    def _reader(self, video: Video) -> FrameReader:
-        return ArrayReader(video) if isinstance(video, np.ndarray) else open_video(video, self.backend)
+        return readers_of(sample, self.backend)
 
     def _chosen(self, reader: FrameReader, sample: VideoSample) -> np.ndarray:
         """Numbers of the frames that are shown, ascending: (n,) int64."""
         if sample.fps is None:
-            return SAMPLING[sample.sampling](reader, sample.frames, sample.duration)
-        return model_indices(self.processor.video_processor, reader, sample.fps, sample.frames)
+            found = SAMPLING[sample.sampling](reader, sample.frames, sample.duration)
+        else:
+            found = model_indices(self.processor.video_processor, reader, sample.fps, sample.frames)
+        return some_of(found, sample.shown)
 
     def resolution(self, pixels: int | None, frames: int) -> dict[str, Any]:
         """Keywords for the processor: most pixels of a frame, where the model takes frames of different sizes.

@@ -119,7 +119,8 @@ class Scorer:
         """Compress the context, read the question and score the right answer: likelihood, exactness, kept share."""
         from transformers import DynamicCache
 
-        torch, cache = self.torch, DynamicCache()
+        torch = self.torch
+        cache: Any = DynamicCache()
         context, question, answer = (torch.tensor([prompt[key]]) for key in ("context", "question", "answer"))
         for layer in self.model.model.layers:
             layer.self_attn.masked_key_indices = None
@@ -128,7 +129,7 @@ class Scorer:
         else:
             with press(self.model):
                 self.model.model(input_ids=context, past_key_values=cache)
-        lengths = [layer.keys.shape[2] for layer in cache.layers]
+        lengths = [cache.get_seq_length(layer) for layer in range(len(cache.layers))]
         held = sum(lengths) - sum(map(self._masked, self.model.model.layers))
         start = lengths[0] if type(press).__name__ == "KeyRerotationPress" else context.shape[1]
         logits = self._read(torch.cat([question, answer[:, :-1]], 1), cache, start, one_by_one=len(set(lengths)) > 1)

@@ -30,9 +30,10 @@ from tqdm import tqdm
 
 from namm_transfer import NammTransferError
 from namm_transfer.adapters.base import default_device
+from namm_transfer.adapters.video.load import load_video_model
 from namm_transfer.adapters.video.sample import VideoSample
 from namm_transfer.evals.harness.one_policy import facts, one_policy
-from namm_transfer.evals.video import load_adapter, make_room
+from namm_transfer.evals.video import make_room
 from namm_transfer.files import asset
 
 SHIPPED = "llava-next-video-small"
@@ -100,9 +101,8 @@ class NammVideo(lmms):
         self.device = torch.device(device) if device else default_device()
         if self._world_size > 1 and self.device.type != "cpu":
             self.device = self.accelerator.device
-        self.adapter = load_adapter(
+        self.adapter = load_video_model(
             pretrained or str(asset(SHIPPED)),
-            None,
             dtype=None if dtype == "auto" else getattr(torch, dtype),
             device=self.device,
             backend=backend,
@@ -159,9 +159,13 @@ class NammVideo(lmms):
         logits = self.adapter.prefill(encoded, cache)
         row = cache.report().row(0)
         text = self.adapter.decode_greedily(cache, logits, limit, encoded.shift)
-        memory = {"seen": row.seen, "updates": row.updates, "kept_share": row.kept_share}
         files = video if isinstance(video, tuple) else (video,)
-        memory["videos"] = [Path(file).name for file in files]
+        memory = {
+            "seen": row.seen,
+            "updates": row.updates,
+            "kept_share": row.kept_share,
+            "videos": [Path(file).name for file in files],
+        }
         return min((text.partition(stop)[0] for stop in stops), key=len, default=text), memory
 
     def _counts(self, text: str, memories: Sequence[dict[str, Any]]) -> Counts:

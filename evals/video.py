@@ -27,11 +27,12 @@ import torch
 
 from namm_transfer import NAMM, EvictionPolicy, NammTransferError
 from namm_transfer.adapters.context import ContextCaches
-from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter
-from namm_transfer.adapters.loading import read_model_type
+from namm_transfer.adapters.video.load import load_video_model
 from namm_transfer.adapters.video.sample import EncodedVideo, VideoSample
+from namm_transfer.adapters.video.sampling import some_of
 from namm_transfer.adapters.video_language import VideoLanguageAdapter
 from namm_transfer.evals.harness import Outcome, Sample, parse, run, start
+from namm_transfer.evals.harness.agreement import sketch
 from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.harness.options import ContextOptions
 from namm_transfer.evals.report.samples import choose
@@ -77,6 +78,9 @@ class Options(ContextOptions):
     then the largest number."""
     pixels: int | None = None
     """Pixels of a frame at most, for models that take frames of any size (Qwen's); by default the processor's own."""
+    show: str | None = None
+    """Show some of the sampled frames alone: last:N, or even:N, evenly spaced ones. With --policy full these are the
+    baselines that a compressed cache has to beat at as many tokens: few frames, chosen before the model reads any."""
     blind: bool = False
     """Show black frames instead of the videos: what the questions give away on their own."""
     answer: Literal["loglik", "generate"] = "loglik"
@@ -108,6 +112,7 @@ def questions(options: Options) -> list[VideoQuestion]:
         raise NammTransferError(f"--films {options.films} --frames {options.frames}: expected positive numbers")
     if options.fps is not None and not 0 < options.fps < float("inf"):
         raise NammTransferError(f"--fps {options.fps}: expected a positive number")
+    some_of(np.arange(1), options.show)  # a typing error should not wait for the first film
     if options.streaming and (options.query_agnostic or options.blind):
         raise NammTransferError("--streaming is a protocol of its own: expected neither --query-agnostic nor --blind")
     several = len(options.frames) > 1
@@ -177,6 +182,9 @@ def as_sample(options: Options, question: VideoQuestion) -> VideoSample:
         question.duration,
         None if options.blind else options.fps,
         options.pixels,
+        None if options.blind else question.span,
+        question.frame_times,
+        options.show,
     )
 
 
@@ -192,9 +200,9 @@ def check_choices(adapter: VideoLanguageAdapter, asked: Sequence[VideoQuestion])
 def load(options: Options, device: torch.device) -> tuple[VideoLanguageAdapter, str]:
     """The model, and where it came from."""
     source = options.model or str(asset("llava-next-video-small"))
-    adapter = load_adapter(
+    adapter = load_video_model(
         source,
-        options.out / "features",
+        feature_folder=options.out / "features",
         dtype=None if options.dtype == "auto" else getattr(torch, options.dtype),
         device=None if options.device_map else device,
         device_map=options.device_map,
@@ -202,13 +210,6 @@ def load(options: Options, device: torch.device) -> tuple[VideoLanguageAdapter, 
     )
     adapter.resolution(options.pixels, 1)  # refuses --pixels before the first question
     return adapter, source
-
-
-def load_adapter(source: str, features: Path | None, **given: Any) -> VideoLanguageAdapter:
-    """The adapter that serves a model; LLaVA-NeXT-Video's keeps the tokens of videos in the folder `features`."""
-    if read_model_type(source, VideoLanguageAdapter.kind) == "llava_next_video":
-        return LlavaNextVideoAdapter.load(source, **given, feature_folder=features)
-    return VideoLanguageAdapter.load(source, **given)
 
 
 def evaluator(
@@ -236,7 +237,7 @@ def evaluator(
             make_room(adapter, encoded, room, options.query_agnostic)
             cache = contexts.read(encoded, policy) if options.query_agnostic else adapter.memory(policy)
             logits = adapter.prefill(encoded, cache)
-        memory, kept = cache.report(), adapter.kept(cache, encoded)
+        memory, kept, held = cache.report(), adapter.kept(cache, encoded), sketch(cache)
         if isinstance(policy, NAMM) and sample.id in shown and not options.streaming:
             numbers = most_and_least(kept["frames"])
             folder = options.out / "thumbnails" / safe_name(sample.id)
@@ -264,9 +265,12 @@ def evaluator(
                     **({} if question.asked_at is None else {"asked_at": question.asked_at}),
                     "bytes": memory.bytes,
                     **encoded.facts,
+                    **({"span": list(question.span)} if question.span else {}),
                     **({"extra": dict(question.extra)} if question.extra else {}),
                 },
                 arrays=kept,
+                next_token=logits,
+                held=held,
             )
         ]
 

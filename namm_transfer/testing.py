@@ -157,7 +157,7 @@ def _kept(cache: MemoryCache, row: int) -> list[list[list[int]]]:
     """List the original positions of a sequence's kept tokens by layer and head."""
     return [
         [[p for p in head.tolist() if p >= 0] for head in cache.positions(layer)[row]]
-        for layer in range(len(cache.layers))
+        for layer in range(len(cache.attention_layers))
     ]
 
 

@@ -6,15 +6,20 @@ Each stands in its page between two comments, ``<!-- table: NAME -->`` and ``<!-
 import inspect
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+import model_checks
 import tiny_video_models
 import transformers
+import video_checks
 from cache import test_attention as models
+from hybrid_models import HYBRID
 from places import ROOT
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as VIDEO_LANGUAGE
 
-from namm_transfer import NAMM, policies
+from namm_transfer import NAMM, NammTransferError, policies
 from namm_transfer.namm import NAMM as NammClass
 
 PAPER = re.compile(r"\s*\(([^()]*arXiv (\d{4}\.\d{4,5}))\)")
@@ -43,22 +48,48 @@ def policy_table() -> str:
 
 
 def served_table() -> str:
-    """Every architecture that the tests serve."""
+    """Every architecture that the tests serve, and which checks it passes."""
     rows = []
-    for name, config in models.SERVED.items():
+    for name, config in (models.SERVED | HYBRID).items():
         kinds = sorted({kind.replace("_", " ") for kind in getattr(config, "layer_types", None) or ["full_attention"]})
         if getattr(config, "sliding_window", None) and kinds == ["full attention"]:
             kinds = ["sliding attention"]
-        rows.append((name.partition(",")[0], f"`{type(config).__name__}`", ", ".join(kinds)))
-    return table(("model", "configuration in transformers", "layers"), rows)
+        with models.torch.no_grad():
+            cells = [passes(check, config) for check in model_checks.CHECKS.values()]
+        rows.append((name, f"`{type(config).__name__}`", ", ".join(kinds), *cells))
+    return table(("model", "configuration in transformers", "layers", *model_checks.CHECKS), rows)
+
+
+def passes(check: Callable[[Any], None], subject: Any) -> str:
+    """The cell of a check: yes or no."""
+    try:
+        check(subject)
+    except (AssertionError, NammTransferError):
+        return "no"
+    return "yes"
+
+
+EXAMPLES = {
+    "llava_next_video": "llava-hf/LLaVA-NeXT-Video-7B-hf",
+    "qwen2_5_vl": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "qwen3_vl": "Qwen/Qwen3-VL-8B-Instruct",
+    "qwen3_5": "Qwen/Qwen3.5-27B",
+    "llava_onevision": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+    "smolvlm": "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+    "internvl": "OpenGVLab/InternVL3-8B-hf",
+}
+"""A published model of each type."""
 
 
 def video_table() -> str:
-    """Every class of video-language models that the tests serve."""
-    own = {"llava_next_video": "LlavaNextVideoForConditionalGeneration"}
-    rows = [(kind, f"`{name}`", "`llava_next_video`") for kind, name in own.items()]
-    rows += [(kind, f"`{VIDEO_LANGUAGE[kind]}`", "`video_language`") for kind in tiny_video_models.KINDS]
-    return table(("model type", "class in transformers", "adapter"), rows)
+    """Every class of video-language models that the tests serve, and which checks it passes."""
+    rows = []
+    for kind in ("llava_next_video", *tiny_video_models.KINDS):
+        with tempfile.TemporaryDirectory() as folder, models.torch.no_grad():
+            adapter = video_checks.load(kind, Path(folder) / "model")
+            cells = [passes(check, adapter) for check in video_checks.CHECKS.values()]
+        rows.append((kind, f"`{type(adapter.model).__name__}`", f"`{EXAMPLES[kind]}`", *cells))
+    return table(("model type", "class in transformers", "for example", *video_checks.CHECKS), rows)
 
 
 def refused_table() -> str:
@@ -73,6 +104,9 @@ def refused_table() -> str:
     )
 
 
+CHECKED = ("served", "video")
+"""Tables whose cells are results of checks; `tests/cache/test_served.py` and `tests/adapters/test_served_video.py` run
+each check and compare its cell."""
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "policies": ("docs/policies.md", policy_table),
     "served": ("docs/models.md", served_table),

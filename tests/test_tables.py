@@ -7,7 +7,7 @@ import tables
 import transformers
 
 
-@pytest.mark.parametrize("name", tables.TABLES)
+@pytest.mark.parametrize("name", [name for name in tables.TABLES if name not in tables.CHECKED])
 def test_a_table_is_what_the_code_says(name):
     path, make = tables.TABLES[name]
     found = tables.between((tables.ROOT / path).read_text(encoding="utf-8"), name)

@@ -21,6 +21,7 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3_5Config,
     Qwen3VLConfig,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
@@ -33,17 +34,20 @@ from transformers.models.llava_onevision.image_processing_llava_onevision import
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.smolvlm.image_processing_smolvlm import SmolVLMImageProcessor
 
-KINDS = ("qwen2_5_vl", "qwen3_vl", "llava_onevision", "smolvlm", "internvl")
+from namm_transfer.cache.hybrid import STATES_SERVED
+
+KINDS = ("qwen2_5_vl", "qwen3_vl", "llava_onevision", "smolvlm", "internvl", *(("qwen3_5",) if STATES_SERVED else ()))
 SPECIAL = {
     "qwen2_5_vl": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
     "llava_onevision": ("<image>", "<video>"),
     "smolvlm": ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<video>"),
     "internvl": ("<IMG_CONTEXT>", "<img>", "</img>", "<video>"),
 }
-SPECIAL["qwen3_vl"] = SPECIAL["qwen2_5_vl"]
+SPECIAL["qwen3_vl"] = SPECIAL["qwen3_5"] = SPECIAL["qwen2_5_vl"]
 VIDEO = {
     "qwen2_5_vl": "<|vision_start|><|video_pad|><|vision_end|>",
     "qwen3_vl": "<|vision_start|><|video_pad|><|vision_end|>",
+    "qwen3_5": "<|vision_start|><|video_pad|><|vision_end|>",
     "llava_onevision": "<video>",
     "smolvlm": "<video>",
     "internvl": "<video>\n",
@@ -103,8 +107,18 @@ def _qwen(kind: str, words: Any) -> tuple[Any, Any]:
         film: Any = Qwen2VLVideoProcessor(size=size, **sizes)
         made: Any = Qwen2_5_VLProcessor(Qwen2VLImageProcessor(size=size, **sizes), words, film, chat_template=chat)
         return config, made
-    vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16}
-    config = Qwen3VLConfig(text_config={**text, "head_dim": 12}, vision_config=vision, **ids)
+    vision |= {"num_position_embeddings": 16}
+    if kind == "qwen3_5":  # a layer of linear attention before two of full attention
+        rope |= {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
+        text |= {
+            "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "full_attention"],
+            "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8, "rope_parameters": rope,
+        }  # fmt: skip
+        config = Qwen3_5Config(text_config=text, vision_config=vision, **ids)
+    else:
+        vision |= {"deepstack_visual_indexes": [0, 1]}
+        config = Qwen3VLConfig(text_config={**text, "head_dim": 12}, vision_config=vision, **ids)
     film = Qwen3VLVideoProcessor(size={"shortest_edge": 64, "longest_edge": 256 * 12}, **sizes)
     return config, Qwen3VLProcessor(Qwen2VLImageProcessor(size=size, **sizes), words, film, chat_template=chat)
 

@@ -143,7 +143,7 @@ def facts_of(readers: Sequence[FrameReader], duration: float | None) -> dict[str
         `decoder`: what read them; `fallback`: why it is not what was asked for; `length`: that a film lasts longer or
         shorter than annotated. Each is there only if there is something to say.
     """
-    films = [reader for reader in readers if isinstance(reader, FilmReader)]
+    films = [film for reader in readers if isinstance(film := getattr(reader, "film", reader), FilmReader)]  # of clips
     facts = {
         "decoder": [film.backend for film in films],
         "fallback": [film.fallback for film in films if film.fallback],

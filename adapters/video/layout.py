@@ -75,7 +75,7 @@ def kept_shares(cache: MemoryCache, encoded: EncodedVideo) -> np.ndarray:
     """Compute the share of each frame's tokens that is still held: (layers, kv_heads, frames) float32."""
     total = np.bincount(encoded.frame_of[encoded.frame_of >= 0], minlength=encoded.frames)
     layers = []
-    for layer in range(len(cache.layers)):
+    for layer in range(len(cache.attention_layers)):
         heads = []
         for positions in cache.positions(layer)[0].cpu().numpy():
             inside = positions[(positions >= 0) & (positions < len(encoded.frame_of))]

@@ -10,11 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from namm_transfer.adapters.video import prompts
+from namm_transfer.adapters.video.clip import Span
 from namm_transfer.adapters.video.sampling import Rule
 from namm_transfer.adapters.video.subtitles import Subtitle
 
 Video: TypeAlias = str | Path | np.ndarray
-"""A file, or frames that are decoded already, one a second: (count, height, width, 3) uint8 RGB."""
+"""A file, a folder of frames, or frames that are decoded already, one a second: (count, height, width, 3) uint8 RGB."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ class VideoSample:
     """Frames a second; the rule of the model's own processor then chooses them, in the place of `sampling`"""
     pixels: int | None = None
     """Largest number of pixels in a frame; by default the model's processor decides."""
+    span: Span | None = None
+    """Start and end in seconds of the part of the video that is shown; by default all of it."""
+    frame_times: float | tuple[float, ...] = 1.0
+    """Of a folder of frames: frames a second, or the time of each frame in seconds."""
+    shown: str | None = None
+    """Some of the sampled frames alone: ``last:N`` or ``even:N``, see `video.sampling.some_of`."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
@@ -81,6 +82,21 @@ def model_indices(processor: Any, film: Film, fps: float, frames: int) -> np.nda
     except Exception as error:  # every model has a rule of its own
         raise NammTransferError(f"cannot sample {fps} frames a second: {in_short(error)}") from error
     return found if len(found) <= frames else found[uniform_indices(len(found), frames)]
+
+
+def some_of(indices: np.ndarray, shown: str | None) -> np.ndarray:
+    """Choose some of the sampled frames: ``last:N``, or ``even:N``, the middles of N equal parts; None takes all.
+
+    Raises:
+        NammTransferError: ``shown`` is written in another way.
+    """
+    if shown is None:
+        return indices
+    found = re.fullmatch(r"(last|even):([1-9]\d{0,5})", shown, re.ASCII)
+    if found is None:
+        raise NammTransferError(f"shown frames {shown!r}: expected last:N or even:N with a positive number N")
+    count = min(int(found[2]), len(indices))
+    return indices[-count:] if found[1] == "last" else indices[uniform_indices(len(indices), count)]
 
 
 def _uniform(film: Film, frames: int, duration: float | None = None) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ class VideoStream:
         if head:
             self._read_tokens(self.cache, head)
             self._frame_of.append(np.full(len(head), -1, dtype=np.int32))
-        inputs = dict(part.inputs)
+        inputs: dict[str, Any] = dict(part.inputs)
         if part.positions is not None:
             positions = part.positions + self._next
             inputs["position_ids"] = positions
@@ -173,12 +173,14 @@ class VideoStream:
             raise NammTransferError(
                 f"frames are {frames.dtype} {frames.shape}: expected uint8 (n, height, width, 3), at least one"
             )
-        shown = self.seconds + np.arange(len(frames)) if times is None else np.asarray(times, dtype=np.float64)
+        numbers = self.seconds + np.arange(len(frames)) if times is None else times
+        shown = np.asarray(numbers, dtype=np.float64)
         if shown.shape != (len(frames),) or not np.isfinite(shown).all() or (np.diff(shown) < 0).any() or shown[0] < 0:
             raise NammTransferError(
                 f"times of {len(frames)} frames are {shown.tolist()[:8]}: expected as many ascending numbers of seconds"
             )
         gap = float(shown[-1] - shown[-2]) if len(shown) > 1 else 1.0
         reader = ArrayReader(frames)
-        reader.times, reader.seconds = shown, float(shown[-1] - shown[0]) + gap  # of this clip
+        reader.times = shown.reshape(-1)
+        reader.seconds = float(shown[-1] - shown[0]) + gap  # of this clip
         return reader

@@ -36,6 +36,8 @@ COMMANDS = {
     "video": Command("namm_transfer.evals.video", "video", "ask a video-language model about videos"),
     "rl": Command("namm_transfer.evals.rl", "rl", "let a Decision Transformer play MuJoCo episodes"),
     "text": Command("namm_transfer.evals.text", "text", "ask a language model about long texts"),
+    "ask": Command("namm_transfer.evals.ask", "video", "ask about a film of your own and see what was kept of it"),
+    "read": Command("namm_transfer.evals.read", "text", "ask about a text of your own and see what was kept of it"),
     "lm-eval": Command("namm_transfer.evals.lm_eval", "lm-eval", "run lm-eval's tasks, with a policy in model namm"),
     "evolve": Command("namm_transfer.evals.evolve", "evolve", "make a NAMM on text"),
     "report": Command("namm_transfer.evals.report.__main__", "report", "merge, verify, compare and publish reports"),
@@ -50,7 +52,12 @@ text alone serve a video model, or an agent, that it never saw?
 
 {commands}
 
-namm-transfer COMMAND --help explains the options of a command. To begin with, a few minutes on a laptop:
+namm-transfer COMMAND --help explains the options of a command. To begin with, a film and a text of your own:
+
+  namm-transfer ask film.mp4 "What does she pick up?" --model Qwen/Qwen2.5-VL-7B-Instruct
+  namm-transfer read report.txt "When was the bridge opened?"
+
+or a comparison of policies, a few minutes on a laptop:
 
   namm-transfer rl --env hopper --limit 4 --policy full,namm,h2o:match=namm --out runs/rl
   namm-transfer video --films 2 --policy full,namm --out runs/video

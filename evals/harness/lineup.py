@@ -49,6 +49,20 @@ def lineup(specs: Sequence[PolicySpec], update_interval: int) -> list[Entry]:
     return entries
 
 
+def alone(spec: PolicySpec, update_interval: int) -> Entry:
+    """Build the one policy that runs.
+
+    Raises:
+        NammTransferError: the policy rejects a value, or is to match the size of another.
+    """
+    entries = lineup([spec], update_interval)
+    if len(entries) > 1:
+        raise NammTransferError(
+            f"{spec.text!r}: one policy at a time runs here, so there is none to match; expected keep= or budget="
+        )
+    return entries[0]
+
+
 def _target(entry: Entry, entries: Sequence[Entry]) -> PolicySpec | None:
     """The policy whose cache size `entry` is to match; None if it has a size of its own."""
     name = entry.policy.match

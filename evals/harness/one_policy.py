@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from namm_transfer import NammTransferError, policies
-from namm_transfer.evals.harness.lineup import Entry, lineup
+from namm_transfer import policies
+from namm_transfer.evals.harness.lineup import Entry, alone
 from namm_transfer.evals.harness.plan import recorded
 from namm_transfer.evals.report import provenance
 
@@ -25,13 +25,7 @@ def one_policy(policy: str, options: dict[str, Any]) -> Entry:
     name, colon, rest = policy.partition(":")
     cut_off = [f"{key}={options.pop(key)}" for key in policies.option_names(name) if key in options]
     spec = policies.parse(":".join([name, ",".join(filter(None, [rest, *cut_off]))]) if colon or cut_off else name)
-    entries = lineup([spec], UPDATE_INTERVAL)
-    if len(entries) > 1:
-        raise NammTransferError(
-            f"{spec.text!r}: this harness runs one policy at a time, so there is none to match; expected keep= or "
-            "budget="
-        )
-    return entries[0]
+    return alone(spec, UPDATE_INTERVAL)
 
 
 def facts(entry: Entry, processes: int) -> dict[str, Any]:

@@ -25,10 +25,11 @@ class EvalOptions:
     """The flags that every evaluation has. The options of a script inherit from this and may change defaults."""
 
     policy: tuple[str, ...] = ("full,namm,streaming:match=namm,h2o:match=namm",)
-    """Policies to compare, out of full, recent, streaming, h2o, l2, value-norm, keydiff, leverage, tova, snapkv,
-    random, namm and those of other packages, each written name or name:key=value,... for example h2o:keep=0.5. May be
-    repeated, and one value may hold several, separated by commas: full,streaming:sinks=4,window=252 is two. match=NAME
-    asks for the cache size that policy NAME used; protect=4:64 never evicts the first 4 and the last 64 tokens."""
+    """Policies to compare, out of full, recent, streaming, h2o, l2, value-norm, infinipot-v, keydiff, leverage, tova,
+    snapkv, random, namm and those of other packages, each written name or name:key=value,... for example h2o:keep=0.5.
+    May be repeated, and one value may hold several, separated by commas: full,streaming:sinks=4,window=252 is two.
+    match=NAME asks for the cache size that policy NAME used (allocation=head: in each KV head); protect=4:64 never
+    evicts the first 4 and the last 64 tokens."""
 
     update_interval: int = 512
     """The policy acts each time a sequence has grown by this many tokens; spectral policies need a multiple of 16."""
@@ -92,7 +93,7 @@ def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Opt
             argument is not valid text.
     """
     given = _gathered(sys.argv[1:] if arguments is None else arguments, "--policy")
-    _check_text(given, "the command line")
+    check_text(given, "the command line")
     file = _value_of("--config", given)
     default = options() if file is None else from_toml(options, Path(file))
     called, *words = sys.argv or [""]
@@ -122,7 +123,7 @@ def from_toml(kind: type[Options], path: Path) -> Options:
         values[name] = None if value == "none" and optional else value
     if isinstance(values.get("policy"), str):
         values["policy"] = [values["policy"]]
-    _check_text(values, where)
+    check_text(values, where)
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
@@ -190,14 +191,14 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
     return value
 
 
-def _check_text(value: Any, where: str) -> None:
+def check_text(value: Any, where: str) -> None:
     """Raise an error for strings that cannot be written to a file: with a lone surrogate or a NUL character."""
     if isinstance(value, str) and (any("\ud800" <= letter <= "\udfff" for letter in value) or "\0" in value):
         raise NammTransferError(f"{where}: {_shortened(value)} is no text; expected UTF-8 without NUL bytes")
     if isinstance(value, Mapping):
         value = [*value, *value.values()]
     for item in value if isinstance(value, list | tuple) else ():
-        _check_text(item, where)
+        check_text(item, where)
 
 
 def _shortened(value: Any) -> str:

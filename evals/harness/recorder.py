@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from namm_transfer.cache.report import RowReport
+from namm_transfer.evals.harness.agreement import Agreement
 from namm_transfer.evals.harness.plan import Plan, plain
 from namm_transfer.evals.harness.sample import Outcome
 from namm_transfer.evals.report import ledger
@@ -23,13 +24,16 @@ class Recorder:
         out: folder of the evaluation.
         plan: plan of the evaluation.
         process: index of this process; each process has its own ledger file.
+        records: what is recorded already.
     """
 
-    def __init__(self, out: Path, plan: Plan, process: int) -> None:
+    def __init__(self, out: Path, plan: Plan, process: int, records: list[Record]) -> None:
         self._samples = plan.samples
         self._lends_heads = {e.match.text for e in plan.entries if e.match and e.policy.allocation == "head"}
         self._ledger = ledger.Ledger(ledger.path_of(out, plan.run.task, process), plan.run)
         self._arrays = ArrayStore(out)
+        baseline = plan.run.baseline
+        self._agreement = Agreement(self._arrays, baseline.spec if baseline else None, records)
 
     def add(self, policy: str, index: int, outcome: Outcome, *, seconds: float, sizes: str | None) -> None:
         """Record one sample and sync it to disk.
@@ -44,6 +48,7 @@ class Recorder:
         sample, error = self._samples[index], outcome.error
         if error is None and not math.isfinite(outcome.score):
             error = f"score {outcome.score!r}: expected a finite number"
+        divergence, overlaps, compared = self._agreement.compare(policy, index, outcome)
         self._ledger.add(
             Record(
                 index=index,
@@ -58,7 +63,10 @@ class Recorder:
                 error=plain(error),
                 seconds=seconds,
                 details=plain(outcome.details),
+                divergence=divergence,
+                overlaps=overlaps,
                 arrays={name: self._arrays.put(np.asarray(array)) for name, array in sorted(outcome.arrays.items())},
+                compared=compared,
                 sizes_sha256=sizes,
             )
         )

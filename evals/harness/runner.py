@@ -123,8 +123,12 @@ def run(
 
 
 def _evaluate_all(out: Path, plan: Plan, evaluate: Evaluate, accelerator: Accelerator) -> None:
-    """Evaluate first the policies with a cache size of their own, then those that match the size of one of these."""
-    sized = {entry.spec.text: entry.policy for entry in plan.entries if entry.match is None}
+    """Evaluate first the policies with a cache size of their own, then those that match the size of one of these.
+
+    A full cache comes before all, since others are compared with its distribution of the first answer token.
+    """
+    entries = sorted(plan.entries, key=lambda entry: entry.policy.evicts)
+    sized = {entry.spec.text: entry.policy for entry in entries if entry.match is None}
     _work(out, plan, sized, {}, evaluate, accelerator)
     matching = [entry for entry in plan.entries if entry.match is not None]
     if not matching:
@@ -176,9 +180,10 @@ def _work(
     accelerator: Accelerator,
 ) -> None:
     """Evaluate and record this process's share of the missing samples under each of these policies."""
-    done = {(record.policy, record.index) for record in _records(out, plan)}
+    records = _records(out, plan)
+    done = {(record.policy, record.index) for record in records}
     accelerator.wait_for_everyone()  # no process appends before all have read the ledgers
-    recorder = Recorder(out, plan, accelerator.process_index)
+    recorder = Recorder(out, plan, accelerator.process_index, records)
     todo = [(spec, *chunk) for spec in lineup for chunk in _chunks(plan, spec, done, accelerator)]
     bar = tqdm(
         total=sum(len(missing) for _, _, missing in todo),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from namm_transfer.cache.report import RowReport
 from namm_transfer.policy import EvictionPolicy
@@ -57,6 +58,12 @@ class Outcome:
 
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     """Arrays for the page's figures, such as the kept share of each frame; they are stored in kept.npz."""
+
+    next_token: Tensor | None = None
+    """Logits of the first answer token, (vocabulary,), which `harness.agreement` compares with the full cache's."""
+
+    held: np.ndarray | None = None
+    """What each head holds then, see `harness.agreement.sketch`, to be compared between policies."""
 
 
 Evaluate = Callable[[list[Sample], EvictionPolicy], list[Outcome]]

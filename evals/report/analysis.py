@@ -16,6 +16,7 @@ from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.report import cautions, statistics, verdict
 from namm_transfer.evals.report.decomposition import decompositions
 from namm_transfer.evals.report.gate import gates
+from namm_transfer.evals.report.overlap import overlaps
 from namm_transfer.evals.report.records import Task, load, mean_history
 from namm_transfer.evals.report.schema import (
     Answer,
@@ -70,6 +71,7 @@ def build(folder: Path) -> Report:
         costs=[_cost(task, spec) for task, spec in ran],
         returns=[item for task, spec in ran for item in _returns(task, spec)],
         sizes=[item for task, spec in ran for item in _sizes(task, spec)],
+        overlaps=[item for task, spec in ran for item in overlaps(task, spec)],
         categories=[row for task in tasks for row in _categories(task)],
         heatmaps=[item for task, spec in ran for item in _heatmap(task, spec)],
         likelihoods=[item for task, spec in ran for item in _likelihood(task, spec)],
@@ -92,6 +94,7 @@ def _row(task: Task, spec: str) -> SummaryRow:
         score=statistics.mean(_scores(records)),
         diff_full=statistics.mean(differences) if compared else None,
         diff_ci=statistics.interval(differences, clusters) if compared else None,
+        divergence=_mean_of(records, "divergence"),
         **_counts(records),
     )
 

@@ -122,7 +122,8 @@ def _sentence(parts: dict[str, Part], lender: str, what: str) -> str:
         )
     if WHAT in parts:
         texts.append(f"Which tokens it keeps accounts for {_with_interval(parts[WHAT])}, {_reading(parts[WHAT])}.")
-    if {GAIN, WHERE, WHAT} <= parts.keys() and parts[GAIN].ci is not None and parts[GAIN].ci[0] > 0:
+    interval = parts[GAIN].ci if {GAIN, WHERE, WHAT} <= parts.keys() else None
+    if interval is not None and interval[0] > 0:
         share = parts[WHERE].value / parts[GAIN].value
         split = f"{percent(share)} of the gain is where and {percent(1 - share)} is what"
         texts.append(f"So {split if 0 <= share <= 1 else 'all of the gain is ' + ('where' if share > 1 else 'what')}.")

@@ -56,8 +56,15 @@ class Record(Strict):
     seconds: float = 0.0
     """Wall-clock time; the time of a batch is divided evenly among its samples."""
     details: dict[str, Any] = {}
+    divergence: float | None = None
+    """Jensen-Shannon divergence, in bits, of the distribution of the first answer token from the full cache's."""
+    overlaps: dict[str, list[list[float]]] = {}
+    """Spec of another policy -> Jaccard index of what both keep when the answer begins, (layers, KV heads). Each pair
+    of policies stands in the record of the one that was evaluated later."""
     arrays: dict[str, str] = {}
     """Array name -> SHA-256, under which kept.npz stores it."""
+    compared: dict[str, str] = {}
+    """Arrays that policies evaluated later are compared with, named like `arrays`; of no use afterwards."""
     sizes_sha256: str | None = None
     """SHA-256 of the cache sizes that a policy with match=NAME was given; if they change, the record is discarded."""
 

@@ -119,7 +119,7 @@ def _of_lmms_eval(path: Path, results: dict[str, Any]) -> Iterator[Scored]:
         samples = _samples(path.with_name(f"{path.name.removesuffix('_results.json')}_samples_{task}.jsonl"))
         kept = [*{sample["doc_id"]: sample for sample in reversed(samples)}.values()]
         told = {str(sample["doc_id"]): (sample["token_counts"][0] or {}).get("namm_transfer") for sample in kept}
-        facts = next(filter(None, told.values()), {})
+        facts: dict[str, Any] = next(filter(None, told.values()), {})
         memories = {document: found["memory"] for document, found in told.items() if found}
         yield Scored("lmms-eval", path, results, task, sorted(kept, key=lambda one: one["doc_id"]), facts, memories)
 

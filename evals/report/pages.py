@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from namm_transfer.evals.report import evidence, figures, samples, tables, verdict
+from namm_transfer.evals.report.html import sealed, template
 from namm_transfer.evals.report.schema import Provenance, Report, Run
 from namm_transfer.files import write_atomic
 
@@ -125,18 +122,7 @@ def as_html(report: Report, folder: Path | None = None) -> str:
         )
         if len(page.encode()) <= HTML_LIMIT:
             break
-    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
-    digest = hashlib.sha256(script[1].encode() if script else b"").digest()
-    return page.replace("SCRIPT-DIGEST", base64.b64encode(digest).decode(), 1)
-
-
-def template(name: str) -> Any:
-    """A Jinja template from this folder; values put into it are escaped."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template(name)
+    return sealed(page)
 
 
 def _section(report: Report, run: Run, place: int) -> dict[str, Any]:
@@ -173,13 +159,22 @@ def _of_task(report: Report, task: str) -> list[tables.Table]:
         *([tables.overall(report)] if alone else []),
         *evidence.tables(report, task),
         tables.costs(report, task),
-        *(table for table in (tables.categories(report, task), tables.published(report, task)) if table.rows),
+        *(
+            table
+            for table in (
+                tables.overlaps(report, task),
+                tables.categories(report, task),
+                tables.published(report, task),
+            )
+            if table.rows
+        ),
     ]
 
 
 def _columns(report: Report) -> list[tables.Column]:
     """The columns of the main tables, without duplicate names, for the list of their meanings."""
     every = [*tables.SUMMARY, *(tables.OVERALL if report.overall else []), *tables.COSTS]
+    every += tables.OVERLAPS if report.overlaps else []
     every += [*(evidence.COLUMNS if report.decompositions else [])]
     every += [*(tables.RETURNS if report.returns else []), *(tables.HEADLINES if report.headlines else [])]
     return list({column.name: column for column in reversed(every)}.values())[::-1]

@@ -11,6 +11,7 @@ from pathlib import Path
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.report import figures, ledger, pages, samples, tables
 from namm_transfer.evals.report.analysis import build
+from namm_transfer.evals.report.html import template
 from namm_transfer.evals.report.records import ArrayStore, load
 from namm_transfer.evals.report.schema import Answer, Report
 from namm_transfer.evals.report.verdict import DEFINITION, top
@@ -113,7 +114,7 @@ def write_gallery(folders: Sequence[Path], out: Path) -> list[Item]:
     guide = GUIDE if (out / GUIDE).exists() else None
     write_atomic(out / "headline.svg", figures.changes([(item.name, item.report) for item in items]))
     write_atomic(out / "index.md", _markdown(items, guide))
-    page = pages.template("gallery.html").render(items=items, definition=DEFINITION, guide=guide, figure=FIGURE)
+    page = template("gallery.html").render(items=items, definition=DEFINITION, guide=guide, figure=FIGURE)
     write_atomic(out / "index.html", page + "\n")
     return items
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import hashlib
 import io
@@ -16,6 +15,7 @@ import numpy as np
 from matplotlib.image import imsave
 
 from namm_transfer.errors import NammTransferError
+from namm_transfer.evals.report.html import data_uri
 from namm_transfer.evals.report.records import ArrayStore
 from namm_transfer.evals.report.schema import Brief, Report, Run
 from namm_transfer.evals.report.verdict import number, percent
@@ -219,12 +219,8 @@ def _pictures(sample: str, featured: Brief | None, folder: Path) -> list[tuple[s
         words = f"frame {frame}"
         if frames is not None and featured is not None and frame < frames.shape[2]:
             words += f": {percent(float(frames[:, :, frame].mean()))} kept by {featured.policy}"
-        found.append((words, _data_uri("jpeg", path.read_bytes())))
+        found.append((words, data_uri("jpeg", path.read_bytes())))
     return found
-
-
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _facts(record: Brief) -> str:
@@ -268,7 +264,7 @@ def _strip(label: str, shares: np.ndarray) -> Strip:
     imsave(buffer, pixels, format="png", metadata=no_version)
     return Strip(
         label=label,
-        image=_data_uri("png", buffer.getvalue()),
+        image=data_uri("png", buffer.getvalue()),
         alternative=f"{label} kept, from the beginning to the end in {len(parts)} parts: {', '.join(parts)}",
     )
 

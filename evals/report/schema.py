@@ -33,6 +33,8 @@ class SummaryRow(Strict):
     diff_ci: tuple[float, float] | None
     """95 % paired bootstrap interval of that difference; None for fewer than two independent pairs."""
     kept_share: float | None
+    divergence: float | None = None
+    """Mean Jensen-Shannon divergence, in bits, of the first answer token's distribution from the full cache's."""
     updates_mean: float
     """Mean number of updates per sample, over the samples that did not fail."""
     acted_share: float
@@ -108,6 +110,21 @@ class Sizes(Strict):
     """Tokens a KV head kept after each update, mean over layers and the samples that reached that update."""
     samples: list[int]
     """Number of samples that reached each update."""
+
+
+class Overlap(Strict):
+    """How much two policies keep in common on one task, as means over the samples that both finished."""
+
+    task: str
+    policy: str
+    other: str
+    samples: int
+    jaccard: float
+    """Tokens that both keep over tokens that either keeps, averaged over layers, KV heads and samples."""
+    chance: float
+    """The same for two random choices that keep as many tokens in each head."""
+    by_layer: list[float]
+    """The index of each layer, averaged over its KV heads and the samples."""
 
 
 class Category(Strict):
@@ -269,6 +286,8 @@ class Report(Strict):
     returns: list[Returns] = Field(default=[])
     """Episode returns of the tasks whose samples are episodes."""
     sizes: list[Sizes]
+    overlaps: list[Overlap] = Field(default=[])
+    """Pairs of policies that both evict."""
     categories: list[Category]
     heatmaps: list[HeatMap]
     likelihoods: list[Likelihood] = Field(default_factory=list)

@@ -72,6 +72,12 @@ COUNT = Column("n", "samples tried (control: episodes)", "n")
 SCORE = Column(
     "score", "mean over the samples that did not fail; its unit stands in the table's title", "score", number
 )
+DIVERGENCE = Column(
+    "JS div.",
+    "Jensen-Shannon divergence, in bits, of the first answer token's distribution from the full cache's: 0 is the same",
+    "divergence",
+    _dash("{:.3f}".format),
+)
 KEPT = Column(
     "cache kept",
     "tokens in the cache when the answer began (control: averaged over the steps), as a share of all tokens seen",
@@ -94,6 +100,7 @@ SUMMARY = [
     Column("likelihood", "mean probability of the right answer's tokens, in %", "likelihood", number),
     Column("vs full", "mean difference to the full cache on the same samples", "diff_full", signed),
     Column("95 % interval", "paired bootstrap interval of that difference", "diff_ci", _interval(signed)),
+    DIVERGENCE,
     KEPT,
     UPDATES,
     ACTED,
@@ -129,6 +136,16 @@ COSTS = [
     Column("s/sample", "wall time in seconds", "seconds", "{:.2f}".format),
     ACTED,
 ]
+
+OVERLAPS = [
+    POLICY,
+    Column("other policy", "the policy whose kept tokens are compared", "other", numeric=False),
+    Column("overlap", "tokens that both keep over tokens that either keeps (Jaccard), mean over layers and heads",
+           "jaccard", percent),
+    Column("by chance", "the same for two random choices of as many tokens in each head", "chance", percent),
+    Column("layers", "lowest and highest mean of a layer", "layers", _interval(percent)),
+    Column("samples", "samples that both finished", "samples"),
+]  # fmt: skip
 
 CATEGORIES = [
     Column("category", "group of samples", "category", numeric=False),
@@ -267,6 +284,12 @@ def returns(report: Report, task: str) -> list[Table]:
 def costs(report: Report, task: str) -> Table:
     """Cache size, memory and time of the policies on one task."""
     return make(f"{task}: size and time", COSTS, _of(report.costs, task))
+
+
+def overlaps(report: Report, task: str) -> Table:
+    """What pairs of policies keep in common; without rows if it was not recorded."""
+    rows = [row | {"layers": (min(row["by_layer"]), max(row["by_layer"]))} for row in _of(report.overlaps, task)]
+    return make(f"{task}: tokens that two policies keep in common", OVERLAPS, rows)
 
 
 def categories(report: Report, task: str) -> Table:

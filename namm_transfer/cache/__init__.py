@@ -28,6 +28,7 @@ a cache that is filled again by a recomputing backward pass is refused.
     memory_cache   the cache; save and load (`saved`)
     layer          one layer; head_group: heads stored together; pages: heads of different lengths; storage: tensors
                    with room to grow
+    hybrid         states of layers without keys and values, and whose turn it is in a call
     attention      the attention function and its checks; blocks: block by block; kernels: the arithmetic
     device         the same on a GPU, launching triton_kernels, which also fold the weights into the policy's state
     masks          the mask function; guard: tensors that only the memory attention may read

@@ -60,6 +60,7 @@ class MemoryLayer(CacheLayerMixin):
         self.policy = policy
         self.index = index
         self.layers = layers
+        self.on_update: Any = None  # a function that is called with the layer after each update, see History
         self.reset()
 
     def reset(self) -> None:
@@ -71,13 +72,13 @@ class MemoryLayer(CacheLayerMixin):
         """True if heads may hold different numbers of tokens."""
         self.is_initialized = False
         self.columns = 0
+        self.calls = 0  # that went through this layer
         self.padding: Tensor | None = None
         self.sequences: list[Sequence] = []
         self.handover: Handover | None = None
         self.reader: ModuleReference | None = None
         """The attention module that reads this layer."""
-        self.is_frozen = False
-        """See `MemoryCache.freeze`."""
+        self.is_frozen = False  # see MemoryCache.freeze
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take batch size, heads, widths, dtype and device from the first keys and values."""
@@ -125,6 +126,7 @@ class MemoryLayer(CacheLayerMixin):
     def close(self, padding: Tensor | None, new: int) -> None:
         """End the call, whose attention is done: count its columns."""
         self.columns += new
+        self.calls += 1
         self.padding = padding
         self.pack()
         for group in self.groups:
@@ -224,13 +226,13 @@ class MemoryLayer(CacheLayerMixin):
         order = torch.cat([group.heads for group in self.groups]).argsort()
         counts = torch.cat([some.sum(-1)[due] for some in chosen], 1)[:, order]
         for b, sizes, held in zip(due, counts.tolist(), counts.float().mean(-1).tolist(), strict=True):
-            self.sequences[b].held = held
-            self.sequences[b].history.append(held)
-            self.sequences[b].sizes.extend(sizes)
+            self.sequences[b].note(sizes, held)
         if self.policy.by_head:
             self._lay_out(Arrangement(self.groups, chosen, self.kv_heads))
         else:
             self.groups[0].keep(chosen[0])
+        if self.on_update is not None:
+            self.on_update(self)
 
     def _chosen(self, group: HeadGroup, due: list[int]) -> Tensor:
         """The tokens of a group that stay, (batch, heads of the group, stored) bool, after the policy has acted."""

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -11,13 +11,12 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from namm_transfer.cache import saved
+from namm_transfer.cache.hybrid import ATTENTION, BOTH, RecurrentStates, layer_kinds
 from namm_transfer.cache.layer import MemoryLayer, refuse_to_crop
 from namm_transfer.cache.masks import models_of
 from namm_transfer.cache.report import MemoryReport
 from namm_transfer.errors import NammTransferError
 from namm_transfer.policy import EvictionPolicy
-
-_SERVED_LAYERS = ("full_attention", "sliding_attention")
 
 
 class MemoryCache(Cache):
@@ -32,7 +31,9 @@ class MemoryCache(Cache):
         NammTransferError: an argument is something else, or the model cannot be served exactly.
     """
 
-    layers: list[MemoryLayer]  # type: ignore[assignment]
+    attention_layers: list[MemoryLayer]
+    """The layers with keys and values, which the policy keeps small; layers are counted among these. In a hybrid model
+    they are fewer than `layers`, which also contains transformers' cache layers for linear attention and the like."""
 
     def __init__(self, config: PreTrainedConfig, *, policy: EvictionPolicy) -> None:
         text = _served_config(config)
@@ -45,8 +46,11 @@ class MemoryCache(Cache):
         self.policy = policy
         self._model = saved.describe_model(text)
         self._backward = _backward_pass()  # in which the cache was made; calls must be in the same
-        layers = text.num_hidden_layers
-        super().__init__(layers=[MemoryLayer(policy, index, layers) for index in range(layers)])
+        kinds = layer_kinds(text)
+        places = [index for index, kind in enumerate(kinds) if kind in (*ATTENTION, *BOTH)]
+        self.attention_layers = [MemoryLayer(policy, number, len(places)) for number in range(len(places))]
+        self._states = RecurrentStates(kinds, dict(zip(places, self.attention_layers, strict=True)))
+        super().__init__(layers=self._states.beside_attention())
 
     # -- one forward call --------------------------------------------------------------------------------------------
 
@@ -60,9 +64,21 @@ class MemoryCache(Cache):
                 f"layer {layer_idx} of a cache made for {len(self.layers)} layers: one MemoryCache serves one model"
             )
         self._refuse_recomputation()
-        layer, before = self.layers[layer_idx], self.layers[layer_idx - 1]
-        ahead = self.layers[0].columns - layer.columns
-        if layer.handover or before.handover or ahead != (key_states.shape[2] if layer_idx else 0):
+        layer = self.layers[layer_idx]
+        if not isinstance(layer, MemoryLayer):
+            raise NammTransferError(
+                f"layer {layer_idx} of this MemoryCache has no keys: one MemoryCache serves one model"
+            )
+        if self._states.layers:
+            self._states.check_turn(layer_idx, layer.calls)
+            if torch.is_grad_enabled() and key_states.requires_grad:
+                raise NammTransferError(
+                    "a MemoryCache of a model with recurrent layers gives no gradients, since their states are written "
+                    "in place: use torch.no_grad()"
+                )
+        before, first = self.attention_layers[layer.index - 1], self.attention_layers[0]
+        ahead = first.columns - layer.columns
+        if layer.handover or before.handover or ahead != (key_states.shape[2] if layer.index else 0):
             raise NammTransferError(
                 f"layer {layer_idx} is not where the layers before it are: an error ended an earlier call in "
                 "mid-forward, or no memory attention read the keys of a layer (load the model with "
@@ -90,37 +106,78 @@ class MemoryCache(Cache):
         Raises:
             NammTransferError: the policy evicts (so assisted decoding cannot be used with it).
         """
-        refuse_to_crop(self.policy)
+        self._refuse_rollback()
         super().crop(tokens_to_remove)
 
     def activate_past_recording(self) -> None:
-        """Called by transformers (5.24) where tokens will be taken back; refused if the policy evicts."""
+        """Called by transformers (5.24) where tokens will be taken back; refused if they cannot be."""
+        self._refuse_rollback()
+
+    def _refuse_rollback(self) -> None:
         refuse_to_crop(self.policy)
+        if self._states.layers:
+            raise NammTransferError(
+                "a MemoryCache of a model with recurrent layers cannot be cropped, since their states cannot be taken "
+                "back; assisted decoding and rollback need a model of attention layers"
+            )
+
+    @property
+    def is_croppable(self) -> bool:
+        """True if tokens can be taken back."""
+        return not self._states.layers and not self.policy.evicts
+
+    def _each(self, change: Callable[[MemoryLayer], None], rows: Tensor) -> None:
+        """Change the rows of all layers: attention layers as they know, the others by the rows that they get."""
+        for layer in self.attention_layers:
+            change(layer)
+        self._states.select_rows(rows)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Put the rows of the batch in another order, state and all (beam search)."""
+        self._each(lambda layer: layer.reorder_cache(beam_idx), torch.as_tensor(beam_idx))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only these rows of the batch: indices, or a bool mask."""
+        if sequences := self.attention_layers[0].sequences:
+            rows = torch.arange(len(sequences))[torch.as_tensor(indices).cpu()]
+            self._each(lambda layer: layer.batch_select_indices(indices), rows)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row ``repeats`` times."""
+        rows = torch.arange(len(self.attention_layers[0].sequences)).repeat_interleave(repeats)
+        self._each(lambda layer: layer.batch_repeat_interleave(repeats), rows)
+
+    def reset(self) -> None:
+        """Forget everything, the batch size included."""
+        for layer in self.attention_layers:
+            layer.reset()
+        self._states.reset()
+        self.layers = self._states.beside_attention()
 
     def freeze(self) -> None:
         """Evict nothing from now on: what is held stays, and so does everything that is read later.
 
         Questions about a text or a video that was compressed before they were known are answered from frozen copies.
         """
-        for layer in self.layers:
+        for layer in self.attention_layers:
             layer.is_frozen = True
 
     # -- what is in it -----------------------------------------------------------------------------------------------
 
     def positions(self, layer: int) -> Tensor:
         """Original positions of the kept tokens, (batch, kv_heads, kept) int64 ascending; -1 where a row is shorter."""
-        if not self.layers[layer].is_initialized:
+        if not self.attention_layers[layer].is_initialized:
             raise NammTransferError("the cache is empty: nothing has gone through the model yet")
-        return self.layers[layer].positions.long()
+        return self.attention_layers[layer].positions.long()
 
     def kept_share(self) -> list[float]:
         """Tokens held now over tokens seen, mean over layers and KV heads, for each sequence. Needs no device work."""
-        per_layer = [[s.held / max(s.seen, 1) for s in layer.sequences] for layer in self.layers]
+        per_layer = [[s.held / max(s.seen, 1) for s in layer.sequences] for layer in self.attention_layers]
         return [sum(column) / len(column) for column in zip(*per_layer, strict=True)]
 
     def report(self) -> MemoryReport:
         """Report the tokens kept, the tokens seen and the bytes they take."""
-        layers = [layer for layer in self.layers if layer.is_initialized]
+        layers = [layer for layer in self.attention_layers if layer.is_initialized]
         if not layers:
             raise NammTransferError("the cache is empty: nothing has gone through the model yet")
         return MemoryReport(
@@ -129,7 +186,7 @@ class MemoryCache(Cache):
             peak=[[s.peak for s in layer.sequences] for layer in layers],
             history=[[s.history[:] for s in layer.sequences] for layer in layers],
             sizes=[[s.sizes[:] for s in layer.sequences] for layer in layers],
-            bytes=sum(layer.bytes for layer in layers),
+            bytes=sum(layer.bytes for layer in layers) + self._states.bytes,
         )
 
     # -- files -------------------------------------------------------------------------------------------------------
@@ -143,7 +200,7 @@ class MemoryCache(Cache):
         Raises:
             NammTransferError: the cache is empty or in the middle of a call, or the file cannot be written.
         """
-        saved.write(path, self.layers, self._model, self.policy, identity or {})
+        saved.write(path, self.attention_layers, self._model, self.policy, identity or {}, self._states.tensors)
 
     @classmethod
     def load(
@@ -160,28 +217,51 @@ class MemoryCache(Cache):
         Args:
             config: the configuration of the model that filled the cache.
             policy: the policy it was filled under, with the same options and weights.
-            device: where its tensors shall lie; each layer moves to its model's device when it is used.
+            device: where its tensors shall lie; attention layers move to their model's device when they are used, the
+                states of recurrent layers do not.
             identity: what it must have been saved with; by default this is not compared.
 
         Raises:
             NammTransferError: no such file, another model's shape, another policy or another identity.
         """
         cache = cls(config, policy=policy)
-        saved.read(path, cache.layers, cache._model, policy, torch.device(device), identity)
+        states = saved.read(path, cache.attention_layers, cache._model, policy, torch.device(device), identity)
+        cache._states.restore(states, len(cache.attention_layers[0].sequences))
         return cache
+
+    # -- recurrent layers of a hybrid model --------------------------------------------------------------------------
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        """Return a layer's convolution state, None before its first call; every call of such a layer begins with it."""
+        layer = self._states[layer_idx]
+        self._states.begin(layer_idx)
+        return layer.conv_states[state_idx] if layer.has_previous_state[state_idx] else None
+
+    def update_conv_state(self, conv_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any) -> Tensor:
+        """Give a layer its new convolution inputs; see `transformers.cache_utils.LinearAttentionLayer`."""
+        return self._states.store_convolution(layer_idx, conv_states, state_idx=state_idx, **kwargs)
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        """Return a layer's recurrent state, None before its first call."""
+        layer = self._states[layer_idx]
+        return layer.recurrent_states[state_idx] if layer.has_previous_state[state_idx] else None
+
+    def update_recurrent_state(
+        self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
+    ) -> Tensor:
+        """Give a layer its new recurrent state."""
+        return self._states.store_recurrent(layer_idx, recurrent_states, state_idx=state_idx, **kwargs)
 
     # -- what a cache of transformers can do and this one cannot -----------------------------------------------------
 
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NammTransferError(
-            "a MemoryCache holds attention layers only, each head with tokens of its own: it has no recurrent, "
-            "convolution or indexer state, is not offloaded, and cannot be read as (keys, values) pairs; use "
-            ".positions(layer) or .report()"
+            "a MemoryCache holds attention layers, each head with tokens of its own, and states of recurrent layers "
+            "in a hybrid model: it has no indexer state, is not offloaded, and cannot be read as (keys, values) pairs; "
+            "use .positions(layer) or .report()"
         )
 
-    __iter__ = __getitem__ = offload = prefetch = _refuse
-    get_conv_state = update_conv_state = get_recurrent_state = update_recurrent_state = _refuse
-    has_previous_state = update_indexer = _refuse
+    __iter__ = __getitem__ = offload = prefetch = has_previous_state = update_indexer = _refuse
 
 
 def _served_config(config: Any) -> PreTrainedConfig:
@@ -212,9 +292,6 @@ def _served_config(config: Any) -> PreTrainedConfig:
             f"the model's attention implementation is {implementation!r}: load it with "
             'attn_implementation="memory" or call model.set_attn_implementation("memory")'
         )
-    kinds = set(getattr(text, "layer_types", None) or ()) - set(_SERVED_LAYERS)
-    if kinds:
-        raise NammTransferError(f"{text.model_type}: layers of type {', '.join(sorted(kinds))} are not served")
     return text
 
 

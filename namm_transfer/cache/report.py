@@ -24,6 +24,12 @@ class Sequence:
     sizes: array[int] = field(default_factory=lambda: array("q"))
     """Tokens that each KV head held after each update, updates x heads numbers."""
 
+    def note(self, sizes: list[int], held: float) -> None:
+        """Count an update after which the heads hold so many tokens, and so many on average."""
+        self.held = held
+        self.history.append(held)
+        self.sizes.extend(sizes)
+
 
 @dataclass(frozen=True)
 class RowReport:

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 _FORMAT = 3
 _HEADER = "memory_cache"
+_STATES = "states."
 _SHAPE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "vocab_size")
-_MODEL = ("model_type", *_SHAPE, "sliding_window", "rope_parameters")
+_MODEL = ("model_type", *_SHAPE, "layer_types", "sliding_window", "rope_parameters")
 
 
 def describe_model(config: PreTrainedConfig) -> dict[str, str]:
@@ -72,8 +73,13 @@ def write(
     model: dict[str, str],
     policy: EvictionPolicy,
     identity: Mapping[str, str],
+    states: dict[str, Tensor],
 ) -> None:
-    """Write layers to a safetensors file; the file holds either the old or the new content, never half of one."""
+    """Write layers to a safetensors file; the file holds either the old or the new content, never half of one.
+
+    Args:
+        states: those of a hybrid model's recurrent layers, by name.
+    """
     if not all(layer.is_initialized for layer in layers):
         raise NammTransferError(f"{path}: the cache is empty; expected one that has gone through a model")
     if any(layer.handover is not None or layer.columns != layers[0].columns for layer in layers):
@@ -82,7 +88,8 @@ def write(
         raise NammTransferError(
             f"{path}: a frozen cache cannot be saved; save the one that was copied, and freeze() after"
         )
-    tensors, described = {}, []
+    tensors = {_STATES + name: tensor.detach().cpu().contiguous() for name, tensor in states.items()}
+    described = []
     for layer in layers:
         for number, group in enumerate(layer.groups):
             for name in group.storage.names:
@@ -119,8 +126,8 @@ def read(
     policy: EvictionPolicy,
     device: torch.device,
     identity: Mapping[str, str] | None,
-) -> None:
-    """Fill empty layers from a file that `write` wrote."""
+) -> dict[str, Tensor]:
+    """Fill empty layers from a file that `write` wrote, and return the states of recurrent layers."""
     if not Path(path).is_file():
         raise NammTransferError(f"{path}: no such file; expected one that MemoryCache.save wrote")
     try:
@@ -133,7 +140,9 @@ def read(
         _compare(path, "policy", header["policy"], describe_policy(policy))
         if identity is not None:
             _compare(path, "identity", header.get("identity", {}), identity)
+        states = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_STATES)}
         _fill(layers, header, tensors)
+        return {name.removeprefix(_STATES): tensor for name, tensor in states.items()}
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise NammTransferError(f"{path}: no cache that MemoryCache.save wrote: {error!r}") from None
 

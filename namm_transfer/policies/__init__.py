@@ -6,6 +6,7 @@
 
 from namm_transfer.policies.full import FullCache
 from namm_transfer.policies.h2o import H2O
+from namm_transfer.policies.infinipot import InfiniPotV
 from namm_transfer.policies.keydiff import KeyDiff
 from namm_transfer.policies.leverage import Leverage
 from namm_transfer.policies.norms import L2Norm, ValueNorm
@@ -23,6 +24,7 @@ __all__ = [
     "REGISTRY",
     "TOVA",
     "FullCache",
+    "InfiniPotV",
     "KeyDiff",
     "L2Norm",
     "Leverage",

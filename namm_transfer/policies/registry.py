@@ -11,6 +11,7 @@ from namm_transfer.errors import NammTransferError
 from namm_transfer.namm import NAMM
 from namm_transfer.policies.full import FullCache
 from namm_transfer.policies.h2o import H2O
+from namm_transfer.policies.infinipot import InfiniPotV
 from namm_transfer.policies.keydiff import KeyDiff
 from namm_transfer.policies.leverage import Leverage
 from namm_transfer.policies.norms import L2Norm, ValueNorm
@@ -41,7 +42,9 @@ def _namm(
     return NAMM.from_pretrained(path, **given)
 
 
-_RULES = (FullCache, Recent, Streaming, H2O, L2Norm, ValueNorm, KeyDiff, Leverage, TOVA, SnapKV, RandomEviction)
+_RULES = (
+    FullCache, Recent, Streaming, H2O, L2Norm, ValueNorm, InfiniPotV, KeyDiff, Leverage, TOVA, SnapKV, RandomEviction,
+)  # fmt: skip
 
 REGISTRY: dict[str, Callable[..., EvictionPolicy]] = {rule.name: rule for rule in _RULES} | {NAMM.name: _namm}
 """The built-in policies by name; those of other packages are found by `names` and `parse`."""

@@ -68,7 +68,7 @@ def test_a_stream_answers_as_if_all_was_read_at_once(adapter, clips, spec):
         again.watch(clip, times)
     assert again.ask(QUESTION).logprobs == answer.logprobs
     assert stream.frames == 12
-    kept = [stream.cache.positions(layer) for layer in range(len(stream.cache.layers))]
+    kept = [stream.cache.positions(layer) for layer in range(len(stream.cache.attention_layers))]
     assert all(torch.equal(held, again.cache.positions(layer)) for layer, held in enumerate(kept))
 
 
@@ -111,7 +111,7 @@ def test_what_is_kept_is_told_by_frame(adapter, clips):
         stream.watch(clip)
     encoded, cache, _ = stream.read(QUESTION)
     kept = adapter.kept(cache, encoded)["frames"]
-    assert kept.shape == (len(cache.layers), cache.positions(0).shape[1], 12)
+    assert kept.shape == (len(cache.attention_layers), cache.positions(0).shape[1], 12)
     assert kept[..., -1].min() > 0
     assert kept[..., 1].max() < 1
     assert encoded.length == cache.get_seq_length()

@@ -85,7 +85,7 @@ REFUSED = {
             activation_sparsity_pattern=[0.0] * 6,
             laurel_rank=4,
         ),
-        "other keys",
+        "other keys|another layer",
     ),
     "llama4, chunked": (
         tf.Llama4TextConfig(
@@ -93,7 +93,10 @@ REFUSED = {
         ),
         "chunked_attention",
     ),
-    "mamba": (tf.MambaConfig(vocab_size=97, hidden_size=64, num_hidden_layers=2), "linear_attention|mamba"),
+    "mamba": (
+        tf.MambaConfig(vocab_size=97, hidden_size=64, num_hidden_layers=2),
+        "no layer has keys|linear_attention|mamba",
+    ),
 }
 
 

@@ -4,16 +4,19 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from places import ROOT
 from tiny_llava import save_tiny_llava
 from tiny_video_models import save_tiny
 
 from namm_transfer import NammTransferError
+from namm_transfer.adapters.video.frames import open_video
 from namm_transfer.evals.tasks.video.generate import generate
 from namm_transfer.evals.tasks.video.scenes import TYPES
 
@@ -232,6 +235,33 @@ def test_questions_from_one_cache_of_the_video_in_any_order(films, tmp_path):
         found.append(outcomes(evaluate(tmp_path / f"own{number}", *flags)))
     assert found[0] == found[1]
     assert len(found[0]) == 3
+
+
+def test_parts_of_a_video_and_folders_of_frames(films, tmp_path):
+    """Whatever a run keeps on disk of one part, or of one folder, it does not take for another."""
+    film, pictures = next(films.glob("*.mp4")), open_video(next(films.glob("*.mp4"))).frames(range(16, 24))
+    for name, frames in (("a", pictures), ("b", pictures[::-1])):
+        (tmp_path / name).mkdir()
+        for number, frame in enumerate(frames):
+            Image.fromarray(frame).save(tmp_path / name / f"{number}.png")
+    base = {"question": "What was seen?", "candidates": ["ring", "star"], "answer": "star"}
+    asked = [
+        {**base, "id": "clip", "video": "film.mp4", "start": 4, "end": 6},
+        {**base, "id": "a", "video": "a", "frame_rate": 4},
+        {**base, "id": "b", "video": "b", "frame_times": [10, 11, 12, 13, 14, 15, 16, 18]},
+        {**base, "id": "whole", "video": "film.mp4", "note": {"page": 3}},
+    ]
+    (tmp_path / "film.mp4").symlink_to(shutil.copy(film, tmp_path / "copy.mp4"))
+    (tmp_path / "asked.json").write_text(json.dumps(asked))
+    model = save_tiny_llava(tmp_path / "model", "shipped")
+    flags = ("--benchmark", tmp_path / "asked.json", "--policy", "full", "--frames", 8, "--model", model)
+    found = {record.id: record for record in evaluate(tmp_path / "run", *flags).records}
+    assert {name: record.error for name, record in found.items()} == dict.fromkeys(("clip", "a", "b", "whole"))
+    assert found["clip"].details["logprobs"] == found["a"].details["logprobs"]
+    assert len({tuple(found[name].details["logprobs"]) for name in ("a", "b", "whole")}) == 3
+    assert found["clip"].details["span"] == [4, 6]
+    assert found["whole"].details["extra"] == {"note": {"page": 3}}
+    assert "span" not in found["whole"].details
 
 
 def test_films_are_watched_once_and_asked_about_at_known_ages(films, tmp_path):

@@ -31,6 +31,7 @@ SPECS = [
     "h2o:keep=0.4,protect=3:5",
     "snapkv:window=16,keep=0.3,allocation=ada",
     "l2:keep=0.3,allocation=pyramid",
+    "infinipot-v:frame=8,keep=0.4",
 ]
 
 
@@ -100,6 +101,8 @@ def test_options_reach_the_policy():
         ("full:protect=a:b", "protect='a:b'"),
         ("h2o:budget=9,protect=4:6", "needs 10 tokens: budget=9"),
         ("streaming:sinks=2,window=4,protect=4:4", "needs 8 tokens: budget=6"),
+        ("infinipot-v:frame=0", "frame=0"),
+        ("infinipot-v:temporal=1.5", "temporal=1.5"),
         ("h2o:allocation=heads", "allocation='heads'.*uniform, ada, pyramid, layer, head"),
         ("h2o:allocation=head", "allocation=head: expected match=POLICY"),
         ("h2o:keep=0.5,allocation=layer", "allocation=layer: expected match=POLICY"),
@@ -129,6 +132,19 @@ def test_l2_keeps_small_keys():
     keys = torch.ones(1, 1, 20, 4)
     keys[0, 0, [3, 9]] = 0.1
     assert kept(policies.make("l2:budget=2"), view(heads=1, keys=keys)) == [[3, 9]]
+
+
+def test_infinipot_v_keeps_what_is_new_at_its_place_and_large_values():
+    """Five frames of four places; only place 2 of frame 1 differs from the newest frame, which stays as a whole."""
+    keys = torch.eye(4).repeat(5, 1)[None, None].clone()
+    keys[0, 0, 6] = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    values = torch.ones(1, 1, 20, 4)
+    values[0, 0, [1, 11]] = 2.0
+    seen = view(heads=1, keys=keys, values=values)
+    policy = policies.make("infinipot-v:frame=4,budget=7,temporal=0.72")
+    assert kept(policy, seen) == [[1, 6, 11, 16, 17, 18, 19]]
+    assert policy.novelty(seen)[0, 0, [0, 6, 16]].tolist() == [1.0, 2.0, 4.0]
+    assert kept(policies.make("infinipot-v:frame=4,budget=2,temporal=0"), seen) == [[1, 11]]
 
 
 def test_tova_keeps_what_the_last_query_sees_in_all_heads():

@@ -126,7 +126,7 @@ def fork(prefix: MemoryCache, policy: EvictionPolicy, rows: int) -> MemoryCache:
     if rows > 1:
         cache.batch_repeat_interleave(rows)
     cache.policy = policy
-    for layer in cache.layers:
+    for layer in cache.attention_layers:
         layer.policy = policy
         if policy.evicts:
             layer.evict()

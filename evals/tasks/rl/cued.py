@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -54,7 +54,7 @@ class CuedRuns(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
         self._reached: list[list[float]] = []
 
     @property
-    def spec(self) -> Any:
+    def spec(self) -> Any:  # type: ignore[override]
         """The EnvSpec this environment was made from, which says all: making it again wraps the body again."""
         return self.unwrapped.spec
 
@@ -116,7 +116,7 @@ class TMaze(MujocoEnv):
     ends in an arm, with a return of 100 for the side that was shown and 0 for the other; it is cut after 800 steps.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: dict[str, Any] = {  # noqa: RUF012 (declared so by Gymnasium)
         "render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"],
         "render_fps": 25,
     }

@@ -13,6 +13,7 @@ from namm_transfer import EvictionPolicy, MemoryCache
 from namm_transfer.adapters.causal_lm import CausalLMAdapter, EncodedPrompt, Prompt, TextAnswer
 from namm_transfer.adapters.context import ContextCaches
 from namm_transfer.evals.harness import Evaluate, Outcome, Sample
+from namm_transfer.evals.harness.agreement import sketch
 from namm_transfer.evals.harness.options import ContextOptions
 from namm_transfer.evals.tasks.text.families import TRAINED, recall
 from namm_transfer.evals.tasks.text.questions import Question
@@ -70,6 +71,7 @@ def about_families(options: ContextOptions, score: str, adapter: CausalLMAdapter
     def ask(prompt: Prompt, policy: EvictionPolicy, read: Read) -> Outcome:
         encoded, cache, logits = read(prompt, policy)
         report, kept = cache.report(), adapter.kept(cache, encoded)  # when the first answer token is produced
+        held = sketch(cache)
         room = len(encoded.answer) + SPARE
         text = adapter.generate(encoded, copy.deepcopy(cache), room, logits) if prompt.expected else None
         answer = adapter.judge(encoded, cache, logits)
@@ -87,6 +89,8 @@ def about_families(options: ContextOptions, score: str, adapter: CausalLMAdapter
                 **({} if text is None else {"likelihood": likelihood(answer)}),
             },
             arrays={**kept, "pieces": adapter.pieces(encoded)},
+            next_token=logits,
+            held=held,
         )
 
     given, alone = reader(options, adapter), whole(adapter)
@@ -118,7 +122,7 @@ def about_benchmarks(options: ContextOptions, context: int, adapter: CausalLMAda
         prompt = question.within(context - room, adapter.tokenizer, apart=options.query_agnostic)
         asked = Prompt(question.id, question.task.id, prompt, "", question.asked)
         encoded, cache, logits = read(asked, policy)
-        report = cache.report()  # when the first answer token is produced
+        report, held = cache.report(), sketch(cache)  # when the first answer token is produced
         arrays = {**adapter.kept(cache, encoded), "pieces": adapter.pieces(encoded)} if sample.id in shown else {}
         answer = question.trim(adapter.generate(encoded, cache, room, logits))
         return [
@@ -133,6 +137,8 @@ def about_benchmarks(options: ContextOptions, context: int, adapter: CausalLMAda
                     "bytes": report.bytes,
                 },
                 arrays=arrays,
+                next_token=logits,
+                held=held,
             )
         ]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from namm_transfer.adapters.video import prompts
+from namm_transfer.adapters.video.clip import Span
 from namm_transfer.adapters.video.frames import VideoError
 from namm_transfer.adapters.video.sampling import Rule
 from namm_transfer.errors import NammTransferError
@@ -19,7 +20,7 @@ from namm_transfer.files import safe_join
 
 @dataclass(frozen=True)
 class VideoQuestion:
-    """One multiple-choice question about one video file."""
+    """One multiple-choice question about one video: a file, or a folder of frames."""
 
     id: str
     """Identifier, unique in its benchmark."""
@@ -54,6 +55,10 @@ class VideoQuestion:
     """Reason why the question cannot be scored; only this question then fails."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the annotations, stored in the record."""
+    span: Span | None = None
+    """Start and end in seconds of the part that is shown; by default all of it."""
+    frame_times: float | tuple[float, ...] = 1.0
+    """Of a folder of frames: frames a second, or the time of each frame in seconds."""
 
     @property
     def video(self) -> Path:

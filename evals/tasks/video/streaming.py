@@ -110,7 +110,8 @@ class Watcher:
 
     def _film(self, sample: VideoSample, policy: EvictionPolicy) -> Watched:
         """The film that is being watched, or the beginning of another one."""
-        if self._held is None or self._held.policy is not policy or self._held.video != sample.video:
+        identity = (sample.video, sample.span, sample.frame_times)
+        if self._held is None or self._held.policy is not policy or self._held.video != identity:
             self._held = None  # before the next one takes up memory
             (reader,) = self._adapter.readers(sample)
             times = np.arange(math.ceil(reader.seconds * self._fps)) / self._fps + float(reader.times[0])
@@ -118,7 +119,7 @@ class Watcher:
             each, trained = self._adapter.tokens_per_frame, self._adapter.trained_positions
             positions = positions_for(each * len(indices), trained) if each else trained
             stream = self._adapter.stream(policy, positions=positions, pixels=self._pixels)
-            self._held = Watched(policy, sample.video, reader, indices, stream)
+            self._held = Watched(policy, identity, reader, indices, stream)
         return self._held
 
 

@@ -38,17 +38,18 @@ def most_and_least(kept: np.ndarray) -> list[int]:
 def write_thumbnails(folder: Path, numbers: Sequence[int], pictures: Iterable[np.ndarray]) -> None:
     """Write pictures, (height, width, 3) uint8 each, as `folder/NUMBER.jpg` of at most 3 kB."""
     for number, picture in zip(numbers, pictures, strict=True):
-        write_atomic(folder / f"{number:04d}.jpg", _jpeg(picture))
+        write_atomic(folder / f"{number:04d}.jpg", jpeg(picture))
 
 
-def _jpeg(picture: np.ndarray) -> bytes:
+def jpeg(picture: np.ndarray, side: int = SIDE, limit: int = LIMIT) -> bytes:
+    """Encode a picture, (height, width, 3) uint8, of at most `side` pixels, in about `limit` bytes at most."""
     image = Image.fromarray(np.ascontiguousarray(picture))
-    image.thumbnail((SIDE, SIDE))
+    image.thumbnail((side, side))
     data = b""
     for quality in range(80, 0, -10):
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=quality)
         data = buffer.getvalue()
-        if len(data) <= LIMIT:
+        if len(data) <= limit:
             break
     return data

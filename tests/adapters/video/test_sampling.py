@@ -1,6 +1,7 @@
 """Our rule, and the official ones against arithmetic done by hand."""
 
 import coded_films as films
+import numpy as np
 import pytest
 
 from namm_transfer import NammTransferError
@@ -10,6 +11,7 @@ from namm_transfer.adapters.video.sampling import (
     length_warning,
     longvideobench_indices,
     mlvu_indices,
+    some_of,
     uniform_indices,
 )
 
@@ -58,6 +60,17 @@ def test_every_rule_is_found_by_its_name(slow_then_fast):
     ]
     with pytest.raises(NammTransferError, match="annotated duration"):
         SAMPLING["longvideobench"](film, 4, None)
+
+
+def test_some_of_the_sampled_frames():
+    sampled = np.arange(0, 100, 10)
+    assert some_of(sampled, None) is sampled
+    assert some_of(sampled, "last:3").tolist() == [70, 80, 90]
+    assert some_of(sampled, "even:5").tolist() == [10, 30, 50, 70, 90]
+    assert some_of(sampled, "even:64").tolist() == some_of(sampled, "last:64").tolist() == sampled.tolist()
+    for wrong in ("last", "last:0", "first:3", "even:-1"):
+        with pytest.raises(NammTransferError, match=f"shown frames '{wrong}'"):
+            some_of(sampled, wrong)
 
 
 def test_a_film_that_is_not_as_long_as_annotated_is_told(tmp_path):

@@ -1,16 +1,10 @@
 """The page in a real browser."""
 
-import re
-import shutil
-import subprocess
-from pathlib import Path
-
-import pytest
+from browser import allowing, browse, needs_chromium
 
 from namm_transfer.evals.report import pages
 from namm_transfer.evals.report.analysis import build
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CLICK = """
 const button = [...document.querySelectorAll("thead button")].find(item => item.textContent === "score");
 const names = () => [...button.closest("table").tBodies[0].rows].map(row => row.cells[0].textContent).join(",");
@@ -18,9 +12,6 @@ const orders = [names()];
 for (let i = 0; i < 2; i++) { button.click(); orders.push(names()); }
 document.title = orders.join(" then ") + " wide " + (document.documentElement.scrollWidth > innerWidth);
 """
-
-
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
 FILTER = """
 const [type, policy, outcome] = document.querySelectorAll("[data-filter]");
 const shown = () => [...document.querySelectorAll(".entry")].filter(item => item.offsetParent).length;
@@ -33,24 +24,6 @@ for (const [select, value] of [[policy, "namm"], [outcome, "wrong"], [policy, ""
 }
 document.title = counts.join(" then ") + ", " + document.getElementById("shown").textContent;
 """
-
-
-def browse(page: str, width: int, folder: Path) -> tuple[str, str]:
-    """Open a page in a window of that width: (its title after its scripts, what the browser complained about)."""
-    (folder / "page.html").write_text(page)
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=2000"]
-    own = [f"--user-data-dir={folder / 'browser'}", f"--window-size={width},800", "--dump-dom"]
-    done = subprocess.run(
-        [str(CHROMIUM), *flags, *own, (folder / "page.html").as_uri()], capture_output=True, text=True, timeout=120
-    )
-    return re.search("<title>(.*?)</title>", done.stdout)[1], done.stderr
-
-
-def allowing(page: str, script: str) -> str:
-    """The page with a script of the test's own; as it is, it allows no script but its own."""
-    return re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", page).replace(
-        "</body>", f"<script>{script}</script></body>"
-    )
 
 
 @needs_chromium

@@ -67,6 +67,20 @@ def test_own_file_is_answered_by_letter(tmp_path):
     assert elsewhere.video == tmp_path / "videos/a/clip.mp4"
 
 
+def test_a_part_of_a_video_and_the_times_of_a_folder_of_frames(tmp_path):
+    entries = [
+        {**ENTRY, "start": 2, "end": 8.5},
+        {**ENTRY, "start": 2, "frame_rate": 3},
+        {**ENTRY, "frame_times": [0, 1.5, 4], "source": "a note of my own"},
+        ENTRY,
+    ]
+    asked = load_json(write(tmp_path, "mine.json", entries))
+    assert [question.span for question in asked] == [(2, 8.5), (2, None), None, None]
+    assert [question.frame_times for question in asked] == [1, 3, (0, 1.5, 4), 1]
+    assert [dict(question.extra) for question in asked] == [{}, {}, {"source": "a note of my own"}, {}]
+    assert len({question.cluster for question in asked}) == 1, "parts of one video are no independent draws"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -75,6 +89,10 @@ def test_own_file_is_answered_by_letter(tmp_path):
         ({"candidates": [1, 2]}, "expected 2 to 26 texts"),
         ({"answer": "Hail"}, "none of"),
         ({"duration": "long"}, "'duration' is 'long'; expected a float"),
+        ({"start": "0:05"}, "'start' is '0:05'; expected a float"),
+        ({"start": 5, "end": 5}, "entry 1: a clip from 5 to 5 seconds"),
+        ({"frame_rate": 2, "frame_times": [0]}, "expected one of them"),
+        ({"frame_times": [0, None]}, "'frame_times' is None; expected a float"),
     ],
 )
 def test_entries_that_do_not_fit_are_named(change, message, tmp_path):
