@@ -192,11 +192,9 @@ class MemoryLayer(CacheLayerMixin):
         """Store the next block; of sequence b the first ``lengths[b]`` tokens are real, the rest are padding slots."""
         new = keys.shape[2]
         offsets = torch.arange(new, dtype=torch.int32, device=self.device)
-        start = on_device(self.seen, self.device)[:, None]
-        positions, padding_slots = start + offsets, min(lengths) < new
+        positions, padding_slots = on_device(self.seen, self.device)[:, None] + offsets, min(lengths) < new
         if padding_slots:
-            ends = on_device(lengths, self.device)[:, None]
-            positions = positions.masked_fill(offsets >= ends, -1)
+            positions = positions.masked_fill(offsets >= on_device(lengths, self.device)[:, None], -1)
         for group in self.growing:
             group.append(keys, values, positions, padding_slots)
 

@@ -12,7 +12,6 @@ by tile, and writes nothing but the statistic. Float32 products are not rounded 
 import triton
 import triton.language as tl
 
-HOP = tl.constexpr(16)
 _VARYING = ["width", "own", "window", "per_split", "splits", "split_offset"]
 
 
@@ -191,8 +190,8 @@ def fold_spectrum(  # type: ignore[no-untyped-def]
     k_at = b * k_b + row * k_r + place * k_t
     key = tl.load(k + k_at[:, None] + d[None, :], mask=(position >= 0)[:, None] & (d < D)[None, :], other=0.0).to(TILE)
     before, length = tl.load(seen + b), tl.load(lengths + b)
-    phase = before % HOP
-    hops, rest = (phase + length) // HOP, (phase + length) % HOP
+    phase = before % 16
+    hops, rest = (phase + length) // 16, (phase + length) % 16
     s_at = (b * s_b + row * s_r + place)[:, None] + n[None, :] * s_f
     s16_at = b * s_b + row * s_r + place + 16 * s_f
     t_at = (b * t_b + row * t_r + place)[:, None] + n[None, :] * t_f
@@ -206,9 +205,9 @@ def fold_spectrum(  # type: ignore[no-untyped-def]
         last = tl.load(tail + t_at, mask=there, other=0.0).to(tl.float32)
         begin = 0
         if own > 0:  # no frame reaches a token before its own hop
-            begin = tl.maximum(phase + block * BLOCK_N - (slots - own), 0) // HOP
+            begin = tl.maximum(phase + block * BLOCK_N - (slots - own), 0) // 16
         for hop in range(begin, hops):
-            i = hop * HOP + n - phase
+            i = hop * 16 + n - phase
             weights = _mean_weights(
                 q, lse, key, position, b, head, i, (i >= 0) & (i < length), before + i, q_b, q_h, q_i, kv_heads, new,
                 window, scale, GROUP, D, BLOCK_D, WINDOWED, ROUNDED,
@@ -226,7 +225,7 @@ def fold_spectrum(  # type: ignore[no-untyped-def]
         tl.store(spectrum + s16_at, average16, mask=slot < slots)
         tl.store(tail + t_at, last, mask=there)
     if PENDING:
-        i = hops * HOP + n - phase
+        i = hops * 16 + n - phase
         left = (n < rest) & (i >= 0) & (i < length)
         weights = _mean_weights(
             q, lse, key, position, b, head, i, left, before + i, q_b, q_h, q_i, kv_heads, new, window, scale,
