@@ -129,7 +129,7 @@ def prefill(case: str, side: str, tokens: int) -> Measured:
     found |= lap("decode")
     if isinstance(cache, MemoryCache):
         report = cache.report()
-        group = cache.layers[0].groups[0]
+        group = cache.attention_layers[0].groups[0]
         token = sum(t.nbytes for t in (group.keys, group.values, group.positions, *group.state.values())) / (
             group.positions.numel()
         )
