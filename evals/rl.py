@@ -124,6 +124,8 @@ def _shipped(options: Options, name: str) -> list[Options]:
     """Make the options of each shipped model for one --env; a D4RL name implies the data set."""
     d4rl, env = D4RL_NAME.fullmatch(name), task(name).name
     shipped = task(env).tiers
+    if not shipped:
+        raise NammTransferError(f"--env {name}: no model ships for it; expected --model with one of your own")
     tiers = (options.dataset or (d4rl[2] if d4rl else shipped[0])).split(",")
     for tier in tiers:
         if tier not in shipped:

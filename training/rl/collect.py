@@ -27,7 +27,7 @@ from namm_transfer.files import asset
 from namm_transfer.training.rl import card
 from namm_transfer.training.rl.actor import load_actor, sampled
 from namm_transfer.training.rl.checks import check_positive, run_command
-from namm_transfer.training.rl.sighted import sighted_policy
+from namm_transfer.training.rl.sighted import BEHAVIOURS, sighted_policy
 
 ROWS = 20
 """Episodes collected side by side; part of what a seed means."""
@@ -72,7 +72,7 @@ def players(options: Options) -> list[tuple[Act, str, str]]:
     if options.tier == "random":
         return [(random_policy(options.env, options.seed), "random actions", "uniformly random actions")]
     if options.tier == "sighted":
-        if options.tier not in task(options.env).tiers:
+        if options.env not in BEHAVIOURS:
             raise NammTransferError(f"--tier sighted: {options.env} has no cue; expected another tier")
         told = "noisy actions of the behaviour in `training/rl/sighted.py`, which has the cue in sight"
         return [(sighted_policy(options.env, options.seed), "scripted behaviour", told)]

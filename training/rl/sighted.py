@@ -21,7 +21,7 @@ STROKES, LAG = 2, 1.2
 def sighted_policy(env: str, seed: int) -> Act:
     """Make the behaviour of a task with a cue, for observations recorded with `in_sight=True`."""
     generator = np.random.default_rng(seed)
-    play = {"cued-halfcheetah": _halfcheetah, "cued-swimmer": _swimmer, "t-maze": _maze}[env]()
+    play = BEHAVIOURS[env]()
 
     def act(observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
         actions = play(observations, rewards)
@@ -59,3 +59,7 @@ def _maze() -> Act:
         return np.clip(np.where((x < 19.9)[:, None], in_corridor, in_arm), -0.95, 0.95)
 
     return act
+
+
+BEHAVIOURS = {"cued-halfcheetah": _halfcheetah, "cued-swimmer": _swimmer, "t-maze": _maze}
+"""Makers of the behaviour without noise, by the task's name."""

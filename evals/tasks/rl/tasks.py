@@ -61,7 +61,7 @@ class Task:
     max_steps: int = 1000
     """Steps after which the environment ends an episode."""
     tiers: tuple[str, ...] = ("medium", "medium-replay")
-    """Data sets that the shipped models were trained on, the default first."""
+    """Data sets that the shipped models were trained on, the default first; none where no model ships."""
     references: str = "D4RL's reference returns (measured on its v2 environments)"
     """What the reference returns are, for reports."""
     spec: Any = None
@@ -85,19 +85,22 @@ class Task:
         return 100.0 * (episode_return - self.random_return) / (self.expert_return - self.random_return)
 
 
-_CUED: dict[str, Any] = {
-    "tiers": ("sighted",),
-    "references": "random actions and the behaviour that has the cue in sight",
-}
+_CUED: dict[str, Any] = {"tiers": (), "references": "random actions and the behaviour that has the cue in sight"}
 TASKS: dict[str, Task] = {
     "hopper": Task("hopper", "Hopper-v5", 11, 3, -20.272305, 3234.3, 3600.0),
     "halfcheetah": Task("halfcheetah", "HalfCheetah-v5", 17, 6, -280.178953, 12135.0, 12000.0),
     "walker2d": Task("walker2d", "Walker2d-v5", 17, 6, 1.629008, 4592.3, 5000.0),
-    "cued-halfcheetah": Task("cued-halfcheetah", "namm-transfer/CuedHalfCheetah-v0", 21, 6, 19.35, 91.93, **_CUED),
-    "cued-swimmer": Task("cued-swimmer", "namm-transfer/CuedSwimmer-v0", 12, 2, 26.86, 71.38, **_CUED),
-    "t-maze": Task("t-maze", "namm-transfer/TMaze-v0", 6, 2, 0.0, 100.0, max_steps=800, **_CUED),
+    "cued-halfcheetah": Task(
+        "cued-halfcheetah", "namm-transfer/CuedHalfCheetah-v0", 21, 6, 19.35, 91.93, tiers=(), references=_SIGHTED
+    ),
+    "cued-swimmer": Task(
+        "cued-swimmer", "namm-transfer/CuedSwimmer-v0", 12, 2, 26.86, 71.38, tiers=(), references=_SIGHTED
+    ),
+    "t-maze": Task(
+        "t-maze", "namm-transfer/TMaze-v0", 6, 2, 0.0, 100.0, max_steps=800, tiers=("sighted",), references=_SIGHTED
+    ),
 }
-"""The tasks with shipped models, by their short names."""
+"""The tasks with a short name."""
 
 
 def task(name: str) -> Task:
