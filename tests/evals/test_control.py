@@ -91,7 +91,7 @@ def test_a_published_maze_from_its_name_to_a_report(tmp_path):
     assert [(row.policy, row.failed) for row in report.summary] == [("full", 0), ("h2o:keep=0.5", 0)]
     for played in report.records:
         assert played.score == pytest.approx(100 * (played.details["return"] - 23.85) / (161.86 - 23.85))
-    assert report.runs[0].description["world"].endswith("normalised by the references in the data set")
+    assert report.runs[0].description["world"].endswith("normalised by the reference returns in the data set")
 
 
 def test_a_behaviour_policy_learns_with_goals(tmp_path):

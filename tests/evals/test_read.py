@@ -127,6 +127,6 @@ def test_ctrl_c_ends_the_command_without_a_trace(model, tmp_path):
     )
     with open(pipe, "wb"):  # returns once the command reads
         child.send_signal(signal.SIGINT)
-        printed, errors = child.communicate(timeout=60)
+        printed, errors = child.communicate(timeout=200)
     assert (child.returncode, printed, errors) == (130, "", "")
     assert files_in(tmp_path) == []

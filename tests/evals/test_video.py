@@ -16,6 +16,8 @@ from tiny_llava import save_tiny_llava
 from tiny_video_models import save_tiny
 
 from namm_transfer import NammTransferError
+from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter
+from namm_transfer.adapters.video import reading
 from namm_transfer.adapters.video.frames import open_video
 from namm_transfer.evals.tasks.video.generate import generate
 from namm_transfer.evals.tasks.video.scenes import TYPES
@@ -68,7 +70,7 @@ def test_same_report_with_the_other_backend_and_after_a_stop(films, tmp_path, mo
     assert len(whole) == 10
     assert outcomes(evaluate(tmp_path / "pyav", *flags, "--backend", "pyav")) == whole
 
-    encode, done = video.LlavaNextVideoAdapter.encode, []
+    encode, done = LlavaNextVideoAdapter.encode, []
 
     def interrupted(self, sample):
         done.append(sample)
@@ -76,10 +78,10 @@ def test_same_report_with_the_other_backend_and_after_a_stop(films, tmp_path, mo
             raise KeyboardInterrupt
         return encode(self, sample)
 
-    monkeypatch.setattr(video.LlavaNextVideoAdapter, "encode", interrupted)
+    monkeypatch.setattr(LlavaNextVideoAdapter, "encode", interrupted)
     with pytest.raises(SystemExit):
         evaluate(tmp_path / "stopped", *flags)
-    monkeypatch.setattr(video.LlavaNextVideoAdapter, "encode", encode)
+    monkeypatch.setattr(LlavaNextVideoAdapter, "encode", encode)
     assert outcomes(evaluate(tmp_path / "stopped", *flags, "--resume")) == whole
 
 
@@ -331,9 +333,8 @@ def test_another_video_language_model_and_a_run_of_an_older_release(films, tmp_p
 
 def test_six_policies_decode_a_film_once(films, tmp_path, monkeypatch):
     opened = []
-    module = sys.modules[video.VideoLanguageAdapter.__module__]
-    read = module.open_video
-    monkeypatch.setattr(module, "open_video", lambda path, backend: (opened.append(path.name), read(path, backend))[1])
+    read = reading.open_video
+    monkeypatch.setattr(reading, "open_video", lambda path, backend: (opened.append(path.name), read(path, backend))[1])
     policies = "full,h2o:keep=0.5,l2:keep=0.5,streaming:sinks=4,window=60,snapkv:keep=0.5,random:keep=0.5"
     report = evaluate(tmp_path / "run", "--films", 2, "--data-root", films, "--policy", policies, "--limit", 7)
     assert len(report.records) == 6 * 7

@@ -24,6 +24,7 @@ def test_a_row_of_the_summary(write_folder, tmp_path):
         "diff_full": None,
         "diff_ci": None,
         "kept_share": 0.5,
+        "divergence": None,
         "updates_mean": 4.0,
         "acted_share": 1.0,
         "failed": 0,

@@ -39,7 +39,7 @@ def test_actor_of_another_environment_or_shape(tmp_path):
         load_actor(tmp_path, "hopper")
 
 
-@pytest.mark.parametrize("env", TASKS)
+@pytest.mark.parametrize("env", [env for env in TASKS if "medium" in TASKS[env].tiers])
 def test_shipped_policies_are_medium(env):
     actor, facts = load_actor(asset(f"behaviour/{env}-medium"), env)
     played = list(collect.collect(collect.sampled(actor, env, 50_000), env, steps=1, seed=50_000))

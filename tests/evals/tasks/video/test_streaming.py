@@ -150,11 +150,15 @@ class Films:
     def __enter__(self):
         from namm_transfer.adapters.video.frames import ArrayReader
 
-        self.adapter._reader = lambda name: (self.opened.append(name), ArrayReader(self.films[name]))[1]
+        def readers(sample):
+            self.opened.append(sample.video)
+            return [ArrayReader(self.films[sample.video])]
+
+        self.adapter.readers = readers
         return self
 
     def __exit__(self, *_):
-        del self.adapter._reader
+        del self.adapter.readers
 
 
 def ask(watcher, adapter, name, at, policy):
