@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.tasks.video.draw import draw
-from namm_transfer.evals.tasks.video.scenes import TYPES, Film, make_film, questions
+from namm_transfer.evals.tasks.video.scenes import Film
+from namm_transfer.evals.tasks.video.versions import film_set
 from namm_transfer.files import make_folder, write_atomic
 
 FPS = 4
 SIZE = 128
-VERSION = 1  # of the drawing; part of the file names, so that an old cache is never taken for a new one
 
 
 def cache_folder() -> Path:
@@ -30,33 +30,40 @@ def cache_folder() -> Path:
 
 
 def generate(
-    folder: Path, split: str = "test", films: int = 50, seconds: int = 64, fps: int = FPS, size: int = SIZE
+    folder: Path,
+    split: str = "test",
+    films: int = 50,
+    seconds: int = 64,
+    fps: int = FPS,
+    size: int = SIZE,
+    version: int = 1,
 ) -> Path:
     """Write the first films of a split, each with one question of every type, and their manifest; returns its path.
 
-    Files that are there already are not written again.
+    Files that are there already are not written again; `version` is that of the films (see `versions.py`).
     """
     make_folder(folder)
     entries = []
     for seed in tqdm(range(films), desc="films", disable=None, leave=False):
-        film = make_film(split, seed, seconds)
-        name = f"{split}-{seed:05d}-{seconds}s-{fps}fps-{size}px-v{VERSION}.mp4"
+        film = film_set(version).make_film(split, seed, seconds)
+        name = f"{split}-{seed:05d}-{seconds}s-{fps}fps-{size}px-v{version}.mp4"
         if not (folder / name).exists():
             write_film(film, folder / name, fps, size)
-        entries += manifest_entries(film, name)
-    manifest = folder / f"{split}-{seconds}s-{fps}fps-{size}px-v{VERSION}-{films}.json"
+        entries += manifest_entries(film, name, version)
+    manifest = folder / f"{split}-{seconds}s-{fps}fps-{size}px-v{version}-{films}.json"
     write_atomic(manifest, json.dumps(entries, indent=1) + "\n")
     return manifest
 
 
-def manifest_entries(film: Film, name: str) -> list[dict]:
+def manifest_entries(film: Film, name: str, version: int = 1) -> list[dict]:
     """Make one question of every type about a film, as entries of a benchmark file.
 
     Which of several questions of a type is taken, and where its right answer stands, rotate with the seed.
     """
-    asked = questions(film)
+    films = film_set(version)
+    asked = films.questions(film, every=False)
     entries = []
-    for number, kind in enumerate(TYPES):
+    for number, kind in enumerate(films.types):
         choice = [question for question in asked if question.kind == kind]
         if choice:
             question = choice[film.seed % len(choice)].turned_to((film.seed + number) % 4)

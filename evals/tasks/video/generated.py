@@ -10,11 +10,17 @@ from namm_transfer.evals.tasks.video.own_file import load_json
 from namm_transfer.evals.tasks.video.questions import VideoQuestion
 
 
-def load_generated(films: int, seconds: int, split: str = "test", folder: Path | None = None) -> list[VideoQuestion]:
+GENERATED = {"generated": 1, "generated-v2": 2}
+"""Names of the generated benchmarks, and the version of their films."""
+
+
+def load_generated(
+    films: int, seconds: int, split: str = "test", folder: Path | None = None, version: int = 1
+) -> list[VideoQuestion]:
     """Load questions about generated films, which are written on first use (to the cache folder by default).
 
     The shipped model answers in words and has not learnt to point at letters: it is asked the bare question, and the
     options are compared as answers, each of them one token.
     """
-    found = load_json(generate(folder or cache_folder(), split, films, seconds))
+    found = load_json(generate(folder or cache_folder(), split, films, seconds, version=version))
     return [replace(question, prompt=question.prompt.splitlines()[0], lead="", by_letter=False) for question in found]
