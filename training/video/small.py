@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -17,8 +18,33 @@ from transformers.models.llava_next_video.video_processing_llava_next_video impo
 
 from namm_transfer.evals.tasks.video import scenes
 
-FRAME_SIZE = 32
-PATCH_SIZE = 8  # 4 x 4 patches, pooled by the video resampler to 2 x 2 tokens a frame
+
+@dataclass(frozen=True)
+class Size:
+    """What differs between the models of the two versions of the films."""
+
+    frame: int
+    """Height and width of a frame in pixels."""
+    patch: int
+    """Height and width of a patch: 4 x 4 patches, pooled by the video resampler to 2 x 2 tokens a frame."""
+    layers: int
+    """Layers of the text model."""
+    kv_heads: int
+    positions: int
+    """Positions that the text model is trained for."""
+    theta: float
+    """Base of the rotary positions."""
+    templates: tuple[str, ...] = ()
+    """Questions with words that version 1 has not."""
+
+
+SIZES = {
+    1: Size(32, 8, 4, 4, 512, 1e4),
+    # Few KV heads and no rotation to speak of in half of the dimensions: a fact is stored once, and found however far
+    # away it is.
+    2: Size(64, 16, 3, 2, 1152, 1e6, ("How many times did the appear? Which shape came second? third?",)),
+}
+"""Sizes by version of the films."""
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<video>")
 TEMPLATES = (
     "USER: ASSISTANT: Best option: ( ) A B C D E (A) (B) (C) (D) (E) 1 2 3 4 5 6 7 8 9 0 , .",
@@ -36,46 +62,51 @@ CHAT_TEMPLATE = (
 )
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(version: int = 1) -> PreTrainedTokenizerFast:
     """Make the tokenizer: one token for each word of the generated benchmark; other words become `<unk>`."""
-    names = (*scenes.PLACES, *scenes.SHAPES, *scenes.COLORS, *scenes.GLITCHES)
-    words = dict.fromkeys((*SPECIAL, *(word for text in (*TEMPLATES, *names) for word in re.findall(WORDS, text))))
+    size = SIZES[version]
+    texts = (*TEMPLATES, *scenes.PLACES, *scenes.SHAPES, *scenes.COLORS, *scenes.GLITCHES, *size.templates)
+    words = dict.fromkeys((*SPECIAL, *(word for text in texts for word in re.findall(WORDS, text))))
     core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", SPECIAL.index("<s>"))])
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
         extra_special_tokens={"image_token": "<image>", "video_token": "<video>"},
-        model_max_length=512, padding_side="left",
+        model_max_length=size.positions, padding_side="left",
     )  # fmt: skip
 
 
-def processor() -> LlavaNextVideoProcessor:
-    """Make the processor: frames of 32 x 32 pixels, four `<video>` tokens a frame."""
-    size, crop = {"shortest_edge": FRAME_SIZE}, {"height": FRAME_SIZE, "width": FRAME_SIZE}
+def processor(version: int = 1) -> LlavaNextVideoProcessor:
+    """Make the processor: small square frames, four `<video>` tokens a frame."""
+    frame = SIZES[version].frame
+    size, crop = {"shortest_edge": frame}, {"height": frame, "width": frame}
     return LlavaNextVideoProcessor(
         video_processor=LlavaNextVideoVideoProcessor(size=size, crop_size=crop),
-        image_processor=LlavaNextImageProcessor(
-            size=size, crop_size=crop, image_grid_pinpoints=[[FRAME_SIZE, FRAME_SIZE]]
-        ),
-        tokenizer=tokenizer(), chat_template=CHAT_TEMPLATE, patch_size=PATCH_SIZE,
+        image_processor=LlavaNextImageProcessor(size=size, crop_size=crop, image_grid_pinpoints=[[frame, frame]]),
+        tokenizer=tokenizer(version), chat_template=CHAT_TEMPLATE, patch_size=SIZES[version].patch,
         vision_feature_select_strategy="default", num_additional_image_tokens=1,
     )  # fmt: skip
 
 
-def config() -> LlavaNextVideoConfig:
-    """Configure 3 vision layers of width 128 and 4 text layers of width 256 with grouped KV heads: 3.5 M parameters."""
-    words = tokenizer()
+def config(version: int = 1) -> LlavaNextVideoConfig:
+    """Configure 3 vision layers of width 128 and 4 or 3 text layers of width 256 with grouped KV heads.
+
+    Version 1 has 3.4 million parameters, version 2 has 2.7 million.
+    """
+    words, size = tokenizer(version), SIZES[version]
     vision = CLIPVisionConfig(
         hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
-        image_size=FRAME_SIZE, patch_size=PATCH_SIZE, projection_dim=128,
+        image_size=size.frame, patch_size=size.patch, projection_dim=128,
     )  # fmt: skip
     text = LlamaConfig(
-        vocab_size=len(words), hidden_size=256, intermediate_size=640, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=4, max_position_embeddings=512, initializer_range=0.04, tie_word_embeddings=False,
+        vocab_size=len(words), hidden_size=256, intermediate_size=640, num_hidden_layers=size.layers,
+        num_attention_heads=8, num_key_value_heads=size.kv_heads, max_position_embeddings=size.positions,
+        initializer_range=0.04, tie_word_embeddings=False,
         # Of factor 1, YaRN changes nothing; it says how longer prompts are to be read.
         rope_parameters={
-            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 1.0, "original_max_position_embeddings": 512,
+            "rope_type": "yarn", "rope_theta": size.theta, "factor": 1.0,
+            "original_max_position_embeddings": size.positions,
         },
         bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
     )  # fmt: skip
@@ -83,5 +114,5 @@ def config() -> LlavaNextVideoConfig:
         vision_config=vision.to_dict(), text_config=text.to_dict(), vision_feature_layer=-1,
         image_token_index=SPECIAL.index("<image>"),
         video_token_index=SPECIAL.index("<video>"),
-        image_grid_pinpoints=[[FRAME_SIZE, FRAME_SIZE]], image_seq_length=16, video_seq_length=4,
+        image_grid_pinpoints=[[size.frame, size.frame]], image_seq_length=16, video_seq_length=4,
     )  # fmt: skip

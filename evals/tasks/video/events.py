@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -48,17 +49,20 @@ def make_film(split: str, seed: int, seconds: int = 64) -> Film:
     ends = [0, *sorted(rng.choice(np.arange(1, seconds), size=seconds // SHOT_SECONDS - 1, replace=False)), seconds]
     shots = [
         random_shot(rng, int(start), int(end), str(rng.choice(PLACES)), "", "", needle=False)
-        for start, end in zip(ends, ends[1:], strict=False)
+        for start, end in pairwise(ends)
     ]
     when = sorted(rng.choice(seconds, size=EVENTS, replace=False))
-    events = [random_event(rng, int(second), shape) for second, shape in zip(when, _shapes(rng), strict=True)]
+    events = [
+        random_event(rng, int(second), int(rng.integers(4)), shape, str(rng.choice(COLORS)))
+        for second, shape in zip(when, _shapes(rng), strict=True)
+    ]
     return Film(split, seed, seconds, tuple(shots), "", 0, glitch_seconds=0, events=tuple(events))
 
 
-def random_event(rng: np.random.Generator, second: int, shape: str) -> Event:
-    """Make an event of a given shape with a random quarter, colour, size and position in its quarter."""
+def random_event(rng: np.random.Generator, second: int, corner: int, shape: str, color: str) -> Event:
+    """Make an event of given content with a random size and position in its quarter."""
     dx, dy = (float(value) for value in rng.uniform(-0.01, 0.01, size=2))
-    return Event(second, int(rng.integers(4)), shape, str(rng.choice(COLORS)), (dx, dy), float(rng.uniform(0.19, 0.205)))
+    return Event(second, corner, shape, color, (dx, dy), float(rng.uniform(0.19, 0.205)))
 
 
 def _shapes(rng: np.random.Generator) -> list[str]:

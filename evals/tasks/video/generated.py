@@ -9,7 +9,6 @@ from namm_transfer.evals.tasks.video.generate import cache_folder, generate
 from namm_transfer.evals.tasks.video.own_file import load_json
 from namm_transfer.evals.tasks.video.questions import VideoQuestion
 
-
 GENERATED = {"generated": 1, "generated-v2": 2}
 """Names of the generated benchmarks, and the version of their films."""
 
