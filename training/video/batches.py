@@ -172,7 +172,11 @@ class FilmBank(Protocol):
 
 
 def language_batch(bank: FilmBank, step: int, films: int, frames: int, version: int = 1) -> Batch:
-    """Make the films of a step, one frame a second."""
+    """Make the films of a step, one frame a second.
+
+    In version 2 the answer is also to be predicted from the shape's word in the question, where it takes one step of
+    attention less; these targets have no kind.
+    """
     rng = np.random.default_rng([2, step])
     film_set, tokenizer = versions.film_set(version), words(version)
     head = tokenizer(prompts.head("<video>" * (4 * frames)))["input_ids"]
@@ -182,7 +186,7 @@ def language_batch(bank: FilmBank, step: int, films: int, frames: int, version: 
         features.append(bank.film(film, rng))
         row = [(token, 0, place, -100, -1) for place, token in enumerate(head)]
         for number, asked in enumerate(film_set.questions(film, every=True), start=1):
-            row += _question_tokens(tokenizer, asked, film_set.types.index(asked.kind), number, len(head))
+            row += _question_tokens(tokenizer, asked, film_set.types.index(asked.kind), number, len(head), version == 2)
         rows.append(row)
     length = max(map(len, rows))
     table = torch.tensor([row + [(0, -1, 0, -100, -1)] * (length - len(row)) for row in rows])
@@ -190,11 +194,15 @@ def language_batch(bank: FilmBank, step: int, films: int, frames: int, version: 
 
 
 def _question_tokens(
-    tokenizer: PreTrainedTokenizerFast, asked: scenes.Question, kind: int, number: int, start: int
+    tokenizer: PreTrainedTokenizerFast, asked: scenes.Question, kind: int, number: int, start: int, hint: bool
 ) -> list[tuple[int, int, int, int, int]]:
-    """List (id, question, position, target, kind) of one question's tokens; the last target is the answer's word."""
+    """List (id, question, position, target, kind) of one question's tokens; the last target is the answer's word.
+
+    With `hint`, it is also the target of the shape that the question names.
+    """
     body = tokenizer(f"{asked.text} ASSISTANT:", add_special_tokens=False)["input_ids"]
-    rows = [(token, number, start + place, -100, -1) for place, token in enumerate(body)]
     answer = tokenizer.get_vocab()[asked.options[asked.answer]]
+    hints = set(tokenizer.convert_tokens_to_ids(list(scenes.SHAPES))) if hint else set()
+    rows = [(token, number, start + place, answer if token in hints else -100, -1) for place, token in enumerate(body)]
     rows[-1] = (*rows[-1][:3], answer, kind)
     return rows

@@ -86,7 +86,7 @@ class EventBank:
         return features
 
     def frames(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
-        """Draw features (count, 4, vision width), a ninth of them without an event, and labels of tokens (count, 4, 3)."""
+        """Draw features (count, 4, vision width), a ninth without an event, and labels of tokens (count, 4, 3)."""
         place = torch.from_numpy(rng.integers(len(scenes.PLACES), size=count))
         content = torch.from_numpy(rng.integers(len(self.CONTENTS), size=count))
         take = torch.from_numpy(rng.integers(self.features.shape[1], size=count))

@@ -35,7 +35,7 @@ from namm_transfer.training.video.batches import language_batch, pooled_frames, 
 STAGES = ("vision", "projector", "language")
 CURRICULA = {
     1: ((16, 0.4), (32, 0.3), (64, 0.3)),
-    2: ((16, 0.35), (32, 0.2), (64, 0.25), (128, 0.1), (256, 0.1)),
+    2: ((16, 0.36), (32, 0.2), (64, 0.26), (128, 0.09), (256, 0.09)),
 }
 """Curriculum of each version of the films: (frames a film, share of the language steps)."""
 LONGEST = 64
@@ -191,7 +191,7 @@ def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     film_set(options.version)  # refuses a version that does not exist
-    model = LlavaNextVideoForConditionalGeneration(small.config(options.version))
+    model = small.model(options.version)
     bank = None
     for stage in STAGES:
         trainer = Trainer(options, model, stage, bank)

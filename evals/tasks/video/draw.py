@@ -83,7 +83,7 @@ def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _figure(picture: np.ndarray, u: np.ndarray, v: np.ndarray, what: Shot | Event, size: int) -> np.ndarray:
-    """Draw a coloured shape at coordinates (u, v) in units of its radius, on a black plate that sets off every colour."""
+    """Draw a coloured shape at coordinates (u, v) in units of its radius, on a black plate that sets colours off."""
     picture = _paint(picture, (np.hypot(u, v) - 1.15) * what.radius, (6, 6, 6), size)
     return _paint(picture, _outline(what.shape, u, v) * what.radius, RGB[what.color], size)
 

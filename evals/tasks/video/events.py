@@ -79,8 +79,7 @@ def _shapes(rng: np.random.Generator) -> list[str]:
 def questions(film: Film, every: bool = False) -> list[Question]:
     """Make the questions of a film; the right answer's position rotates with seed and question.
 
-    With `every`, also those that only training asks: how often the shapes come that come once, and which came second
-    and third. Their answers are not uniform.
+    With `every`, also those that only training asks: which shape came second and third, whose answers are not uniform.
     """
     rng = film_rng(film.split, film.seed, film.seconds, 3)
     return with_options(film, rng, _asked(film, rng, every))
@@ -101,6 +100,6 @@ def _asked(film: Film, rng: np.random.Generator, every: bool) -> Iterator[Asked]
             yield "order", f"Which shape came {rank}?", event.shape, others(shapes, event.shape)
     for index in rng.permutation(len(shapes)):
         shape = shapes[index]
-        if every or counts[shape] > 1:
+        if counts[shape] > 1:
             count = str(counts[shape])
             yield "count", f"How many times did the {shape} appear?", count, others(COUNTS, count)

@@ -9,8 +9,8 @@ from namm_transfer.evals.tasks.video.generate import cache_folder, generate
 from namm_transfer.evals.tasks.video.own_file import load_json
 from namm_transfer.evals.tasks.video.questions import VideoQuestion
 
-GENERATED = {"generated": 1, "generated-v2": 2}
-"""Names of the generated benchmarks, and the version of their films."""
+GENERATED = {"generated": (1, "llava-next-video-small"), "generated-v2": (2, "llava-next-video-small-v2")}
+"""Names of the generated benchmarks -> version of the films, and the shipped model that was trained for them."""
 
 
 def load_generated(
