@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -175,16 +176,22 @@ def language_batch(bank: FilmBank, step: int, films: int, frames: int, version: 
     """Make the films of a step, one frame a second.
 
     In version 2 the answer is also to be predicted from the shape's word in the question, where it takes one step of
-    attention less; these targets have no kind.
+    attention less, and from an event's token how often its shape came so far; these targets have no kind.
     """
     rng = np.random.default_rng([2, step])
     film_set, tokenizer = versions.film_set(version), words(version)
     head = tokenizer(prompts.head("<video>" * (4 * frames)))["input_ids"]
+    first = head.index(tokenizer.get_vocab()["<video>"])
     rows, features = [], []
     for index in range(films):
         film = film_set.make_film("train", films * step + index, frames)
         features.append(bank.film(film, rng))
         row = [(token, 0, place, -100, -1) for place, token in enumerate(head)]
+        seen: Counter[str] = Counter()
+        for event in film.events:
+            seen[event.shape] += 1
+            place = first + 4 * event.second + event.corner
+            row[place] = (head[place], 0, place, tokenizer.get_vocab()[str(seen[event.shape])], -1)
         for number, asked in enumerate(film_set.questions(film, every=True), start=1):
             row += _question_tokens(tokenizer, asked, film_set.types.index(asked.kind), number, len(head), version == 2)
         rows.append(row)
