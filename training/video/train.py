@@ -35,7 +35,7 @@ from namm_transfer.training.video.batches import language_batch, pooled_frames, 
 STAGES = ("vision", "projector", "language")
 CURRICULA = {
     1: ((16, 0.4), (32, 0.3), (64, 0.3)),
-    2: ((16, 0.45), (32, 0.16), (64, 0.24), (128, 0.07), (256, 0.08)),
+    2: ((16, 0.32), (32, 0.16), (64, 0.28), (128, 0.12), (256, 0.12)),
 }
 """Curriculum of each version of the films: (frames a film, share of the language steps)."""
 LONGEST = 64
