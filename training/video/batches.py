@@ -209,7 +209,7 @@ def _question_tokens(
     """
     body = tokenizer(f"{asked.text} ASSISTANT:", add_special_tokens=False)["input_ids"]
     answer = tokenizer.get_vocab()[asked.options[asked.answer]]
-    hints = set(tokenizer.convert_tokens_to_ids(list(scenes.SHAPES))) if hint else set()
+    hints = {tokenizer.get_vocab()[shape] for shape in scenes.SHAPES} if hint else set()
     rows = [(token, number, start + place, answer if token in hints else -100, -1) for place, token in enumerate(body)]
     rows[-1] = (*rows[-1][:3], answer, kind)
     return rows

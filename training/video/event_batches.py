@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +77,8 @@ class EventBank:
     def _take(cls, model: LlavaNextVideoForConditionalGeneration, place: str, rng: np.random.Generator) -> Tensor:
         """Compute the features of one frame of each content, (contents, 4, vision width), drawn in random order."""
         order = rng.permutation(len(cls.CONTENTS))
-        features = torch.empty(len(order), 4, model.config.vision_config.hidden_size)
+        vision: Any = model.config.vision_config
+        features = torch.empty(len(order), 4, vision.hidden_size)
         for part in np.split(order, len(order) // AT_ONCE):
             contents = [cls.CONTENTS[index] for index in part]
             shown = [events.random_event(rng, second, *content) for second, content in enumerate(contents) if content]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -16,6 +16,7 @@ from transformers import (
     LlavaNextVideoProcessor,
     PreTrainedTokenizerFast,
 )
+from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.models.llava_next.image_processing_llava_next import LlavaNextImageProcessor
 from transformers.models.llava_next_video.video_processing_llava_next_video import LlavaNextVideoVideoProcessor
 
@@ -138,15 +139,14 @@ def model(version: int = 1) -> LlavaNextVideoForConditionalGeneration:
 
 
 @torch.no_grad()
-def attend_to_the_like(attention: nn.Module) -> None:
+def attend_to_the_like(attention: LlamaAttention) -> None:
     """Start an attention so that tokens attend to tokens like themselves and copy what they find.
 
     This is mimetic initialisation (Trockman and Kolter, 2023, arXiv 2305.09828): queries project as keys do, and the
     output projection undoes that of the values. From independent random weights the model did not learn in 2,000 steps
     to find the one token that holds a shape; from these it does in 200.
     """
-    width, heads = attention.config.hidden_size, attention.config.num_attention_heads
-    head, groups = attention.head_dim, heads // attention.config.num_key_value_heads
+    width, head, groups = attention.config.hidden_size, attention.head_dim, attention.num_key_value_groups
 
     def repeated(weight: Tensor) -> Tensor:
         """Repeat each KV head's rows for the query heads of its group."""

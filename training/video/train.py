@@ -96,7 +96,7 @@ class Trainer:
         }[stage]
         later = [f"{name}_steps" for name in STAGES[STAGES.index(stage) + 1 :]]
         unused = ("out", "work", "threads", *later)
-        weights = [parameter for part in parts for parameter in part.parameters()]
+        weights = list(dict.fromkeys(parameter for part in parts for parameter in part.parameters()))
         rate = options.learning_rate
         self.loop = Loop(
             nn.ModuleDict({"model": model, "heads": self.heads}),
@@ -129,7 +129,8 @@ class Trainer:
             names = [word for names in self.lessons.LABELS for word in names]
             ids = words(self.options.version).convert_tokens_to_ids(names)
             embedded = self.model.get_input_embeddings()(torch.tensor(ids)).detach()
-            return self._naming(*self.bank.frames(np.random.default_rng([5, step]), 64), embedded, None)
+            features, labels = self.bank.frames(np.random.default_rng([5, step]), 64)
+            return self._naming(features, labels, embedded, None)
         return self._answering(self.bank, step)
 
     def _naming(
