@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,17 @@ def test_films_of_version_2_with_a_random_model(tmp_path):
     description = report.runs[0].description
     assert (description["tokens_per_frame"], description["positions"], description["chance"]) == (4, 1152, 25.0)
     assert description["world"] == "films drawn by this package, test split"
+
+
+def test_films_of_version_2_need_their_memory(tmp_path):
+    """16 questions about 4 films of 48 seconds: guessing gets 10 or more right once in 600 times."""
+    flags = ("--benchmark", "generated-v2", "--data-root", tmp_path / "films", "--films", 4, "--frames", 48)
+    report = evaluate(tmp_path / "run", *flags, "--policy", "full,random:keep=0.25")
+    right = Counter()
+    for record in report.records:
+        right[record.policy] += record.score == 100
+    assert right["full"] >= 12
+    assert right["random:keep=0.25"] <= right["full"] - 3
 
 
 def test_generated_words_are_parsed_or_counted(films, tmp_path):

@@ -34,10 +34,10 @@ from namm_transfer.training.video.batches import language_batch, pooled_frames, 
 
 STAGES = ("vision", "projector", "language")
 CURRICULA = {
-    1: ((16, 0.4), (32, 0.3), (64, 0.3)),
-    2: ((16, 0.32), (32, 0.16), (64, 0.28), (128, 0.12), (256, 0.12)),
+    1: (((16,), 0.4), ((32,), 0.3), ((64,), 0.3)),
+    2: (((16,), 0.32), ((32,), 0.16), ((64,), 0.28), ((128,), 0.09), ((64, 128, 256), 0.15)),
 }
-"""Curriculum of each version of the films: (frames a film, share of the language steps)."""
+"""Curriculum of each version of the films: (frames a film, which take turns; share of the language steps)."""
 LONGEST = 64
 """Frames a film beyond which a step has fewer films, so that it takes no longer."""
 
@@ -173,8 +173,8 @@ def frames_at(step: int, steps: int, version: int = 1) -> int:
     for frames, share in CURRICULA[version]:
         done += share
         if step < done * steps:
-            return frames
-    return CURRICULA[version][-1][0]
+            break
+    return frames[step % len(frames)]
 
 
 def save_model(model: LlavaNextVideoForConditionalGeneration, options: Options) -> None:

@@ -66,7 +66,7 @@ def test_targets_are_the_right_words(model, version):
     asked = films.questions(film, every=True)
     assert words == [question.options[question.answer] for question in asked]
     assert batch.kinds[batch.kinds >= 0].tolist() == [films.types.index(question.kind) for question in asked]
-    hints = (batch.targets >= 0) & (batch.kinds < 0)
+    hints = (batch.targets >= 0) & (batch.kinds < 0) & (batch.question > 0)
     assert set(tokenizer.convert_ids_to_tokens(batch.ids[hints].tolist())) <= set(scenes.SHAPES)
     hinted = dict(zip(batch.question[hints].tolist(), batch.targets[hints].tolist(), strict=True))
     named = {number: set(question.text[:-1].split()) & set(scenes.SHAPES) for number, question in enumerate(asked, 1)}
@@ -95,6 +95,20 @@ def test_labels_of_tokens_are_what_their_quarter_shows():
     assert 0.3 < holds.float().mean() < 0.7
     assert torch.equal(dark[~night], holds[~night])
     assert torch.equal(labels[..., 2] >= 0, holds)
+
+
+def test_tokens_of_events_name_how_often_their_shape_came_so_far():
+    model = small.model(2)
+    batch = batches.language_batch(DrawnFrames(model), step=0, films=1, frames=32, version=2)
+    film, words = film_set(2).make_film("train", 0, 32), batches.words(2)
+    video = batch.ids[0] == model.config.video_token_id
+    named = {
+        divmod(at, 4): words.convert_ids_to_tokens(word) for at, word in enumerate(batch.targets[0, video]) if word >= 0
+    }
+    shapes = [event.shape for event in film.events]
+    assert named == {
+        (event.second, event.corner): str(shapes[: at + 1].count(event.shape)) for at, event in enumerate(film.events)
+    }
 
 
 @torch.no_grad()
