@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -169,12 +170,10 @@ class Trainer:
 
 def frames_at(step: int, steps: int, version: int = 1) -> int:
     """Return the number of frames a film at a language step."""
-    done = 0.0
-    for frames, share in CURRICULA[version]:
-        done += share
-        if step < done * steps:
-            break
-    return frames[step % len(frames)]
+    ends = accumulate(share for _, share in CURRICULA[version])
+    stages = zip(CURRICULA[version], ends, strict=True)
+    lengths = next((lengths for (lengths, _), end in stages if step < end * steps), CURRICULA[version][-1][0])
+    return lengths[step % len(lengths)]
 
 
 def save_model(model: LlavaNextVideoForConditionalGeneration, options: Options) -> None:
