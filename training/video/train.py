@@ -36,7 +36,7 @@ from namm_transfer.training.video.batches import language_batch, pooled_frames, 
 STAGES = ("vision", "projector", "language")
 CURRICULA = {
     1: (((16,), 0.4), ((32,), 0.3), ((64,), 0.3)),
-    2: (((16,), 0.32), ((32,), 0.16), ((64,), 0.28), ((128,), 0.09), ((64, 128, 256), 0.15)),
+    2: (((16,), 0.3), ((32,), 0.15), ((64,), 0.26), ((128,), 0.1), ((64, 128, 256), 0.19)),
 }
 """Curriculum of each version of the films: (frames a film, which take turns; share of the language steps)."""
 LONGEST = 64
