@@ -89,7 +89,7 @@ def test_labels_of_tokens_are_what_their_quarter_shows():
     size = event_batches.FRAME_SIZE
     assert pixels.shape == (64, 3, size, size)
     quarters = pixels.unflatten(2, (2, -1)).unflatten(4, (2, -1)).amax(1).transpose(2, 3).flatten(1, 2)
-    dark = (quarters < -1.2).float().mean((2, 3)) > 0.12
+    dark = (quarters < -0.9).float().mean((2, 3)) > 0.12
     holds = labels[..., 1] < len(scenes.SHAPES)
     night = labels[..., 0] == scenes.PLACES.index("night")
     assert 0.3 < holds.float().mean() < 0.7
@@ -103,7 +103,9 @@ def test_tokens_of_events_name_how_often_their_shape_came_so_far():
     film, words = film_set(2).make_film("train", 0, 32), batches.words(2)
     video = batch.ids[0] == model.config.video_token_id
     named = {
-        divmod(at, 4): words.convert_ids_to_tokens(word) for at, word in enumerate(batch.targets[0, video]) if word >= 0
+        divmod(at, 4): words.convert_ids_to_tokens(word)
+        for at, word in enumerate(batch.targets[0, video].tolist())
+        if word >= 0
     }
     shapes = [event.shape for event in film.events]
     assert named == {
@@ -119,13 +121,15 @@ def test_the_bank_composes_the_film_that_is_asked_for(monkeypatch):
     model = small.model(2)
     model.config.vision_config.hidden_size = 3
     bank, rng = event_batches.EventBank(model, 1), np.random.default_rng(0)
-    film = film_set(2).make_film("train", 0, 32)
+    film, other = (film_set(2).make_film("train", seed, 32) for seed in (0, 1))
     composed = bank.film(film, rng)
-    drawn = draw(film, np.arange(32) + 0.5, event_batches.FRAME_SIZE)
-    truth = means(model, batches.like_decoded(drawn, rng))
+    truth, wrong = (
+        means(model, batches.like_decoded(draw(shown, np.arange(32) + 0.5, event_batches.FRAME_SIZE), rng))
+        for shown in (film, other)
+    )
     assert composed.shape == (32, 4, 3)
     assert (composed - truth).abs().mean() < 0.25
-    assert (composed - truth.roll(1, dims=0)).abs().mean() > 0.5
+    assert (composed - wrong).abs().mean() > 0.5
     features, labels = bank.frames(rng, 50)
     assert features.shape == (50, 4, 3)
     assert ((labels[..., 1] < len(scenes.SHAPES)).sum(1) <= 1).all()
@@ -142,7 +146,7 @@ def test_attention_starts_with_the_like():
     logits = torch.einsum("qhgd,khd->hgqk", query.unflatten(1, (2, 4)), key) / 32**0.5
     itself = logits.diagonal(dim1=-2, dim2=-1)
     assert itself.mean().item() == pytest.approx(small.SELF_LOGIT, rel=0.15)
-    assert itself.mean() > 4 * logits.std()
+    assert itself.mean() > 3 * logits.std()
     copied = attention.o_proj(value.repeat_interleave(4, dim=1).flatten(1))
     assert F.cosine_similarity(copied, tokens).mean() > 0.4
 
