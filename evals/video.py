@@ -38,7 +38,7 @@ from namm_transfer.evals.harness.options import ContextOptions
 from namm_transfer.evals.report.samples import choose
 from namm_transfer.evals.report.schema import Report
 from namm_transfer.evals.tasks import registry
-from namm_transfer.evals.tasks.video.generated import load_generated
+from namm_transfer.evals.tasks.video.generated import GENERATED, load_generated
 from namm_transfer.evals.tasks.video.own_file import load_json
 from namm_transfer.evals.tasks.video.questions import VideoBenchmark, VideoQuestion
 from namm_transfer.evals.tasks.video.streaming import CLIP, Watcher, by_film, positions_for
@@ -60,11 +60,11 @@ class Options(ContextOptions):
 
     model: str | None = None
     """Folder or hub id of a video-language model: LLaVA-NeXT-Video, Qwen2.5-VL, Qwen3-VL, LLaVA-OneVision, SmolVLM2,
-    InternVL3 and others of their kind; the shipped small LLaVA-NeXT-Video by default."""
+    InternVL3 and others of their kind; the small LLaVA-NeXT-Video that is shipped for the benchmark by default."""
     benchmark: str = "generated"
-    """"generated", the name of a benchmark (mlvu, longvideobench, longvideobench-frames, videomme, egoschema,
-    streamingbench, ovobench, or one of another package), or a .json file of your own (a list of objects with video,
-    question, candidates, answer)."""
+    """"generated", "generated-v2" (films of which a memory must forget nothing), the name of a benchmark (mlvu,
+    longvideobench, longvideobench-frames, videomme, egoschema, streamingbench, ovobench, or one of another package), or
+    a .json file of your own (a list of objects with video, question, candidates, answer)."""
     data_root: Path | None = None
     """The benchmark's folder as it is downloaded, see docs/video.md; for a JSON file, the folder of its videos (by
     default the file's own); for generated films, where to write them (by default a cache folder)."""
@@ -134,8 +134,13 @@ def questions(options: Options) -> list[VideoQuestion]:
 
 def load_questions(options: Options, films: int, frames: int) -> list[VideoQuestion]:
     """The benchmark's questions; where it has several tasks, these take turns."""
-    if options.benchmark == "generated":
-        return load_generated(films, frames, folder=options.data_root, streaming=options.streaming)
+    if options.benchmark in GENERATED:
+        version, _ = GENERATED[options.benchmark]
+        if options.streaming and version != 1:
+            raise NammTransferError(
+                f"--streaming: {options.benchmark} has no questions with a time; expected generated"
+            )
+        return load_generated(films, frames, folder=options.data_root, version=version, streaming=options.streaming)
     benchmark = known(options.benchmark)
     if benchmark is None:
         return load_json(Path(options.benchmark), options.data_root)
@@ -154,9 +159,9 @@ def known(name: str) -> VideoBenchmark | None:
     Raises:
         NammTransferError: it is neither; the message lists the names.
     """
-    if name == "generated" or name.endswith(".json"):
+    if name in GENERATED or name.endswith(".json"):
         return None
-    names = ["generated", *registry.names(BENCHMARKS, VideoBenchmark)]
+    names = [*GENERATED, *registry.names(BENCHMARKS, VideoBenchmark)]
     if name not in names:
         raise NammTransferError(f"--benchmark {name!r}: expected {', '.join(names)}, or a .json file of your own")
     return registry.find(name, BENCHMARKS, VideoBenchmark)
@@ -199,7 +204,8 @@ def check_choices(adapter: VideoLanguageAdapter, asked: Sequence[VideoQuestion])
 
 def load(options: Options, device: torch.device) -> tuple[VideoLanguageAdapter, str]:
     """The model, and where it came from."""
-    source = options.model or str(asset("llava-next-video-small"))
+    _, shipped = GENERATED.get(options.benchmark, GENERATED["generated"])
+    source = options.model or str(asset(shipped))
     adapter = load_video_model(
         source,
         feature_folder=options.out / "features",
@@ -318,7 +324,7 @@ def described(
         "dtype": str(adapter.dtype).removeprefix("torch."),
         "score": "accuracy, %",
         "chance": float(np.mean([100 / len(question.options) for question in asked])),
-        "world": "films drawn by this package, test split" if options.benchmark == "generated" else None,
+        "world": "films drawn by this package, test split" if options.benchmark in GENERATED else None,
         "tokens_per_frame": adapter.tokens_per_frame,
         "positions": text.max_position_embeddings,
         "rope": dict(text.rope_parameters or {}),

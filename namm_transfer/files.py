@@ -14,6 +14,8 @@ from namm_transfer.errors import NammTransferError
 MADE_BY = {
     "namm-text": "accelerate launch evals/evolve.py --out runs/evolve",
     "llava-next-video-small": "python -m namm_transfer.training.video.train",
+    "llava-next-video-small-v2": "python -m namm_transfer.training.video.train --version 2 --vision-steps 200 "
+    "--projector-steps 150 --language-steps 5300 --takes 6 --out assets/llava-next-video-small-v2 --work runs/small-v2",
     "decision-transformer": "python -m namm_transfer.training.rl.train --env ENV "
     "--out assets/decision-transformer/ENV-medium",
     "behaviour": "python -m namm_transfer.training.rl.behaviour --env ENV --out assets/behaviour/ENV-medium",

@@ -9,11 +9,12 @@ from namm_transfer.training.video import small
 
 
 def save_tiny_llava(folder: Path, layout: str) -> Path:
-    """Write a checkpoint of layout "shipped" or "published"; returns the folder."""
+    """Write a checkpoint of layout "shipped", "shipped-v2" or "published"; returns the folder."""
     torch.manual_seed(0)
-    processor = small.processor()
-    if layout == "shipped":
-        config = small.config()
+    version = 2 if layout == "shipped-v2" else 1
+    processor = small.processor(version)
+    if layout != "published":
+        config = small.config(version)
         config.text_config.initializer_range = 0.2
     else:
         config = published_layout()

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from namm_transfer import NammTransferError
 from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter
 from namm_transfer.adapters.video import reading
 from namm_transfer.adapters.video.frames import open_video
+from namm_transfer.evals.tasks.video import events
 from namm_transfer.evals.tasks.video.generate import generate
 from namm_transfer.evals.tasks.video.scenes import TYPES
 
@@ -83,6 +85,36 @@ def test_same_report_with_the_other_backend_and_after_a_stop(films, tmp_path, mo
         evaluate(tmp_path / "stopped", *flags)
     monkeypatch.setattr(LlavaNextVideoAdapter, "encode", encode)
     assert outcomes(evaluate(tmp_path / "stopped", *flags, "--resume")) == whole
+
+
+def test_films_of_version_2_with_a_random_model(tmp_path):
+    """Every type is asked of every film at every length, and a cache of half the tokens answers otherwise."""
+    model = save_tiny_llava(tmp_path / "model", "shipped-v2")
+    flags = ("--benchmark", "generated-v2", "--model", model, "--data-root", tmp_path / "films", "--films", 1)
+    report = evaluate(tmp_path / "run", *flags, "--frames", 16, 24, "--policy", "full,random:keep=0.5")
+    assert [record.error for record in report.records] == [None] * 16
+    assert {record.category for record in report.records} == set(events.TYPES)
+    assert {record.details["frames"] for record in report.records} == {16, 24}
+    assert {record.details["video"][-7:] for record in report.records} == {"-v2.mp4"}
+    half = {record.id: record for record in report.records if record.policy != "full"}
+    for record in report.records:
+        assert len(set(record.details["logprobs"])) == 4
+        if record.policy == "full":
+            assert record.details["logprobs"] != half[record.id].details["logprobs"]
+    description = report.runs[0].description
+    assert (description["tokens_per_frame"], description["positions"], description["chance"]) == (4, 1152, 25.0)
+    assert description["world"] == "films drawn by this package, test split"
+
+
+def test_films_of_version_2_need_their_memory(tmp_path):
+    """16 questions about 4 films of 48 seconds: guessing gets 10 or more right once in 600 times."""
+    flags = ("--benchmark", "generated-v2", "--data-root", tmp_path / "films", "--films", 4, "--frames", 48)
+    report = evaluate(tmp_path / "run", *flags, "--policy", "full,random:keep=0.25")
+    right = Counter()
+    for record in report.records:
+        right[record.policy] += record.score == 100
+    assert right["full"] >= 12
+    assert right["random:keep=0.25"] <= right["full"] - 3
 
 
 def test_generated_words_are_parsed_or_counted(films, tmp_path):

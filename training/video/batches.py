@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections import Counter
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlavaNextVideoForConditionalGeneration
+from transformers import LlavaNextVideoForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from namm_transfer.adapters.video import prompts
-from namm_transfer.evals.tasks.video import scenes
+from namm_transfer.evals.tasks.video import scenes, versions
 from namm_transfer.evals.tasks.video.draw import draw
 from namm_transfer.training.video import small
 
-WORDS = small.tokenizer()
+words = functools.cache(small.tokenizer)
+"""The tokenizer of a version of the films."""
+FRAME_SIZE = small.SIZES[1].frame
 LABELS = (scenes.PLACES, scenes.SHAPES, scenes.COLORS, (*scenes.GLITCHES, "picture"))
 """Labels of a frame in words: place, shape, colour, and the disturbance or an undisturbed picture."""
+ATTRIBUTES = ("place", "shape", "color", "disturbance")
+"""Names of the labels."""
 CLEAR = len(scenes.GLITCHES)
 TAKE = 8  # frames of one take in the bank
 
@@ -52,7 +59,7 @@ def vision_batch(step: int) -> tuple[Tensor, Tensor]:
     for index in range(8):
         film = scenes.make_film("train", 8 * step + index, 16)
         times = np.append(rng.uniform(0, film.seconds, size=7), film.glitch_start + rng.uniform(0, 2))
-        frames.append(draw(film, times, small.FRAME_SIZE))
+        frames.append(draw(film, times, FRAME_SIZE))
         for moment in times:
             shot, glitch = film.shot_at(moment), film.glitch_at(moment)
             shown = [scenes.PLACES.index(shot.place), scenes.SHAPES.index(shot.shape), scenes.COLORS.index(shot.color)]
@@ -92,7 +99,7 @@ class Bank:
     def _features(model: LlavaNextVideoForConditionalGeneration, film: scenes.Film, rng: np.random.Generator) -> Tensor:
         times = np.sort(rng.uniform(0, TAKE, size=TAKE))
         with torch.autocast("cpu", enabled=False):  # the same features whichever stage builds the bank
-            return pooled_frames(model, like_decoded(draw(film, times, small.FRAME_SIZE), rng))
+            return pooled_frames(model, like_decoded(draw(film, times, FRAME_SIZE), rng))
 
     def frames(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
         """Draw features (count, 4, vision width), an eighth of them disturbed, and (count, 4) indices into `LABELS`."""
@@ -122,6 +129,9 @@ class Bank:
         picked = torch.from_numpy(rng.integers(len(disturbed), size=film.glitch_seconds))
         whole[film.glitch_start : film.glitch_start + film.glitch_seconds] = disturbed[picked]
         return whole
+
+
+make_bank = Bank
 
 
 def _take(key: tuple[str, str, str], rng: np.random.Generator, glitch: str | None = None) -> scenes.Film:
@@ -155,27 +165,51 @@ class Batch:
         return ((key == 0) | (key == query)) & torch.ones(length, length, dtype=torch.bool).tril()
 
 
-def language_batch(bank: Bank, step: int, films: int, frames: int) -> Batch:
-    """Make the films of a step, one frame a second."""
+class FilmBank(Protocol):
+    """Source of the features of films' frames."""
+
+    def film(self, film: scenes.Film, rng: np.random.Generator) -> Tensor:
+        """Compose the features of a film's frames, one a second: (seconds, 4, vision width)."""
+
+
+def language_batch(bank: FilmBank, step: int, films: int, frames: int, version: int = 1) -> Batch:
+    """Make the films of a step, one frame a second.
+
+    In version 2 the answer is also to be predicted from the shape's word in the question, where it takes one step of
+    attention less, and from an event's token how often its shape came so far; these targets have no kind.
+    """
     rng = np.random.default_rng([2, step])
-    head = WORDS(prompts.head("<video>" * (4 * frames)))["input_ids"]
+    film_set, tokenizer = versions.film_set(version), words(version)
+    head = tokenizer(prompts.head("<video>" * (4 * frames)))["input_ids"]
+    first = head.index(tokenizer.get_vocab()["<video>"])
     rows, features = [], []
     for index in range(films):
-        film = scenes.make_film("train", films * step + index, frames)
+        film = film_set.make_film("train", films * step + index, frames)
         features.append(bank.film(film, rng))
         row = [(token, 0, place, -100, -1) for place, token in enumerate(head)]
-        for number, asked in enumerate(scenes.questions(film, every=True), start=1):
-            row += _question_tokens(asked, number, len(head))
+        seen: Counter[str] = Counter()
+        for event in film.events:
+            seen[event.shape] += 1
+            place = first + 4 * event.second + event.corner
+            row[place] = (head[place], 0, place, tokenizer.get_vocab()[str(seen[event.shape])], -1)
+        for number, asked in enumerate(film_set.questions(film, every=True), start=1):
+            row += _question_tokens(tokenizer, asked, film_set.types.index(asked.kind), number, len(head), version == 2)
         rows.append(row)
     length = max(map(len, rows))
     table = torch.tensor([row + [(0, -1, 0, -100, -1)] * (length - len(row)) for row in rows])
     return Batch(torch.cat(features), *table.unbind(-1))
 
 
-def _question_tokens(asked: scenes.Question, number: int, start: int) -> list[tuple[int, int, int, int, int]]:
-    """List (id, question, position, target, kind) of one question's tokens; the last target is the answer's word."""
-    body = WORDS(f"{asked.text} ASSISTANT:", add_special_tokens=False)["input_ids"]
-    rows = [(token, number, start + place, -100, -1) for place, token in enumerate(body)]
-    answer = WORDS.get_vocab()[asked.options[asked.answer]]
-    rows[-1] = (*rows[-1][:3], answer, scenes.TYPES.index(asked.kind))
+def _question_tokens(
+    tokenizer: PreTrainedTokenizerFast, asked: scenes.Question, kind: int, number: int, start: int, hint: bool
+) -> list[tuple[int, int, int, int, int]]:
+    """List (id, question, position, target, kind) of one question's tokens; the last target is the answer's word.
+
+    With `hint`, it is also the target of the shape that the question names.
+    """
+    body = tokenizer(f"{asked.text} ASSISTANT:", add_special_tokens=False)["input_ids"]
+    answer = tokenizer.get_vocab()[asked.options[asked.answer]]
+    hints = {tokenizer.get_vocab()[shape] for shape in scenes.SHAPES} if hint else set()
+    rows = [(token, number, start + place, answer if token in hints else -100, -1) for place, token in enumerate(body)]
+    rows[-1] = (*rows[-1][:3], answer, kind)
     return rows

@@ -13,31 +13,41 @@ number alone, so that the same command continues a run that was killed, to the s
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
 from accelerate import Accelerator
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaNextVideoForConditionalGeneration
 
 from namm_transfer.evals.harness.cli import script
-from namm_transfer.evals.tasks.video import scenes
+from namm_transfer.evals.tasks.video.versions import film_set
+from namm_transfer.files import write_atomic
 from namm_transfer.training.loop import Loop, warm_up_cosine
-from namm_transfer.training.video import small
-from namm_transfer.training.video.batches import LABELS, WORDS, Bank, language_batch, pooled_frames, vision_batch
+from namm_transfer.training.video import batches, event_batches, small
+from namm_transfer.training.video.batches import language_batch, pooled_frames, words
 
 STAGES = ("vision", "projector", "language")
-CURRICULUM = ((16, 0.4), (32, 0.3), (64, 0.3))
-"""Curriculum: (frames a film, share of the language steps)."""
+CURRICULA = {
+    1: (((16,), 0.4), ((32,), 0.3), ((64,), 0.3)),
+    2: (((16,), 0.3), ((32,), 0.15), ((64,), 0.26), ((128,), 0.1), ((64, 128, 256), 0.19)),
+}
+"""Curriculum of each version of the films: (frames a film, which take turns; share of the language steps)."""
+LONGEST = 64
+"""Frames a film beyond which a step has fewer films, so that it takes no longer."""
 
 
 @dataclass
 class Options:
     """Options of the training."""
 
+    version: int = 1
+    """Version of the films, 1 or 2; each has a model of its own."""
     out: Path = Path("assets/llava-next-video-small")
     """Folder of the finished model, processor and tokenizer."""
     work: Path = Path("runs/llava-next-video-small")
@@ -67,12 +77,17 @@ class Trainer:
     """Steps between checkpoints"""
 
     def __init__(
-        self, options: Options, model: LlavaNextVideoForConditionalGeneration, stage: str, bank: Bank | None = None
+        self,
+        options: Options,
+        model: LlavaNextVideoForConditionalGeneration,
+        stage: str,
+        bank: batches.Bank | event_batches.EventBank | None = None,
     ) -> None:
         torch.manual_seed(options.seed)
         self.options, self.model, self.stage, self.bank = options, model, stage, bank
         self.steps: int = getattr(options, f"{stage}_steps")
-        self.heads = nn.Linear(model.config.get_text_config().hidden_size, sum(map(len, LABELS)))
+        self.lessons = event_batches if options.version == 2 else batches
+        self.heads = nn.Linear(model.config.get_text_config().hidden_size, sum(map(len, self.lessons.LABELS)))
         core = model.model
         parts = {
             "vision": (core.vision_tower, core.multi_modal_projector, self.heads),
@@ -81,7 +96,7 @@ class Trainer:
         }[stage]
         later = [f"{name}_steps" for name in STAGES[STAGES.index(stage) + 1 :]]
         unused = ("out", "work", "threads", *later)
-        weights = [parameter for part in parts for parameter in part.parameters()]
+        weights = list(dict.fromkeys(parameter for part in parts for parameter in part.parameters()))
         rate = options.learning_rate
         self.loop = Loop(
             nn.ModuleDict({"model": model, "heads": self.heads}),
@@ -92,7 +107,7 @@ class Trainer:
             accelerator=Accelerator(cpu=True),
             path=options.work / f"{stage}.safetensors",
             identity={name: value for name, value in asdict(options).items() if name not in unused},
-            metrics=scenes.TYPES if stage == "language" else ("place", "shape", "color", "disturbance"),
+            metrics=film_set(options.version).types if stage == "language" else self.lessons.ATTRIBUTES,
             clip=1.0,
             save_every=self.EVERY,
             label=stage,
@@ -100,36 +115,43 @@ class Trainer:
 
     def loss(self, step: int, part: int) -> tuple[Tensor, list[float]]:
         """Compute the loss of a step and the shares of right answers, by attribute or question type."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.stage == "language"):
+        half = self.stage == "language" and self.options.version == 1
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
             return self._loss(step)
 
     def _loss(self, step: int) -> tuple[Tensor, list[float]]:
         if self.stage == "vision":
-            pixels, labels = vision_batch(step)
+            pixels, labels = self.lessons.vision_batch(step)
             return self._naming(pooled_frames(self.model, pixels), labels, self.heads.weight, self.heads.bias)
         if self.bank is None:
-            self.bank = Bank(self.model, self.options.takes)
+            self.bank = self.lessons.make_bank(self.model, self.options.takes)
         if self.stage == "projector":
-            words = WORDS.convert_tokens_to_ids([word for names in LABELS for word in names])
-            embedded = self.model.get_input_embeddings()(torch.tensor(words)).detach()
-            return self._naming(*self.bank.frames(np.random.default_rng([5, step]), 64), embedded, None)
+            names = [word for names in self.lessons.LABELS for word in names]
+            ids = words(self.options.version).convert_tokens_to_ids(names)
+            embedded = self.model.get_input_embeddings()(torch.tensor(ids)).detach()
+            features, labels = self.bank.frames(np.random.default_rng([5, step]), 64)
+            return self._naming(features, labels, embedded, None)
         return self._answering(self.bank, step)
 
     def _naming(
         self, pooled: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, list[float]]:
-        """Compute the cross-entropy of the labels of frames, predicted from each of their tokens."""
+        """Compute the cross-entropy of labels, of a frame or of each token, predicted from each token."""
         tokens = self.model.model.multi_modal_projector(pooled)
         logits = F.linear(F.rms_norm(tokens, tokens.shape[-1:]), weight, bias)
-        parts = logits.split([len(names) for names in LABELS], dim=-1)
-        truth = labels[:, None].expand(-1, tokens.shape[1], -1).unbind(-1)
+        parts = logits.split([len(names) for names in self.lessons.LABELS], dim=-1)
+        by_token = labels if labels.dim() == 3 else labels[:, None].expand(-1, tokens.shape[1], -1)
+        truth = by_token.unbind(-1)
         losses = [F.cross_entropy(part.flatten(0, 1), t.flatten()) for part, t in zip(parts, truth, strict=True)]
         right = [(part.argmax(-1) == t)[t >= 0].float().mean() for part, t in zip(parts, truth, strict=True)]
         return torch.stack(losses).sum(), [float(share) for share in right]
 
-    def _answering(self, bank: Bank, step: int) -> tuple[Tensor, list[float]]:
+    def _answering(self, bank: batches.FilmBank, step: int) -> tuple[Tensor, list[float]]:
         """Compute the cross-entropy of the answers' words."""
-        batch = language_batch(bank, step, self.options.films, frames_at(step, self.steps))
+        version = self.options.version
+        frames = frames_at(step, self.steps, version)
+        films = max(1, min(self.options.films, self.options.films * LONGEST // frames))
+        batch = language_batch(bank, step, films, frames, version)
         core = self.model.model
         tokens = core.multi_modal_projector(batch.features)
         embeds = self.model.get_input_embeddings()(batch.ids)
@@ -141,32 +163,41 @@ class Trainer:
         asked = batch.targets >= 0
         logits, truth, kinds = self.model.lm_head(hidden[asked]).float(), batch.targets[asked], batch.kinds[asked]
         right = (logits.argmax(-1) == truth).float()
-        return F.cross_entropy(logits, truth), [float(right[kinds == kind].mean()) for kind in range(len(scenes.TYPES))]
+        shares = [float(right[kinds == kind].mean()) for kind in range(len(film_set(version).types))]
+        return F.cross_entropy(logits, truth), shares
 
 
-def frames_at(step: int, steps: int) -> int:
+def frames_at(step: int, steps: int, version: int = 1) -> int:
     """Return the number of frames a film at a language step."""
-    done = 0.0
-    for frames, share in CURRICULUM:
-        done += share
-        if step < done * steps:
-            return frames
-    return CURRICULUM[-1][0]
+    ends = accumulate(share for _, share in CURRICULA[version])
+    stages = zip(CURRICULA[version], ends, strict=True)
+    lengths = next((lengths for (lengths, _), end in stages if step < end * steps), CURRICULA[version][-1][0])
+    return lengths[step % len(lengths)]
+
+
+def save_model(model: LlavaNextVideoForConditionalGeneration, options: Options) -> None:
+    """Write model and processor; the weights of version 2 in float16, from which loading makes float32 again."""
+    model.save_pretrained(options.out)
+    small.processor(options.version).save_pretrained(options.out)
+    if options.version == 2:
+        file = options.out / "model.safetensors"
+        weights = {name: tensor.half() for name, tensor in load_file(file).items()}
+        write_atomic(file, save(weights, metadata={"format": "pt"}))
 
 
 def main(options: Options) -> None:
     """Train all stages and write model and processor to `options.out`."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    model = LlavaNextVideoForConditionalGeneration(small.config())
+    film_set(options.version)  # refuses a version that does not exist
+    model = small.model(options.version)
     bank = None
     for stage in STAGES:
         trainer = Trainer(options, model, stage, bank)
         trainer.loop.run()
         print(f"{stage}: {trainer.loop.seconds.sum() / 60:.1f} minutes")
         bank = trainer.bank
-    model.save_pretrained(options.out)
-    small.processor().save_pretrained(options.out)
+    save_model(model, options)
     print(f"saved to {options.out}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from namm_transfer.evals.tasks.video.scenes import COLORS, Film, Shot
+from namm_transfer.evals.tasks.video.scenes import COLORS, Event, Film, Shot
 
 RGB = {
     "red": (215, 35, 35), "orange": (245, 140, 25), "yellow": (240, 225, 50), "green": (45, 205, 70),
@@ -32,6 +32,10 @@ def draw(film: Film, times: np.ndarray, size: int) -> np.ndarray:
     for index in np.unique(which):
         rows = np.flatnonzero(which == index)
         picture = _shot(film.shots[index], times[rows].astype(np.float32), size, film.seed)
+        for event in film.events:
+            shown = np.floor(times[rows]) == event.second
+            if shown.any():
+                picture[shown] = _event(event, picture[shown], size)
         frames[rows] = np.clip(picture, 0, 255).astype(np.uint8)
     for row, time in enumerate(times):
         if film.glitch_at(time):
@@ -41,8 +45,7 @@ def draw(film: Film, times: np.ndarray, size: int) -> np.ndarray:
 
 def _shot(shot: Shot, times: np.ndarray, size: int, seed: int) -> np.ndarray:
     """Draw frames of one shot, (n, size, size, 3) float32."""
-    axis = (np.arange(size, dtype=np.float32) + 0.5) / size
-    y, x = axis[None, :, None], axis[None, None, :]
+    x, y = _grid(size)
     time = times[:, None, None]
     picture = _ground(shot, x, y, time, size)
 
@@ -53,6 +56,8 @@ def _shot(shot: Shot, times: np.ndarray, size: int, seed: int) -> np.ndarray:
         speck = np.minimum(speck, away)
     # Grey specks drift through every shot and mean nothing.
     picture = _paint(picture, np.sqrt(speck) - 0.03, (128, 128, 128), size)
+    if not shot.shape:
+        return picture
 
     done = (time - shot.start) / (shot.end - shot.start)
     x0, y0, x1, y1 = shot.path
@@ -60,9 +65,27 @@ def _shot(shot: Shot, times: np.ndarray, size: int, seed: int) -> np.ndarray:
     v = (y - y0 - (y1 - y0) * done) / shot.radius
     tilt = 0.08 * np.sin(2 * time + 6.28 * shot.texture)
     u, v = u * np.cos(tilt) - v * np.sin(tilt), u * np.sin(tilt) + v * np.cos(tilt)
-    # A black plate sets every colour off from every place.
-    picture = _paint(picture, (np.hypot(u, v) - 1.15) * shot.radius, (6, 6, 6), size)
-    return _paint(picture, _outline(shot.shape, u, v) * shot.radius, RGB[shot.color], size)
+    return _figure(picture, u, v, shot, size)
+
+
+def _event(event: Event, picture: np.ndarray, size: int) -> np.ndarray:
+    """Draw an event into frames (n, size, size, 3) float32."""
+    x, y = _grid(size)
+    u = (x - 0.25 - 0.5 * (event.corner % 2) - event.shift[0]) / event.radius
+    v = (y - 0.25 - 0.5 * (event.corner // 2) - event.shift[1]) / event.radius
+    return _figure(picture, u, v, event, size)
+
+
+def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return x (1, 1, size) and y (1, size, 1) of the pixels' centres as shares of the frame, float32."""
+    axis = (np.arange(size, dtype=np.float32) + 0.5) / size
+    return axis[None, None, :], axis[None, :, None]
+
+
+def _figure(picture: np.ndarray, u: np.ndarray, v: np.ndarray, what: Shot | Event, size: int) -> np.ndarray:
+    """Draw a coloured shape at coordinates (u, v) in units of its radius, on a black plate that sets colours off."""
+    picture = _paint(picture, (np.hypot(u, v) - 1.15) * what.radius, (6, 6, 6), size)
+    return _paint(picture, _outline(what.shape, u, v) * what.radius, RGB[what.color], size)
 
 
 def _paint(picture: np.ndarray, distance: np.ndarray, color: tuple[int, int, int], size: int) -> np.ndarray:

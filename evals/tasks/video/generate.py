@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.tasks.video.draw import draw
-from namm_transfer.evals.tasks.video.scenes import TYPES, Film, make_film, questions
+from namm_transfer.evals.tasks.video.scenes import Film, questions
+from namm_transfer.evals.tasks.video.versions import film_set
 from namm_transfer.files import make_folder, write_atomic
 
 FPS = 4
 AGES = (2, 8, 32, 128, 512, 2048)  # seconds between the end of what is asked for and the question
 SIZE = 128
-VERSION = 1  # of the drawing; part of the file names, so that an old cache is never taken for a new one
 
 
 def cache_folder() -> Path:
@@ -38,35 +38,38 @@ def generate(
     seconds: int = 64,
     fps: int = FPS,
     size: int = SIZE,
+    version: int = 1,
     *,
     streaming: bool = False,
 ) -> Path:
     """Write the first films of a split, each with one question of every type, and their manifest; returns its path.
 
-    With `streaming`, the questions are those of `streaming_entries`. Files that are there are not written again.
+    With `streaming`, the questions are those of `streaming_entries`, which films of version 1 have; `version` is that
+    of the films (see `versions.py`). Files that are there are not written again.
     """
     make_folder(folder)
     entries = []
     for seed in tqdm(range(films), desc="films", disable=None, leave=False):
-        film = make_film(split, seed, seconds)
-        name = f"{split}-{seed:05d}-{seconds}s-{fps}fps-{size}px-v{VERSION}.mp4"
+        film = film_set(version).make_film(split, seed, seconds)
+        name = f"{split}-{seed:05d}-{seconds}s-{fps}fps-{size}px-v{version}.mp4"
         if not (folder / name).exists():
             write_film(film, folder / name, fps, size)
-        entries += streaming_entries(film, name) if streaming else manifest_entries(film, name)
+        entries += streaming_entries(film, name) if streaming else manifest_entries(film, name, version)
     kind = "-streaming" if streaming else ""
-    manifest = folder / f"{split}-{seconds}s-{fps}fps-{size}px-v{VERSION}-{films}{kind}.json"
+    manifest = folder / f"{split}-{seconds}s-{fps}fps-{size}px-v{version}-{films}{kind}.json"
     write_atomic(manifest, json.dumps(entries, indent=1) + "\n")
     return manifest
 
 
-def manifest_entries(film: Film, name: str) -> list[dict]:
+def manifest_entries(film: Film, name: str, version: int = 1) -> list[dict]:
     """Make one question of every type about a film, as entries of a benchmark file.
 
     Which of several questions of a type is taken, and where its right answer stands, rotate with the seed.
     """
-    asked = questions(film)
+    films = film_set(version)
+    asked = films.questions(film, every=False)
     entries = []
-    for number, kind in enumerate(TYPES):
+    for number, kind in enumerate(films.types):
         choice = [question for question in asked if question.kind == kind]
         if choice:
             question = choice[film.seed % len(choice)].turned_to((film.seed + number) % 4)

@@ -10,7 +10,7 @@ as likely as right ones, and answer positions rotate with the seed: without the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,21 @@ class Shot:
 
 
 @dataclass(frozen=True)
+class Event:
+    """One coloured shape that fills one quarter of the picture for one second (films of version 2)."""
+
+    second: int
+    corner: int
+    """Quarter of the picture: 0 top left, 1 top right, 2 bottom left, 3 bottom right."""
+    shape: str
+    color: str
+    shift: tuple[float, float]
+    """Distance (x, y) of the shape's centre from the centre of its quarter, as shares of the frame."""
+    radius: float
+    """Half the shape's width as a share of the frame."""
+
+
+@dataclass(frozen=True)
 class Film:
     """The scene graph of a whole video."""
 
@@ -60,6 +75,8 @@ class Film:
     """Second at which the disturbance begins."""
     glitch_seconds: int = 2
     """Duration of the disturbance in seconds; 0 for none."""
+    events: tuple[Event, ...] = ()
+    """Events in the order of their seconds; films of version 1 have none."""
 
     def shot_at(self, second: float) -> Shot:
         """Return the shot on screen at a time in seconds."""
@@ -88,11 +105,7 @@ class Question:
 
 def make_film(split: str, seed: int, seconds: int = 64) -> Film:
     """Make the film of a split ("train", "validation", "test") and a seed; `seconds` (at least 16) is its length."""
-    if split not in SPLITS:
-        raise NammTransferError(f"split {split!r} does not exist; choose one of {', '.join(SPLITS)}")
-    if seconds < 16:
-        raise NammTransferError(f"a film of {seconds} seconds is too short for the questions; at least 16 are needed")
-    rng = np.random.default_rng([SPLITS[split], seed, seconds])
+    rng = film_rng(split, seed, seconds)
     count = max(4, round(seconds / SHOT_SECONDS))
     needles = min(3, count - 3)
     shapes = list(rng.permutation(SHAPES))
@@ -119,6 +132,19 @@ def make_film(split: str, seed: int, seconds: int = 64) -> Film:
     return Film(split, seed, seconds, tuple(shots), str(rng.choice(GLITCHES)), glitch_start)
 
 
+def film_rng(split: str, seed: int, seconds: int, *stream: int) -> np.random.Generator:
+    """Make the source of a film's random draws; other numbers in `stream` give independent draws.
+
+    Raises:
+        NammTransferError: no such split, or a film of less than 16 seconds.
+    """
+    if split not in SPLITS:
+        raise NammTransferError(f"split {split!r} does not exist; choose one of {', '.join(SPLITS)}")
+    if seconds < 16:
+        raise NammTransferError(f"a film of {seconds} seconds is too short for the questions; at least 16 are needed")
+    return np.random.default_rng([SPLITS[split], seed, seconds, *stream])
+
+
 def random_shot(
     rng: np.random.Generator, start: int, end: int, place: str, shape: str, color: str, needle: bool
 ) -> Shot:
@@ -139,8 +165,8 @@ def _places(rng: np.random.Generator, lengths: np.ndarray) -> list[str]:
     """Draw a place for each shot; the main one fills 40 % to 60 % of the film, each other at most half of that."""
     total = int(lengths.sum())
     while True:
-        main, *others = rng.permutation(PLACES)
-        chosen = rng.choice(others, size=len(lengths))
+        main, *minor = rng.permutation(PLACES)
+        chosen = rng.choice(minor, size=len(lengths))
         filled = 0
         for index in rng.permutation(len(lengths)):
             if filled + lengths[index] <= 0.6 * total:
@@ -148,7 +174,7 @@ def _places(rng: np.random.Generator, lengths: np.ndarray) -> list[str]:
                 filled += lengths[index]
             if filled >= 0.45 * total:
                 break
-        largest = max(int(lengths[chosen == other].sum()) for other in others)
+        largest = max(int(lengths[chosen == other].sum()) for other in minor)
         if filled >= 0.4 * total and largest <= 0.5 * filled + 1:
             return [str(place) for place in chosen]
 
@@ -158,10 +184,18 @@ def questions(film: Film, every: bool = False) -> list[Question]:
 
     With `every`, each shape that is on screen in one shot only is asked about, not just the short needles.
     """
-    rng = np.random.default_rng([SPLITS[film.split], film.seed, film.seconds, 1])
-    asked = list(_asked(film, rng, every))
+    rng = film_rng(film.split, film.seed, film.seconds, 1)
+    return with_options(film, rng, _asked(film, rng, every))
+
+
+Asked = tuple[str, str, str, list[str]]
+"""Kind and text of a question, its right option, and at least three wrong ones."""
+
+
+def with_options(film: Film, rng: np.random.Generator, asked: Iterable[Asked]) -> list[Question]:
+    """Give each question its right option and three wrong ones, drawn once all questions are."""
     found = []
-    for index, (kind, text, right, wrong) in enumerate(asked):
+    for index, (kind, text, right, wrong) in enumerate(list(asked)):
         options = [str(option) for option in rng.permutation(wrong)[:3]]
         answer = (film.seed + index) % 4
         options.insert(answer, right)
@@ -169,27 +203,28 @@ def questions(film: Film, every: bool = False) -> list[Question]:
     return found
 
 
-def _asked(film: Film, rng: np.random.Generator, every: bool) -> Iterator[tuple[str, str, str, list[str]]]:
-    """List (kind, text, right option, at least three wrong ones) of every question."""
+def _asked(film: Film, rng: np.random.Generator, every: bool) -> Iterator[Asked]:
+    """List every question."""
     seen = [shot.shape for shot in film.shots]
     needles = [shot for shot in film.shots if shot.needle or (every and seen.count(shot.shape) == 1)]
     for index in rng.permutation(len(needles)):
         shot = needles[index]
-        yield "needle", f"What color was the {shot.shape}?", shot.color, _others(COLORS, shot.color)
+        yield "needle", f"What color was the {shot.shape}?", shot.color, others(COLORS, shot.color)
     for index in rng.permutation(len(needles)):
         shot = needles[index]
-        yield "referring", f"Where was the {shot.shape}?", shot.place, _others(PLACES, shot.place)
+        yield "referring", f"Where was the {shot.shape}?", shot.place, others(PLACES, shot.place)
     seconds = dict.fromkeys(PLACES, 0)
     for shot in film.shots:
         seconds[shot.place] += shot.end - shot.start
     main = max(seconds, key=lambda place: seconds[place])
-    yield "topic", "What is the main place of the video?", main, _others(PLACES, main)
-    yield "anomaly", "What disturbed the picture?", film.glitch, _others(GLITCHES, film.glitch)
+    yield "topic", "What is the main place of the video?", main, others(PLACES, main)
+    yield "anomaly", "What disturbed the picture?", film.glitch, others(GLITCHES, film.glitch)
     shapes = sorted(set(seen))
     for word, shot in (("first", film.shots[0]), ("last", film.shots[-1])):
         if len(shapes) >= 4:
-            yield "order", f"Which shape came {word}?", shot.shape, _others(shapes, shot.shape)
+            yield "order", f"Which shape came {word}?", shot.shape, others(shapes, shot.shape)
 
 
-def _others(values: Sequence[str], right: str) -> list[str]:
+def others(values: Sequence[str], right: str) -> list[str]:
+    """Return the values other than the right one."""
     return [value for value in values if value != right]
