@@ -45,10 +45,12 @@ real = if ! test -e "$(1)"; then echo "report $(2): skipped, no model at '$(1)'"
 reports: $(VENV)/.stamp
 	$(BIN)/python evals/video.py --config evals/configs/report-video.toml --out $(RUNS)/report-video --resume
 	$(BIN)/python evals/rl.py --config evals/configs/report-rl.toml --out $(RUNS)/report-rl --resume
+	$(BIN)/python evals/video.py --config evals/configs/report-video-memory.toml --out $(RUNS)/report-video-memory --resume
+	$(BIN)/python evals/rl.py --config evals/configs/report-rl-memory.toml --out $(RUNS)/report-rl-memory --resume
 	$(BIN)/python evals/text.py --config evals/configs/report-text.toml --out $(RUNS)/report-text --resume
 	$(BIN)/python evals/text.py --config evals/configs/report-text-long.toml --out $(RUNS)/report-text-2000 --resume
 	$(BIN)/python evals/text.py --config evals/configs/report-text-long.toml --tokens 3000 --out $(RUNS)/report-text-3000 --resume
-	for task in video rl text text-2000 text-3000; do $(BIN)/namm-transfer report merge $(RUNS)/report-$$task --out docs/reports/$$task || exit 1; done
+	for task in video video-memory rl rl-memory text text-2000 text-3000; do $(BIN)/namm-transfer report merge $(RUNS)/report-$$task --out docs/reports/$$task || exit 1; done
 	@$(call real,$(QWEN_0_5B),qwen-0.5b,950 2000 4000)
 	@$(call real,$(QWEN_0_5B),ruler,950)
 	@$(call real,$(QWEN_1_5B),qwen-1.5b,950 2000 4000)
