@@ -16,7 +16,7 @@ from places import ROOT
 from namm_transfer.evals.harness import cli
 from namm_transfer.evals.report import ledger, provenance
 from namm_transfer.evals.report.records import read
-from namm_transfer.evals.tasks.video.generate import FPS, SIZE, VERSION, manifest_entries
+from namm_transfer.evals.tasks.video.generate import FPS, SIZE, manifest_entries
 from namm_transfer.evals.tasks.video.scenes import make_film
 
 PYTHON = os.environ.get("NAMM_TRANSFER_LMMS_PYTHON")
@@ -63,7 +63,7 @@ def test_a_local_task_is_scored_with_a_full_and_an_evicting_cache(example):
     assert {row.task for row in report.summary} == {"lmms-eval/two_films"}
     assert rows[H2O].kept_share < 0.6 < rows[FULL].kept_share == 1
     assert rows[FULL].score >= 0.5, "the model saw the films"
-    films = {f"test-0000{number}-64s-{FPS}fps-{SIZE}px-v{VERSION}.mp4" for number in (0, 1)}
+    films = {f"test-0000{number}-64s-{FPS}fps-{SIZE}px-v1.mp4" for number in (0, 1)}
     assert clusters(example / "out-report", "lmms-eval/two_films") == films
 
 
@@ -119,7 +119,7 @@ def test_errors_are_raised_and_never_become_empty_answers():
 def test_the_examples_questions_are_those_of_the_films_that_are_drawn():
     made = []
     for seed in range(2):
-        name = f"test-{seed:05d}-64s-{FPS}fps-{SIZE}px-v{VERSION}.mp4"
+        name = f"test-{seed:05d}-64s-{FPS}fps-{SIZE}px-v1.mp4"
         made += manifest_entries(make_film("test", seed, 64), name)
     lines = (ROOT / "examples/lmms-eval/questions.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == made

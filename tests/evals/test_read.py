@@ -123,10 +123,16 @@ def test_ctrl_c_ends_the_command_without_a_trace(model, tmp_path):
         str(model),
     ]
     child = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "page.html")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--out", str(tmp_path / "page.html")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where the tests run in the background
     )
     with open(pipe, "wb"):  # returns once the command reads
         child.send_signal(signal.SIGINT)
-        printed, errors = child.communicate(timeout=200)
+        printed, errors = child.communicate(timeout=60)
     assert (child.returncode, printed, errors) == (130, "", "")
     assert files_in(tmp_path) == []
