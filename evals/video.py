@@ -15,9 +15,8 @@ the same questions, so that differences are paired; questions about one video fo
 
 from __future__ import annotations
 
-import itertools
 import shutil
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,16 +36,14 @@ from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.harness.options import ContextOptions
 from namm_transfer.evals.report.samples import choose
 from namm_transfer.evals.report.schema import Report
-from namm_transfer.evals.tasks import registry
 from namm_transfer.evals.tasks.video.generated import GENERATED, load_generated
 from namm_transfer.evals.tasks.video.own_file import load_json
-from namm_transfer.evals.tasks.video.questions import VideoBenchmark, VideoQuestion
+from namm_transfer.evals.tasks.video.questions import VideoQuestion
+from namm_transfer.evals.tasks.video.registry import in_turns, known
 from namm_transfer.evals.tasks.video.streaming import CLIP, Watcher, by_film, positions_for
 from namm_transfer.evals.tasks.video.thumbnails import most_and_least, write_thumbnails
 from namm_transfer.files import asset, safe_name
 
-BENCHMARKS = "namm_transfer.evals.tasks.video"
-"""Package in which every module may define benchmarks."""
 ANSWER_TOKENS = 8
 """Positions kept free behind a prompt for the answer."""
 WRITTEN_TOKENS = 32
@@ -151,26 +148,6 @@ def load_questions(options: Options, films: int, frames: int) -> list[VideoQuest
     for question in benchmark.load(options.data_root):
         tasks.setdefault(question.kind, []).append(question)
     return in_turns(tasks.values())
-
-
-def known(name: str) -> VideoBenchmark | None:
-    """The benchmark of a name; None for the generated films and for a file of the user's own.
-
-    Raises:
-        NammTransferError: it is neither; the message lists the names.
-    """
-    if name in GENERATED or name.endswith(".json"):
-        return None
-    names = [*GENERATED, *registry.names(BENCHMARKS, VideoBenchmark)]
-    if name not in names:
-        raise NammTransferError(f"--benchmark {name!r}: expected {', '.join(names)}, or a .json file of your own")
-    return registry.find(name, BENCHMARKS, VideoBenchmark)
-
-
-def in_turns(lists: Iterable[Sequence[VideoQuestion]]) -> list[VideoQuestion]:
-    """The first of each list, the second of each, and so on."""
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*lists))
-    return [question for question in turns if question is not None]
 
 
 def as_sample(options: Options, question: VideoQuestion) -> VideoSample:
