@@ -52,7 +52,7 @@ class EncodedPrompt:
 
     @property
     def context(self) -> dict[str, Tensor]:
-        """What the model reads before the question."""
+        """The text that the model reads before the question."""
         return {"tokens": self.tokens[: self.prefix]}
 
 

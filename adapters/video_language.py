@@ -194,7 +194,7 @@ class VideoLanguageAdapter(LanguageAdapter):
         )
 
     def times(self, sample: VideoSample) -> np.ndarray:
-        """When each of the sampled frames is shown, in seconds of its video: (frames,) float64."""
+        """Return the times at which the sampled frames are shown, in seconds of their video: (frames,) float64."""
         return np.concatenate([reader.times[self._chosen(reader, sample)] for reader in self.readers(sample)])
 
     def pictures(self, sample: VideoSample, numbers: Sequence[int]) -> Iterator[np.ndarray]:

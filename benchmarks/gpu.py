@@ -60,7 +60,7 @@ class Timer:
 
 @dataclass
 class Machine:
-    """What the device can do at most."""
+    """The limits of the device."""
 
     bandwidth: float
     """Bytes a second of a large copy, read and written."""

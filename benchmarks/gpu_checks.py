@@ -1,4 +1,4 @@
-"""What `gpu.py` makes sure of before it measures: each check yields a line, and whether it is met."""
+"""Checks that `gpu.py` makes before it measures: each yields a line, and whether it is met."""
 
 import os
 from collections.abc import Iterator
@@ -75,7 +75,7 @@ def _fused(shape: Shape, device: torch.device, kernels: str, tokens: int) -> Ite
 
 
 def _marks(cache: MemoryCache, tokens: int) -> Tensor:
-    """Which positions the first layer's heads hold, (heads, tokens) bool."""
+    """Return the positions that the first layer's heads hold, (heads, tokens) bool."""
     positions = cache.positions(0)[0]
     marks = torch.zeros(len(positions), tokens + 1, dtype=torch.bool, device=positions.device)
     return marks.scatter_(1, positions.masked_fill(positions < 0, tokens), True)[:, :tokens]

@@ -1,4 +1,4 @@
-"""How lmms-eval finds its model `namm`: the entry point `lmms_eval.models`, which loads nothing else."""
+"""The entry point `lmms_eval.models`, by which lmms-eval finds its model `namm`; it loads nothing else."""
 
 from lmms_eval.models.registry_v2 import ModelManifest
 

@@ -35,7 +35,7 @@ class Scorer:
     reads: Mapping[str, int]
     """The weights that read features: how often the 25 features stand at the top of their inputs."""
     logarithm: bool
-    """Whether spectra are replaced by their logarithms before they are normalised."""
+    """True if spectra are replaced by their logarithms before they are normalised."""
 
     @property
     def size(self) -> int:

@@ -47,7 +47,7 @@ class VideoSample:
     span: Span | None = None
     """Start and end in seconds of the part of the video that is shown; by default all of it."""
     frame_times: float | tuple[float, ...] = 1.0
-    """Of a folder of frames: frames a second, or the time of each frame in seconds."""
+    """Frames a second, or the time of each frame in seconds, where the video is a folder of frames."""
     shown: str | None = None
     """Some of the sampled frames alone: ``last:N`` or ``even:N``, see `video.sampling.some_of`."""
 
@@ -94,7 +94,7 @@ class EncodedVideo:
 
     @property
     def context(self) -> dict[str, Tensor]:
-        """What the model reads up to the end of the videos."""
+        """The tokens that the model reads up to the end of the videos."""
         parts = {name: v[:, : self.prefix] if self.runs_along(name) else v for name, v in self.inputs.items()}
         positions = {} if self.positions is None else {"positions": self.positions[..., : self.prefix]}
         return parts | positions

@@ -41,7 +41,7 @@ class VideoStream:
     """
 
     cache: MemoryCache
-    """What is remembered of the frames; it holds no question."""
+    """The cache, which holds what is remembered of the frames and no question."""
 
     def __init__(
         self,

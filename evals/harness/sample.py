@@ -63,7 +63,7 @@ class Outcome:
     """Logits of the first answer token, (vocabulary,), which `harness.agreement` compares with the full cache's."""
 
     held: np.ndarray | None = None
-    """What each head holds then, see `harness.agreement.sketch`, to be compared between policies."""
+    """Tokens that each head holds then, see `harness.agreement.sketch`, to be compared between policies."""
 
 
 Evaluate = Callable[[list[Sample], EvictionPolicy], list[Outcome]]

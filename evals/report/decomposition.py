@@ -1,4 +1,4 @@
-"""What a policy's gain over random eviction at the same total size is due to: where it keeps tokens, or which.
+"""Parts of a policy's gain over random eviction at the same total size: where it keeps tokens, and which.
 
 With `match=NAME,allocation=...` a rule keeps as many tokens as another policy, here a NAMM, under three allocations:
 the same number in every head (`uniform`), the NAMM's number in each layer (`layer`), its number in each head (`head`).
@@ -136,7 +136,7 @@ def _with_interval(part: Part) -> str:
 
 
 def _reading(part: Part) -> str:
-    """What the interval of the choice says."""
+    """Say in words what the interval of the choice shows."""
     if part.ci is None or part.ci[0] <= 0 <= part.ci[1]:
         return f"which is not told from chance by {number(part.n)} samples"
     return "better than a random choice" if part.value > 0 else "worse than a random choice"

@@ -1,4 +1,4 @@
-"""How a report shows its decompositions (where or what) and its gates (whether a task needs a memory)."""
+"""Tables and sentences for a report's decompositions (where or what) and gates (whether a task needs a memory)."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ class Line:
     """Name of the domain and the share of the cache that the NAMM keeps."""
     full: Row
     points: dict[str, Row]
-    """What is shown (`NAMM`, `best rule`, `random`) -> its row."""
+    """Rows by what they show: `NAMM`, `best rule`, `random`."""
 
 
 POINTS = {"NAMM": (COLOURS[0], "o"), "best rule": (COLOURS[1], "s"), "random": (COLOURS[-1], "D")}

@@ -22,7 +22,7 @@ from namm_transfer.files import make_folder
 PER = {"word_perplexity": "word", "byte_perplexity": "byte", "bits_per_byte": "byte"}
 """Metrics of whole texts and what they are counted by."""
 ADDRESS = re.compile(r"(<function \w+) at 0x[0-9a-f]+(?=>)")
-"""Where a function of a task lay in the memory of lmms-eval's process."""
+"""Address of a task's function in the memory of lmms-eval's process."""
 
 
 @dataclass

@@ -25,7 +25,7 @@ class Frame:
     picture: str
     """Data URI of a small JPEG."""
     seconds: float
-    """When the frame is shown in the video."""
+    """Time at which the frame is shown in the video."""
 
 
 @dataclasses.dataclass(frozen=True)

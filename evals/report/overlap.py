@@ -1,4 +1,4 @@
-"""How much the policies of one task keep in common, from the indices in their records."""
+"""Overlap of the tokens that the policies of one task keep, from the indices in their records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from namm_transfer.evals.report.schema import Overlap
 
 
 def overlaps(task: Task, spec: str) -> list[Overlap]:
-    """What a policy keeps in common with each policy that was evaluated before it."""
+    """Overlap of a policy's tokens with those of each policy that was evaluated before it."""
     found = []
     for other in dict.fromkeys(name for record in task.records[spec] for name in record.overlaps):
         records = {record.index: record for record in task.records.get(other, [])}

@@ -113,7 +113,7 @@ class Sizes(Strict):
 
 
 class Overlap(Strict):
-    """How much two policies keep in common on one task, as means over the samples that both finished."""
+    """Overlap of two policies' tokens on one task, as means over the samples that both finished."""
 
     task: str
     policy: str
@@ -122,7 +122,7 @@ class Overlap(Strict):
     jaccard: float
     """Tokens that both keep over tokens that either keeps, averaged over layers, KV heads and samples."""
     chance: float
-    """The same for two random choices that keep as many tokens in each head."""
+    """Overlap of two random choices that keep as many tokens in each head."""
     by_layer: list[float]
     """The index of each layer, averaged over its KV heads and the samples."""
 
@@ -230,7 +230,7 @@ class Decomposition(Strict):
 
 
 class Gate(Strict):
-    """Whether a task needs a memory: what random eviction loses, and what can be answered without the text."""
+    """The gate of a task, which says if it needs a memory: the loss by random eviction, and the score without the text."""
 
     task: str
     full: float
@@ -293,9 +293,9 @@ class Report(Strict):
     likelihoods: list[Likelihood] = Field(default_factory=list)
     """Likelihoods of the right answers, of tasks that are scored in another way."""
     decompositions: list[Decomposition] = Field(default_factory=list)
-    """Where and what: the gain over random eviction in parts, for groups of tasks first, then for each task."""
+    """The gain over random eviction in parts (where and what), for groups of tasks first, then for each task."""
     gates: list[Gate] = Field(default_factory=list)
-    """Whether the tasks need a memory."""
+    """The gates of the tasks, which say if they need a memory."""
     published: list[Published]
     warnings: list[str]
     runs: list[Run]

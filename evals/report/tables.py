@@ -287,7 +287,7 @@ def costs(report: Report, task: str) -> Table:
 
 
 def overlaps(report: Report, task: str) -> Table:
-    """What pairs of policies keep in common; without rows if it was not recorded."""
+    """Overlap of the tokens that pairs of policies keep; without rows if it was not recorded."""
     rows = [row | {"layers": (min(row["by_layer"]), max(row["by_layer"]))} for row in _of(report.overlaps, task)]
     return make(f"{task}: tokens that two policies keep in common", OVERLAPS, rows)
 

@@ -36,7 +36,7 @@ _LEAST_SPLIT = 256
 
 @dataclass(frozen=True)
 class Spans:
-    """Where in a storage the KV heads of a layer lie: each has some rows that follow each other."""
+    """Places of a layer's KV heads in a storage: each has some rows that follow each other."""
 
     heads: Tensor
     """(heads,) int64: the KV heads."""

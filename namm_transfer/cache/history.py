@@ -12,7 +12,7 @@ from namm_transfer.errors import NammTransferError
 
 @dataclass(frozen=True)
 class KeptHistory:
-    """What each head held at each step: after every update, and when `History.read` was called."""
+    """Tokens that each head held at each step: after every update, and when `History.read` was called."""
 
     last: np.ndarray
     """(layers, kv_heads, tokens) int32: number of the last step, from 1, at which a head held a token; 0 for none."""

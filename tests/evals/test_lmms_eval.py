@@ -27,7 +27,7 @@ FULL, H2O = "full:update_interval=32", "h2o:keep=0.5,update_interval=32"
 
 
 def clusters(folder: Path, task: str) -> set[str | None]:
-    """What the records of a report say was drawn together."""
+    """The clusters of samples that the records of a report name."""
     return {record.cluster for contents in ledger.read_task(folder, task) for record in contents.records}
 
 

@@ -63,7 +63,7 @@ class Task:
     tiers: tuple[str, ...] = ("medium", "medium-replay")
     """Data sets that the shipped models were trained on, the default first; none where no model ships."""
     references: str = "D4RL's reference returns (measured on its v2 environments)"
-    """What the reference returns are, for reports."""
+    """Source of the reference returns, for reports."""
     spec: Any = None
     """Gymnasium's EnvSpec where the id alone does not say everything (an environment recovered from a data set)."""
 

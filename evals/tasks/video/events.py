@@ -39,7 +39,7 @@ TYPES = ("detail", "setting", "order", "count")
 EVENTS = 12
 SINGLE = 3  # shapes that come once
 COUNTS = tuple(str(number) for number in range(2, EVENTS - SINGLE - 1))
-"""How often each of the other two shapes may come."""
+"""Numbers of times that each of the other two shapes may come."""
 RANKS = ("first", "second", "third")
 
 

@@ -58,7 +58,7 @@ class VideoQuestion:
     span: Span | None = None
     """Start and end in seconds of the part that is shown; by default all of it."""
     frame_times: float | tuple[float, ...] = 1.0
-    """Of a folder of frames: frames a second, or the time of each frame in seconds."""
+    """Frames a second, or the time of each frame in seconds, where the video is a folder of frames."""
 
     @property
     def video(self) -> Path:

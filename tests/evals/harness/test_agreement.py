@@ -1,4 +1,4 @@
-"""What is measured beside the score: distances of distributions, and what two policies keep in common."""
+"""Measures beside the score: distances of distributions, and overlap of the tokens that two policies keep."""
 
 import json
 
