@@ -230,7 +230,7 @@ class Decomposition(Strict):
 
 
 class Gate(Strict):
-    """The gate of a task: what random eviction loses says if it needs a memory; beside it the score without the text."""
+    """The gate of a task: what random eviction loses says if it needs a memory; beside it, the score without text."""
 
     task: str
     full: float
