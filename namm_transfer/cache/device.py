@@ -23,7 +23,7 @@ from namm_transfer.statistics import QuerySum, Spectrum
 VARIABLE = "NAMM_TRANSFER_KERNELS"
 """Environment variable: ``auto`` (Triton for CUDA tensors, where it is installed), ``triton`` or ``torch``."""
 PRODUCTS = "ieee"
-"""How float32 matrices are multiplied in spectra: ``"ieee"``, or ``"tf32x3"``, in three parts by the matrix units."""
+"""Precision of float32 products in spectra: ``"ieee"``, or ``"tf32x3"``, three products of the matrix units."""
 _OLDEST = (8, 0)
 """Compute capability from which on a multiprocessor has the fast memory that the tiles need."""
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -14,8 +14,8 @@ from torch import Tensor
 _SPARE = 40
 """Stored tokens for one token of room: 2.5 %, so that decoding copies everything once in 40 tokens."""
 _SPARE_WHILE_GROWING = 2
-"""The same ratio within a call that still grows. Memory that grows in small steps never fits into what it just left,
-so that a process would end up holding twice what it uses."""
+"""Stored tokens for one token of room within a call that still reads tokens. Memory that grows in small steps
+never fits into what it just left, so that a process would end up holding twice what it uses."""
 _WORTH_TRIMMING = 16 << 20
 """Bytes of a layer's tokens above which handing freed pages back costs less than holding them."""
 

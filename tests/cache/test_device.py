@@ -285,7 +285,7 @@ def test_autograd_goes_through_the_reference(monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is for Linux only")
 def test_the_kernels_compile_for_a_gpu(tmp_path):
-    """What the interpreter lets pass, the compiler may not; no GPU is needed."""
+    """Triton's compiler refuses code that its interpreter runs; it needs no GPU."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT / "tests")}
     command = [sys.executable, str(ROOT / "tests" / "compiled_kernels.py")]

@@ -41,7 +41,7 @@ class Uneven(EvictionPolicy):
 
 
 class Unwatched(Uneven):
-    """The same by the hash alone, without attention weights."""
+    """Uneven heads, chosen by the hash of positions alone, by a policy that reads no attention weights."""
 
     needs_attention = False
 

@@ -1,4 +1,4 @@
-"""From data to a report in environments that nothing is shipped for: Ant, and a maze of gymnasium-robotics."""
+"""From data to a report in environments without a shipped model: Ant, and a maze of gymnasium-robotics."""
 
 import copy
 

@@ -38,7 +38,7 @@ class Entry:
 
 
 QUESTION_ROOM = 128
-"""Where context and question are read apart, tokens are kept free for questions in multiples of this number, so that
+"""Tokens are kept free for a question that is read apart from its context in multiples of this number, so that
 questions of different lengths find the same part of a long context."""
 Read = Callable[["Task", Entry], tuple[dict[str, str], tuple[Any, ...]]]
 """Function of a line that returns the fields of its task's prompt, `context` among them, and the right answers."""
