@@ -172,11 +172,20 @@ def _die(folder: str, at: int) -> None:
     main(["--out", folder], Evaluator(die_at=at))
 
 
+@pytest.fixture(scope="module")
+def processes():
+    """Start child processes from a server that has imported torch and computed nothing: a fork of the test's own process
+    would inherit the locks of torch's threads and could wait for them for ever."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["namm_transfer.evals.harness", "transformers.models.llama.modeling_llama"])
+    return context
+
+
 @pytest.mark.parametrize("at", range(6))
-def test_killed_at_any_batch_and_resumed_is_the_same_report(at, tmp_path, uninterrupted):
-    child = multiprocessing.get_context("fork").Process(target=_die, args=(str(tmp_path), at))
+def test_killed_at_any_batch_and_resumed_is_the_same_report(at, tmp_path, uninterrupted, processes):
+    child = processes.Process(target=_die, args=(str(tmp_path), at))
     child.start()
-    child.join(60)
+    child.join(300)
     assert child.exitcode == -signal.SIGKILL
     assert not (tmp_path / "report.json").exists()
     resumed = Evaluator()
