@@ -20,14 +20,13 @@ import numpy as np
 import torch
 import tyro
 from accelerate import Accelerator
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaNextVideoForConditionalGeneration
 
 from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.tasks.video.versions import film_set
-from namm_transfer.files import write_atomic
+from namm_transfer.training.half import save_half
 from namm_transfer.training.loop import Loop, warm_up_cosine
 from namm_transfer.training.video import batches, event_batches, small
 from namm_transfer.training.video.batches import language_batch, pooled_frames, words
@@ -175,16 +174,6 @@ def frames_at(step: int, steps: int, version: int = 1) -> int:
     return lengths[step % len(lengths)]
 
 
-def save_model(model: LlavaNextVideoForConditionalGeneration, options: Options) -> None:
-    """Write model and processor; the weights of version 2 in float16, from which loading makes float32 again."""
-    model.save_pretrained(options.out)
-    small.processor(options.version).save_pretrained(options.out)
-    if options.version == 2:
-        file = options.out / "model.safetensors"
-        weights = {name: tensor.half() for name, tensor in load_file(file).items()}
-        write_atomic(file, save(weights, metadata={"format": "pt"}))
-
-
 def main(options: Options) -> None:
     """Train all stages and write model and processor to `options.out`."""
     torch.set_num_threads(options.threads)
@@ -197,7 +186,8 @@ def main(options: Options) -> None:
         trainer.loop.run()
         print(f"{stage}: {trainer.loop.seconds.sum() / 60:.1f} minutes")
         bank = trainer.bank
-    save_model(model, options)
+    save_half(model, options.out)
+    small.processor(options.version).save_pretrained(options.out)
     print(f"saved to {options.out}")
 
 
