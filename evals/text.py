@@ -28,6 +28,7 @@ import torch
 
 from namm_transfer import NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
+from namm_transfer.adapters.registry import find_adapter
 from namm_transfer.evals.harness import Sample, parse, run, start
 from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.harness.options import ContextOptions
@@ -66,6 +67,9 @@ class Options(ContextOptions):
 
     model: str = "smollm2"
     """Causal language model: folder, hub id, .gguf file, or smollm2 (SmolLM2-135M-Instruct)."""
+    adapter: str = "auto"
+    """How the model is loaded and given its prompts: auto, or an adapter of another package by its name among the entry
+    points namm_transfer.adapters."""
     tasks: str = "all"
     """Task families, separated by commas: trained (those the shipped NAMM was trained on), held-out, all (both and two
     hard ones), ruler (needles among distractors, chains of variables, word counts, questions about two facts), or
@@ -220,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     """Parse the command line, ask the questions and write the report."""
     options = parse(Options, arguments)
     options.check_context()
+    adapter_class = find_adapter(options.adapter, CausalLMAdapter)
     families, tasks = asked(options)  # a typing error should not wait for the model
     for task in tasks:
         task.check()
@@ -235,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     questions = {name: benchmark_samples(options, part) for name, part in parts.items() if part}
     if options.query_agnostic:
         questions = {name: together(asks[: options.limit]) for name, asks in questions.items()}
-    adapter = CausalLMAdapter.load(
+    adapter = adapter_class.load(
         options.model,
         dtype=getattr(torch, options.dtype, None),
         device=accelerator.device,

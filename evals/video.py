@@ -26,6 +26,7 @@ import torch
 
 from namm_transfer import NAMM, EvictionPolicy, NammTransferError
 from namm_transfer.adapters.context import ContextCaches
+from namm_transfer.adapters.registry import find_adapter
 from namm_transfer.adapters.video.load import load_video_model
 from namm_transfer.adapters.video.sample import EncodedVideo, VideoSample
 from namm_transfer.adapters.video.sampling import some_of
@@ -58,6 +59,9 @@ class Options(ContextOptions):
     model: str | None = None
     """Folder or hub id of a video-language model: LLaVA-NeXT-Video, Qwen2.5-VL, Qwen3-VL, LLaVA-OneVision, SmolVLM2,
     InternVL3 and others of their kind; the small LLaVA-NeXT-Video that is shipped for the benchmark by default."""
+    adapter: str = "auto"
+    """How the model is loaded and given its prompts: auto, or an adapter of another package by its name among the entry
+    points namm_transfer.adapters."""
     benchmark: str = "generated"
     """"generated", "generated-v2" (films of which a memory must forget nothing), the name of a benchmark (mlvu,
     longvideobench, longvideobench-frames, videomme, egoschema, streamingbench, ovobench, or one of another package), or
@@ -185,6 +189,7 @@ def load(options: Options, device: torch.device) -> tuple[VideoLanguageAdapter, 
     source = options.model or str(asset(shipped))
     adapter = load_video_model(
         source,
+        adapter=find_adapter(options.adapter, VideoLanguageAdapter),
         feature_folder=options.out / "features",
         dtype=None if options.dtype == "auto" else getattr(torch, options.dtype),
         device=None if options.device_map else device,
@@ -316,6 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     """Parse, watch, answer, report."""
     options = parse(Options, arguments)
     options.check_context()
+    find_adapter(options.adapter, VideoLanguageAdapter)  # a typing error should not wait for the films
     accelerator = start(options)
     with accelerator.main_process_first():  # which writes the films that the others then find
         asked = questions(options)[: options.limit]

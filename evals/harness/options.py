@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 from pydantic import TypeAdapter, ValidationError
@@ -19,17 +19,22 @@ from namm_transfer import policies
 from namm_transfer.errors import NammTransferError
 from namm_transfer.policies import PolicySpec
 
+POLICY_HELP = (
+    f"Policies to compare, out of {', '.join(policies.names())}, each written name or name:key=value,... for example "
+    "h2o:keep=0.5. May be repeated, and one value may hold several, separated by commas: "
+    "full,streaming:sinks=4,window=252 is two. match=NAME asks for the cache size that policy NAME used "
+    "(allocation=head: in each KV head); protect=4:64 never evicts the first 4 and the last 64 tokens."
+)
+"""Help of --policy, which names the policies of this package and of other installed ones."""
+
 
 @dataclasses.dataclass
 class EvalOptions:
     """The flags that every evaluation has. The options of a script inherit from this and may change defaults."""
 
-    policy: tuple[str, ...] = ("full,namm,streaming:match=namm,h2o:match=namm",)
-    """Policies to compare, out of full, recent, streaming, h2o, l2, value-norm, infinipot-v, keydiff, leverage, tova,
-    snapkv, random, namm and those of other packages, each written name or name:key=value,... for example h2o:keep=0.5.
-    May be repeated, and one value may hold several, separated by commas: full,streaming:sinks=4,window=252 is two.
-    match=NAME asks for the cache size that policy NAME used (allocation=head: in each KV head); protect=4:64 never
-    evicts the first 4 and the last 64 tokens."""
+    policy: Annotated[tuple[str, ...], tyro.conf.arg(help=POLICY_HELP)] = (
+        "full,namm,streaming:match=namm,h2o:match=namm",
+    )
 
     update_interval: int = 512
     """The policy acts each time a sequence has grown by this many tokens; spectral policies need a multiple of 16."""
