@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import os
@@ -99,8 +100,10 @@ def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Opt
     """
     given = _gathered(sys.argv[1:] if arguments is None else arguments, "--policy")
     check_text(given, "the command line")
-    file = _value_of("--config", given)
-    default = options() if file is None else from_toml(options, Path(file))
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    file = finder.parse_known_args(given)[0].config
+    default = options() if file is None else from_toml(options, file)
     called, *words = sys.argv or [""]
     program = f"namm-transfer {words[0]}" if words and Path(called).name == "namm-transfer" else None
     described = sys.modules[options.__module__].__doc__ or options.__doc__
@@ -183,17 +186,6 @@ def _gathered(arguments: Sequence[str], flag: str) -> list[str]:
             inside = False
             rest.append(argument)
     return [*rest, flag, *values] if len(rest) < len(arguments) else rest
-
-
-def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    """The value of the last use of a flag, found before the arguments are fully parsed."""
-    value = None
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=False):
-        if argument == flag:
-            value = following
-        elif argument.startswith(f"{flag}="):
-            value = argument.partition("=")[2]
-    return value
 
 
 def check_text(value: Any, where: str) -> None:

@@ -58,14 +58,12 @@ def build(folder: Path) -> Report:
     runs = [task.run for task in tasks]
     summary = [_row(task, spec) for task, spec in ran]
     overall = _overall(tasks)
-    answers = _answers(tasks, summary, overall)
     known = [item for run in runs for item in published(run.task)]
-    headlines = [item for task in tasks for item in _headlines(task)]
     warnings = cautions.group_warnings(overall, _members(tasks), summary)
-    return Report(
-        headline=verdict.in_one_line(answers, runs, summary, overall, headlines),
-        headlines=headlines,
-        answers=answers,
+    report = Report(
+        headline="",
+        headlines=[item for task in tasks for item in _headlines(task)],
+        answers=_answers(tasks, summary, overall),
         summary=summary,
         overall=overall,
         costs=[_cost(task, spec) for task, spec in ran],
@@ -82,6 +80,7 @@ def build(folder: Path) -> Report:
         runs=runs,
         records=[_brief(task.run.task, record) for task in tasks for rows in task.records.values() for record in rows],
     )
+    return report.model_copy(update={"headline": verdict.in_one_line(report)})
 
 
 def _row(task: Task, spec: str) -> SummaryRow:

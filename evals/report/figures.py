@@ -50,14 +50,11 @@ ADAPTING = "<style>svg { color: #1f2328 } @media (prefers-color-scheme: dark) { 
 
 @dataclasses.dataclass
 class Drawing:
-    """A figure with its caption and text alternative."""
+    """A figure as inline SVG, its caption, and its numbers in words for those who cannot see it."""
 
     svg: str
-    """Inline SVG."""
     caption: str
-    """Caption that explains the figure."""
     alternative: str
-    """Text alternative with the numbers."""
 
 
 def score_against_size(report: Report, run: Run, name: str) -> Drawing | None:

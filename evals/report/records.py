@@ -40,6 +40,10 @@ class Task:
     damage: list[str]
     """Messages about the parts of the ledgers that could not be read."""
 
+    def scores(self, policy: str) -> list[float]:
+        """The scores of the samples that did not fail under a policy."""
+        return [record.score for record in self.records.get(policy, []) if record.score is not None]
+
     def paired(self, policy: str, reference: str | None = None) -> list[tuple[Record, Record]]:
         """The records of samples that both this policy and another one finished: (its own, the other's).
 

@@ -147,37 +147,27 @@ def policy_of(runs: Sequence[Run], task: str, spec: str) -> Policy:
 
 
 def top(report: Report) -> list[Answer]:
-    """The answers shown at the top of a page: see `_top`."""
-    return _top(report.answers, report.runs, report.overall)
-
-
-def _top(answers: Sequence[Answer], runs: Sequence[Run], overall: Sequence[Overall]) -> list[Answer]:
     """The answers about a NAMM for each task, or all if there is none; a group replaces its member tasks."""
-    groups = tuple(f"{row.task}/" for row in overall if row.tasks > 1)
-    judged = [item for item in answers if item.verdict != "baseline" and not item.task.startswith(groups)]
-    namms = [item for item in judged if policy_of(runs, item.task, item.policy).name == "namm"]
+    groups = tuple(f"{row.task}/" for row in report.overall if row.tasks > 1)
+    judged = [item for item in report.answers if item.verdict != "baseline" and not item.task.startswith(groups)]
+    namms = [item for item in judged if policy_of(report.runs, item.task, item.policy).name == "namm"]
     tasks = {item.task for item in namms}
     return [item for item in judged if item in namms or item.task not in tasks]
 
 
-def in_one_line(
-    answers: Sequence[Answer],
-    runs: Sequence[Run],
-    summary: Sequence[SummaryRow],
-    overall: Sequence[Overall],
-    headlines: Sequence[Headline],
-) -> str:
+def in_one_line(report: Report) -> str:
     """The headline: official scores, then each task's first answer, as `Against the full cache. video: namm is ...`."""
-    every: list[Row] = [*summary, *overall]
+    every: list[Row] = [*report.summary, *report.overall]
     rows = {(row.task, row.policy): row for row in every}
     first: dict[str, Answer] = {}
-    for item in _top(answers, runs, overall):
+    for item in top(report):
         first.setdefault(item.task, item)
     parts = [_clause(item, rows[task, item.policy]) for task, item in first.items()]
-    empty = [run.task for run in runs if not any(row.task == run.task and row.score is not None for row in summary)]
+    scored = {row.task for row in report.summary if row.score is not None}
+    empty = [run.task for run in report.runs if run.task not in scored]
     lines = [f"Nothing was scored in {', '.join(empty)}."] if empty else []
-    for run in runs:
-        lines += _official([item for item in headlines if item.task == run.task], run, first.get(run.task))
+    for run in report.runs:
+        lines += _official([item for item in report.headlines if item.task == run.task], run, first.get(run.task))
     lines += [f"Against the full cache. {'; '.join(parts)}."] if parts else []
     return " ".join(lines) or "Nothing was compared with the full cache."
 
