@@ -326,14 +326,9 @@ class VideoLanguageAdapter(LanguageAdapter):
                 f"{pixels} pixels a frame for a {type(processor).__name__}: expected a positive number, and a "
                 "processor of Qwen's, whose frames have no fixed size"
             )
-        limits = processor.size
+        least, most = processor.size["shortest_edge"], processor.size["longest_edge"]
         budget = pixels * (frames if "Qwen3" in type(processor).__name__ else 1)  # of the film, or of a frame
-        return known | {
-            "size": {
-                "shortest_edge": min(limits["shortest_edge"], int(pixels / 1.05)),
-                "longest_edge": min(limits["longest_edge"], budget),
-            }
-        }
+        return known | {"size": {"shortest_edge": min(least, int(pixels / 1.05)), "longest_edge": min(most, budget)}}
 
     def _positions(self, inputs: Any) -> tuple[Tensor | None, int | None]:
         """Positions under M-RoPE and their lead over the tokens counted; see `EncodedVideo`.

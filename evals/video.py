@@ -35,12 +35,12 @@ from namm_transfer.evals.harness import Outcome, Sample, parse, run, start
 from namm_transfer.evals.harness.agreement import sketch
 from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.harness.options import ContextOptions
-from namm_transfer.evals.report.samples import choose
+from namm_transfer.evals.report.samples import choose, in_turns
 from namm_transfer.evals.report.schema import Report
 from namm_transfer.evals.tasks.video.generated import GENERATED, load_generated
 from namm_transfer.evals.tasks.video.own_file import load_json
 from namm_transfer.evals.tasks.video.questions import VideoQuestion
-from namm_transfer.evals.tasks.video.registry import in_turns, known
+from namm_transfer.evals.tasks.video.registry import known
 from namm_transfer.evals.tasks.video.streaming import CLIP, Watcher, by_film, positions_for
 from namm_transfer.evals.tasks.video.thumbnails import most_and_least, write_thumbnails
 from namm_transfer.files import asset, safe_name

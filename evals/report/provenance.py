@@ -37,7 +37,7 @@ def collect(processes: int) -> Provenance:
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         versions={"python": platform.python_version(), **_versions()},
         platform=platform.platform(),
-        cpu=_cpu(),
+        cpu=cpu_name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else str(accelerator or "none"),
         processes=processes,
@@ -107,7 +107,8 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """Name of the processor, if the system tells it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(errors="replace").splitlines():

@@ -9,7 +9,7 @@ import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.image import imsave
@@ -20,6 +20,8 @@ from namm_transfer.evals.report.records import ArrayStore
 from namm_transfer.evals.report.schema import Brief, Report, Run
 from namm_transfer.evals.report.verdict import number, percent
 from namm_transfer.files import safe_join, safe_name
+
+Item = TypeVar("Item")
 
 RECORDED = 12
 """Number of samples whose arrays and thumbnails an evaluation stores."""
@@ -103,7 +105,13 @@ def choose(samples: Iterable[tuple[str, str]], count: int = RECORDED) -> list[st
     queues = [
         sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest()) for names in by_category.values()
     ]
-    return [name for turn in itertools.zip_longest(*queues) for name in turn if name is not None][:count]
+    return in_turns(queues)[:count]
+
+
+def in_turns(lists: Iterable[Iterable[Item]]) -> list[Item]:
+    """The first of each list, the second of each, and so on."""
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*lists))
+    return [item for item in turns if item is not None]
 
 
 def chosen(report: Report, task: str) -> list[str]:

@@ -93,7 +93,7 @@ def _verify(
         with contextlib.redirect_stdout(io.StringIO()):  # hide the report over the partial copy
             evaluate(["--config", str(config), "--out", str(out), "--resume"])
         items = [item for item in load(out) if item.run.task == task.run.task]  # one command may make several tasks
-        again = {(record.policy, record.index): record for item in items for record in _all(item)}
+        again = {(r.policy, r.index): r for item in items for records in item.records.values() for r in records}
     wanted = {key: record for key, record in recorded.items() if key[1] in chosen}
     lost = [f"{record.id}, {record.policy}: not evaluated again" for key, record in wanted.items() if key not in again]
     pairs = [(record, again[key]) for key, record in wanted.items() if key in again]
@@ -106,10 +106,6 @@ def _verify(
         largest=max(gaps, default=0.0),
         notes=_notes(task),
     )
-
-
-def _all(task: Task) -> list[Record]:
-    return [record for records in task.records.values() for record in records]
 
 
 def as_toml(task: Task) -> str:

@@ -1,11 +1,11 @@
-"""The benchmarks of long texts by name, and their tasks by `BENCHMARK:TASK`."""
+"""The benchmarks of long texts by name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from namm_transfer.evals.tasks import registry
-from namm_transfer.evals.tasks.text.questions import Task, TextBenchmark
+from namm_transfer.evals.tasks.text.questions import TextBenchmark
 
 PACKAGE = "namm_transfer.evals.tasks.text"
 """Package whose modules define the built-in benchmarks."""
@@ -20,9 +20,3 @@ def benchmarks(names: Iterable[str] = ()) -> dict[str, TextBenchmark]:
 def known() -> list[str]:
     """List all names that `benchmarks` accepts."""
     return registry.names(PACKAGE, TextBenchmark)
-
-
-TASKS: dict[str, Task] = {
-    task.id: task for item in registry.built_in(PACKAGE, TextBenchmark).values() for task in item.tasks
-}
-"""List the tasks of this package's benchmarks by their identifiers."""
