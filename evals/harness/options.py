@@ -14,6 +14,7 @@ from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
+from docstring_parser import parse_from_object
 from pydantic import TypeAdapter, ValidationError
 
 from namm_transfer import policies
@@ -107,7 +108,20 @@ def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Opt
     called, *words = sys.argv or [""]
     program = f"namm-transfer {words[0]}" if words and Path(called).name == "namm-transfer" else None
     described = sys.modules[options.__module__].__doc__ or options.__doc__
-    return tyro.cli(options, prog=program, args=given, default=default, description=described)
+    return read_flags(options, prog=program, args=given, default=default, description=described)
+
+
+def read_flags(options: type[Options], **settings: Any) -> Options:
+    """Read a dataclass from the command line with `tyro.cli`, which gets the settings.
+
+    `--help` shows the docstring under each field as running text; tyro itself keeps the line breaks of the source.
+    """
+    hints = get_type_hints(options, include_extras=True)
+    for kind in reversed(options.__mro__[:-1]):
+        for field in parse_from_object(kind).params:
+            if text := " ".join((field.description or "").split()):
+                options.__annotations__[field.arg_name] = Annotated[hints[field.arg_name], tyro.conf.arg(help=text)]
+    return tyro.cli(options, **settings)
 
 
 def from_toml(kind: type[Options], path: Path) -> Options:

@@ -19,14 +19,14 @@ CONFIDENCE = 0.95
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Arithmetic mean; None for an empty sequence."""
+    """Compute the arithmetic mean; None for an empty sequence."""
     return float(np.mean(values)) if len(values) else None
 
 
 def interval(
     values: Sequence[float], clusters: Sequence[Hashable] | None = None, seed: int = 0
 ) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of the mean.
+    """Compute the 95 % percentile bootstrap interval of the mean.
 
     For a paired comparison pass the differences. Samples of one cluster (such as questions on one video) are drawn
     together, since they are not independent; the mean remains the mean over samples.
@@ -64,12 +64,12 @@ def interval(
 
 
 def _ratio(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Mean over samples, from the sum and count of each cluster."""
+    """Compute the mean over samples, from the sum and count of each cluster."""
     return sums.sum(axis=axis) / counts.sum(axis=axis)
 
 
 def interquartile_mean(scores: Sequence[Sequence[float]]) -> float:
-    """Mean of the middle half of all scores of all tasks (a quarter is cut off at each end, rounded down).
+    """Compute the mean of the middle half of all scores of all tasks (a quarter is cut off at each end, rounded down).
 
     Args:
         scores: [task][episode], in one unit, for example normalised returns.
@@ -80,7 +80,7 @@ def interquartile_mean(scores: Sequence[Sequence[float]]) -> float:
 def interquartile_interval(
     scores: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]] | None = None, seed: int = 0
 ) -> tuple[float, float] | None:
-    """95 % interval of the interquartile mean by stratified bootstrap: episodes are drawn anew within each task.
+    """Compute the 95 % interval of the interquartile mean by stratified bootstrap: episodes are drawn within each task.
 
     Args:
         scores: [task][episode].
@@ -101,7 +101,7 @@ def interquartile_interval(
 def _stratified(
     scores: Sequence[Sequence[float]], paired: Sequence[Sequence[float]] | None, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Bootstrap draws (resamples, episodes), stratified by task, and the same episodes of `paired`."""
+    """Make bootstrap draws (resamples, episodes), stratified by task, and the same episodes of `paired`."""
     drawn: list[np.ndarray] = []
     other: list[np.ndarray] = []
     for place, task in enumerate(scores):
@@ -115,7 +115,7 @@ def _stratified(
 def improvement(
     scores: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]], seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
-    """Probability that an episode scores more than one of the baseline, mean over tasks, and its 95 % interval.
+    """Compute the probability that an episode beats one of the baseline, mean over tasks, and its 95 % interval.
 
     It is the Mann-Whitney statistic divided by the number of pairs: a tie counts half. As in rliable, both sides are
     resampled independently.
@@ -136,7 +136,7 @@ def improvement(
 
 
 def unpaired_interval(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of mean(b) - mean(a), unpaired; None if a side has fewer than two samples."""
+    """Compute the 95 % percentile bootstrap interval of mean(b) - mean(a), unpaired; None if one has fewer than two."""
     if min(len(a), len(b)) < 2:
         return None
     rng = np.random.default_rng(seed)

@@ -109,7 +109,7 @@ def _verify(
 
 
 def as_toml(task: Task) -> str:
-    """The recorded options as TOML for `--config`; JSON strings, numbers and lists are valid TOML."""
+    """Write the recorded options as TOML for `--config`; JSON strings, numbers and lists are valid TOML."""
     options = {key: value for key, value in task.run.options.items() if value is not None}
     options["policy"] = [policy.spec for policy in task.run.policies]
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in options.items())
@@ -150,7 +150,7 @@ def _notes(task: Task) -> list[str]:
 
 
 def in_words(results: Sequence[Verified], tolerance: float) -> str:
-    """The results as text for the terminal."""
+    """Format the results as text for the terminal."""
     lines = []
     for result in results:
         lines.append(f"{result.task}: {len(result.samples)} samples, {result.records} records evaluated again")

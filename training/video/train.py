@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaNextVideoForConditionalGeneration
 
 from namm_transfer.evals.harness.cli import script
+from namm_transfer.evals.harness.options import read_flags
 from namm_transfer.evals.tasks.video.versions import film_set
 from namm_transfer.training.half import save_half
 from namm_transfer.training.loop import Loop, warm_up_cosine
@@ -192,4 +192,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    script(lambda: main(tyro.cli(Options, description=__doc__)))
+    script(lambda: main(read_flags(Options, description=__doc__)))

@@ -12,7 +12,7 @@ PACKAGE = "namm_transfer.evals.tasks.video"
 
 
 def known(name: str) -> VideoBenchmark | None:
-    """The benchmark of a name; None for the generated films and for a file of the user's own.
+    """Find the benchmark of a name; None for the generated films and for a file of the user's own.
 
     Raises:
         NammTransferError: it is neither; the message lists the names.
