@@ -46,8 +46,7 @@ from namm_transfer.evals.tasks.text.families import (
     make_prompt,
 )
 from namm_transfer.evals.tasks.text.load import Source, find, load, local
-from namm_transfer.evals.tasks.text.questions import Task, TextBenchmark
-from namm_transfer.evals.tasks.text.registry import benchmarks
+from namm_transfer.evals.tasks.text.questions import Task, TextBenchmark, benchmarks
 from namm_transfer.files import sha256
 
 GROUPS = {"trained": TRAINED, "held-out": HELD_OUT, "all": tuple(FAMILIES)} | {

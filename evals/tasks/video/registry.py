@@ -7,9 +7,6 @@ from namm_transfer.evals.tasks import registry
 from namm_transfer.evals.tasks.video.generated import GENERATED
 from namm_transfer.evals.tasks.video.questions import VideoBenchmark
 
-PACKAGE = "namm_transfer.evals.tasks.video"
-"""Package in which every module may define benchmarks."""
-
 
 def known(name: str) -> VideoBenchmark | None:
     """Find the benchmark of a name; None for the generated films and for a file of the user's own.
@@ -19,7 +16,7 @@ def known(name: str) -> VideoBenchmark | None:
     """
     if name in GENERATED or name.endswith(".json"):
         return None
-    names = [*GENERATED, *registry.names(PACKAGE, VideoBenchmark)]
+    names = [*GENERATED, *registry.names(VideoBenchmark)]
     if name not in names:
         raise NammTransferError(f"--benchmark {name!r}: expected {', '.join(names)}, or a .json file of your own")
-    return registry.find(name, PACKAGE, VideoBenchmark)
+    return registry.find(name, VideoBenchmark)
