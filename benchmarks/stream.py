@@ -28,12 +28,12 @@ COLUMNS = ("frames", "tokens seen", "tokens held a head", "cache, KiB", "process
 Row = tuple[int, int, float, float, float, float, float]
 
 
-def clips(frames: int, size: int = 32) -> Iterator[np.ndarray]:
-    """Draw films one after the other, a frame a second, in clips of `CLIP` frames: (CLIP, size, size, 3) uint8."""
+def clips(frames: int) -> Iterator[np.ndarray]:
+    """Draw films one after the other, a frame a second, in clips of `CLIP` frames: (CLIP, 32, 32, 3) uint8."""
     for first in range(0, frames, CLIP):
         film = make_film("test", first // FILM, FILM)
         times = first % FILM + 0.5 + np.arange(min(CLIP, frames - first))
-        yield draw(film, times, size)
+        yield draw(film, times, 32)
 
 
 def resident() -> float:

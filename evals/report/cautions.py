@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def _losses(task: Task, rows: dict[str, SummaryRow]) -> list[str]:
         if failed:
             text = (
                 f"{row.failed} of {row.n} samples failed and are left out of the score "
-                f"({_names(record.id for record in failed)}); the first: {failed[0].error}"
+                f"({_names([record.id for record in failed])}); the first: {failed[0].error}"
             )
             texts.setdefault(text, []).append(spec)
         if row.unparsed:
@@ -67,10 +67,9 @@ def _losses(task: Task, rows: dict[str, SummaryRow]) -> list[str]:
     return [f"{everywhere if len(specs) == len(rows) else ', '.join(specs)}: {text}" for text, specs in texts.items()]
 
 
-def _names(names: Iterable[str], limit: int = 5) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return f"{', '.join(listed[:limit])}{more}"
+def _names(names: Sequence[str]) -> str:
+    """List the first five names and say how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _chance(task: Task) -> list[str]:
