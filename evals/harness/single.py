@@ -28,8 +28,7 @@ def parse_arguments(options: Any, name: str, arguments: Sequence[str] | None) ->
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     check_text(given, "the command line")
-    described = sys.modules[options.__module__].__doc__
-    return read_flags(options, prog=f"namm-transfer {name}", args=given, description=described)
+    return read_flags(options, prog=f"namm-transfer {name}", args=given)
 
 
 def check_page(path: Path) -> Path:

@@ -192,4 +192,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    script(lambda: main(read_flags(Options, description=__doc__)))
+    script(lambda: main(read_flags(Options)))
