@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     options = parse(Options, arguments)
     options.check_context()
     adapter_class = find_adapter(options.adapter, CausalLMAdapter)
-    families, tasks = asked(options)  # a typing error should not wait for the model
+    families, tasks = asked(options)  # a misspelt name should not wait for the model
     for task in tasks:
         task.check()
     if options.query_agnostic and (early := [task.id for task in tasks if task.asks_first]):

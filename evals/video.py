@@ -113,7 +113,7 @@ def questions(options: Options) -> list[VideoQuestion]:
         raise NammTransferError(f"--films {options.films} --frames {options.frames}: expected positive numbers")
     if options.fps is not None and not 0 < options.fps < float("inf"):
         raise NammTransferError(f"--fps {options.fps}: expected a positive number")
-    some_of(np.arange(1), options.show)  # a typing error should not wait for the first film
+    some_of(np.arange(1), options.show)  # a misspelt value should not wait for the first film
     if options.streaming and (options.query_agnostic or options.blind):
         raise NammTransferError("--streaming is a protocol of its own: expected neither --query-agnostic nor --blind")
     several = len(options.frames) > 1
@@ -324,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     """Parse, watch, answer, report."""
     options = parse(Options, arguments)
     options.check_context()
-    find_adapter(options.adapter, VideoLanguageAdapter)  # a typing error should not wait for the films
+    find_adapter(options.adapter, VideoLanguageAdapter)  # a misspelt name should not wait for the films
     accelerator = start(options)
     with accelerator.main_process_first():  # which writes the films that the others then find
         asked = questions(options)[: options.limit]
