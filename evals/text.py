@@ -32,7 +32,7 @@ from namm_transfer.adapters.registry import find_adapter
 from namm_transfer.evals.harness import Sample, parse, run, start
 from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.harness.options import ContextOptions
-from namm_transfer.evals.report.samples import choose
+from namm_transfer.evals.report.samples import choose, in_turns
 from namm_transfer.evals.report.schema import Report
 from namm_transfer.evals.tasks.text import prose
 from namm_transfer.evals.tasks.text.asking import about_benchmarks, about_families
@@ -46,8 +46,7 @@ from namm_transfer.evals.tasks.text.families import (
     make_prompt,
 )
 from namm_transfer.evals.tasks.text.load import Source, find, load, local
-from namm_transfer.evals.tasks.text.questions import Task, TextBenchmark
-from namm_transfer.evals.tasks.text.registry import benchmarks
+from namm_transfer.evals.tasks.text.questions import Task, TextBenchmark, benchmarks
 from namm_transfer.files import sha256
 
 GROUPS = {"trained": TRAINED, "held-out": HELD_OUT, "all": tuple(FAMILIES)} | {
@@ -151,12 +150,8 @@ def family_samples(options: Options, families: Sequence[str], adapter: CausalLMA
 def benchmark_samples(options: Options, sources: dict[Task, Source]) -> list[Sample]:
     """Make one sample for each question; tasks take turns, and questions about one text form a cluster."""
     count = min((n for n in (options.samples, options.limit) if n is not None), default=None)
-    turns = itertools.zip_longest(*(load(task, source, count) for task, source in sources.items()))
-    return [
-        Sample(q.id, q.task.name, q, cluster=q.context, prompt=q.prompt)
-        for q in itertools.chain.from_iterable(turns)
-        if q is not None
-    ]
+    questions = in_turns(load(task, source, count) for task, source in sources.items())
+    return [Sample(q.id, q.task.name, q, cluster=q.context, prompt=q.prompt) for q in questions]
 
 
 def together(samples: Sequence[Sample]) -> list[Sample]:
@@ -225,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     options = parse(Options, arguments)
     options.check_context()
     adapter_class = find_adapter(options.adapter, CausalLMAdapter)
-    families, tasks = asked(options)  # a typing error should not wait for the model
+    families, tasks = asked(options)  # a misspelt name should not wait for the model
     for task in tasks:
         task.check()
     if options.query_agnostic and (early := [task.id for task in tasks if task.asks_first]):

@@ -14,6 +14,7 @@ from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
+from docstring_parser import parse_from_object
 from pydantic import TypeAdapter, ValidationError
 
 from namm_transfer import policies
@@ -91,8 +92,8 @@ Options = TypeVar("Options")
 def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Options:
     """Read the options of a dataclass from the command line, then the file of `--config`, then its defaults.
 
-    `--help` shows the docstring of the class's module and the one under each field. Wrong flags in `arguments`
-    (`sys.argv[1:]` unless given) end the program with a message, as usual for command line tools.
+    Wrong flags in `arguments` (`sys.argv[1:]` unless given) end the program with a message, as usual for command line
+    tools.
 
     Raises:
         NammTransferError: the file is missing, is not TOML, or has an unknown key or a value of the wrong type; or an
@@ -104,10 +105,31 @@ def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Opt
     finder.add_argument("--config", type=Path)
     file = finder.parse_known_args(given)[0].config
     default = options() if file is None else from_toml(options, file)
+    return read_flags(options, args=given, default=default)
+
+
+def _program() -> str | None:
+    """Name the running command as it was typed, where it is not simply a script."""
     called, *words = sys.argv or [""]
-    program = f"namm-transfer {words[0]}" if words and Path(called).name == "namm-transfer" else None
+    if words and Path(called).name == "namm-transfer":
+        return f"namm-transfer {words[0]}"
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    return None if module is None else f"python -m {module.name}"
+
+
+def read_flags(options: type[Options], **settings: Any) -> Options:
+    """Read a dataclass from the command line with `tyro.cli`, which gets the settings.
+
+    `--help` shows the docstring of the class's module and, as running text, the one under each field; tyro itself would
+    keep the line breaks that the source has there.
+    """
+    hints = get_type_hints(options, include_extras=True)
+    for kind in reversed(options.__mro__[:-1]):
+        for field in parse_from_object(kind).params:
+            if text := " ".join((field.description or "").split()):
+                options.__annotations__[field.arg_name] = Annotated[hints[field.arg_name], tyro.conf.arg(help=text)]
     described = sys.modules[options.__module__].__doc__ or options.__doc__
-    return tyro.cli(options, prog=program, args=given, default=default, description=described)
+    return tyro.cli(options, **{"prog": _program(), "description": described, **settings})
 
 
 def from_toml(kind: type[Options], path: Path) -> Options:

@@ -72,7 +72,7 @@ def diff(first: Path, second: Path) -> Difference:
 
 
 def _configuration(old: Task, new: Task) -> list[str]:
-    """Differences of options, description and the weights of policies that both have."""
+    """List the differences of options, description and the weights of policies that both have."""
     sides = []
     for task in (old, new):
         found = task.run.configuration()
@@ -112,7 +112,7 @@ def _change(task: str, policy: str, old: list[Record], new: list[Record]) -> Cha
 
 
 def in_words(result: Difference) -> str:
-    """The comparison as text for the terminal."""
+    """Format the comparison as text for the terminal."""
     lines = []
     for title, found in (
         ("configuration", result.configuration),

@@ -40,7 +40,7 @@ COLUMNS = [*RULES, *PARTS]
 
 
 def sentences(report: Report) -> list[tuple[str, str]]:
-    """Heading and text of each decomposition and gate; a group's decomposition stands for those of its tasks."""
+    """Return heading and text of each decomposition and gate; a group's decomposition stands for those of its tasks."""
     groups = tuple(f"{row.task}/" for row in report.overall if row.tasks > 1)
     shown = [item for item in report.decompositions if not item.task.startswith(groups)]
     found = [(f"{item.task}, {item.policy}: where or what", item.text) for item in shown]
@@ -48,7 +48,7 @@ def sentences(report: Report) -> list[tuple[str, str]]:
 
 
 def tables(report: Report, task: str) -> list[Table]:
-    """The rules under each allocation and the parts of the gain, for each decomposition of a task or group."""
+    """Make the tables of the rules under each allocation and of the gain's parts for a task or a group."""
     found = []
     for item in report.decompositions:
         if item.task == task:

@@ -1,6 +1,6 @@
 """The gate: whether a task needs a memory, by what random eviction loses and what can be answered without the text.
 
-A task whose score survives the random loss of half of the cache cannot tell a memory from a sieve.
+A task whose score survives the random loss of half of the cache cannot show what a memory is worth.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LOSSES = {0.5: 0.15, 0.25: 0.30}
 
 
 def gates(tasks: Sequence[Task]) -> list[Gate]:
-    """The gate of each task in which random eviction with `keep=0.5` or `keep=0.25` was run beside the full cache."""
+    """Compute the gate of each task in which random eviction with `keep=0.5` or `keep=0.25` and a full cache ran."""
     return [gate for task in tasks if (gate := _gate(task)) is not None]
 
 
@@ -52,7 +52,7 @@ _NAMES = {0.5: "half", 0.25: "quarter"}
 
 
 def _random(task: Task) -> dict[float, str]:
-    """Spec of random eviction for each share of `LOSSES` that was run."""
+    """Find the spec of random eviction for each share of `LOSSES` that was run."""
     found = {}
     for policy in task.run.policies:
         if policy.name == "random" and task.records.get(policy.spec):

@@ -203,7 +203,7 @@ def _run(report: Report, task: str) -> Run:
 
 
 def summary(report: Report, task: str) -> Table:
-    """The main table of one task; where a benchmark has an official score, the plain mean is headed "mean"."""
+    """Make the main table of one task; where a benchmark has an official score, the plain mean is headed "mean"."""
     official = any(item.task == task for item in report.headlines)
     columns = [
         dataclasses.replace(SCORE, name="mean") if official and column is SCORE else column for column in SUMMARY
@@ -217,7 +217,7 @@ def summary(report: Report, task: str) -> Table:
 
 
 def headlines(report: Report, task: str) -> list[Table]:
-    """The table of a benchmark's official score under each policy; empty if the task has none."""
+    """Make the table of a benchmark's official score under each policy; empty if the task has none."""
     items = [item for item in report.headlines if item.task == task]
     if not items:
         return []
@@ -240,7 +240,7 @@ def headlines(report: Report, task: str) -> list[Table]:
 
 
 def overall(report: Report) -> Table:
-    """The table over all tasks of a group, which may be one."""
+    """Make the table over all tasks of a group, which may be one."""
     group = report.overall[0].task
     names = [run.task for run in report.runs if run.task.startswith(f"{group}/")]
     over = f"{group} over {', '.join(names)}" if len(names) > 1 else names[0]
@@ -248,7 +248,7 @@ def overall(report: Report) -> Table:
 
 
 def by_task(report: Report) -> Table:
-    """Scores of a group's policies, one column per task."""
+    """Tabulate the scores of a group's policies, one column per task."""
     group = report.overall[0].task
     names = [run.task for run in report.runs if run.task.startswith(f"{group}/")]
     found = {(row.task, row.policy): row for row in report.summary}
@@ -271,41 +271,41 @@ def _with_difference(value: tuple[float | None, float | None]) -> str:
 
 
 def returns(report: Report, task: str) -> list[Table]:
-    """The distribution of the undiscounted returns of a control task; empty for other tasks."""
+    """Tabulate the distribution of the undiscounted returns of a control task; empty for other tasks."""
     rows = _of(report.returns, task)
     return [make(f"{task}: return of an episode, as the environment pays it", RETURNS, rows)] if rows else []
 
 
 def costs(report: Report, task: str) -> Table:
-    """Cache size, memory and time of the policies on one task."""
+    """Tabulate cache size, memory and time of the policies on one task."""
     return make(f"{task}: size and time", COSTS, _of(report.costs, task))
 
 
 def overlaps(report: Report, task: str) -> Table:
-    """Overlap of the tokens that pairs of policies keep; without rows if it was not recorded."""
+    """Tabulate the overlap of the tokens that pairs of policies keep; without rows if it was not recorded."""
     rows = [row | {"layers": (min(row["by_layer"]), max(row["by_layer"]))} for row in _of(report.overlaps, task)]
     return make(f"{task}: tokens that two policies keep in common", OVERLAPS, rows)
 
 
 def categories(report: Report, task: str) -> Table:
-    """Scores by category; without rows if the task has only one category."""
+    """Tabulate scores by category; without rows if the task has only one category."""
     return make(f"{task}: {unit(_run(report, task))} by category", CATEGORIES, _of(report.categories, task))
 
 
 def published(report: Report, task: str) -> Table:
-    """Published scores on the task; without rows if none are known."""
+    """Tabulate the published scores on the task; without rows if none are known."""
     return make(f"{task}: published numbers", PUBLISHED, _of(report.published, task))
 
 
 def as_text(table: Table) -> str:
-    """The table as plain text; the columns failed and unparsed are left out if they are all zero."""
+    """Format the table as plain text; the columns failed and unparsed are left out if they are all zero."""
     quiet = ("failed", "unparsed")
     shown = [i for i, c in enumerate(table.columns) if c.name not in quiet or any(row[i].value for row in table.rows)]
     return table.title + "\n\n" + _tabulated(table, shown, "simple", str)
 
 
 def as_markdown(table: Table) -> str:
-    """The table in GitHub's Markdown."""
+    """Format the table in GitHub's Markdown."""
     return _tabulated(table, range(len(table.columns)), "pipe", escape)
 
 

@@ -57,7 +57,7 @@ DEFINITION = (
 
 
 def judge(row: Row, policy: Policy, reference: Row | None, draws: int) -> Verdict:
-    """The verdict on a row, given the baseline's row of the same task and the number of independent draws."""
+    """Judge a row, given the baseline's row of the same task and the number of independent draws."""
     if policy.baseline:
         return "baseline"
     if row.score is not None and row.updates_mean < MIN_UPDATES:
@@ -74,12 +74,12 @@ def judge(row: Row, policy: Policy, reference: Row | None, draws: int) -> Verdic
 
 
 def _unseen(row: Row, reference: Row, draws: int) -> float:
-    """Largest loss compatible with no observed difference, by the rule of three: at 95 %, 3 draws may lose all."""
+    """Compute the largest loss that fits no observed difference by the rule of three: at 95 %, 3 draws may lose all."""
     return 3 / draws * abs(reference.score or 0.0) if row.diff_ci == (0, 0) else 0.0
 
 
 def answer(row: Row, policy: Policy, *, reference: Row | None, pairs: int, draws: int, unit: str) -> Answer:
-    """The verdict on a row in a sentence with its numbers.
+    """State the verdict on a row in a sentence with its numbers.
 
     Args:
         row: row of the summary, or of a group of tasks.
@@ -141,13 +141,13 @@ def _improvement(row: Row) -> str:
 
 
 def policy_of(runs: Sequence[Run], task: str, spec: str) -> Policy:
-    """The policy written as `spec` in a task, or in the first task of a group."""
+    """Find the policy written as `spec` in a task, or in the first task of a group."""
     members = [run for run in runs if run.task == task] or [run for run in runs if run.task.startswith(f"{task}/")]
     return members[0].policy(spec)
 
 
 def top(report: Report) -> list[Answer]:
-    """The answers about a NAMM for each task, or all if there is none; a group replaces its member tasks."""
+    """List the answers about a NAMM for each task, or all if there is none; a group replaces its member tasks."""
     groups = tuple(f"{row.task}/" for row in report.overall if row.tasks > 1)
     judged = [item for item in report.answers if item.verdict != "baseline" and not item.task.startswith(groups)]
     namms = [item for item in judged if policy_of(report.runs, item.task, item.policy).name == "namm"]
@@ -156,7 +156,7 @@ def top(report: Report) -> list[Answer]:
 
 
 def in_one_line(report: Report) -> str:
-    """The headline: official scores, then each task's first answer, as `Against the full cache. video: namm is ...`."""
+    """Write the headline: official scores, then a clause a task, `Against the full cache. video: namm is ...`."""
     every: list[Row] = [*report.summary, *report.overall]
     rows = {(row.task, row.policy): row for row in every}
     first: dict[str, Answer] = {}
@@ -173,7 +173,7 @@ def in_one_line(report: Report) -> str:
 
 
 def _official(headlines: Sequence[Headline], run: Run, item: Answer | None) -> list[str]:
-    """A benchmark's official score under the baseline and under the policy of the answer."""
+    """State a benchmark's official score under the baseline and under the policy of the answer."""
     wanted = {run.baseline.spec if run.baseline else None, item.policy if item else None}
     shown = [headline for headline in headlines if headline.policy in wanted] or list(headlines[:1])
     if not shown:

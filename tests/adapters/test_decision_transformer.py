@@ -365,7 +365,7 @@ def test_the_file_that_cannot_be_read_is_named(published):
 def test_configurations_of_other_models(folder, change):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(NammTransferError, match="(holds no|expected) Decision Transformer"):
+    with pytest.raises(NammTransferError, match=r"(holds no|expected) Decision Transformer"):
         DecisionTransformerAdapter.load(folder, device="cpu")
 
 
