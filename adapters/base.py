@@ -107,6 +107,18 @@ class LanguageAdapter(ModalityAdapter):
     def words(self) -> Any:
         """The tokenizer of the text model."""
 
+    @property
+    def control_tokens(self) -> list[str]:
+        """Special and added tokens, as text."""
+        return [*self.words.all_special_tokens, *map(str, self.words.added_tokens_decoder.values())]
+
+    def harmless(self, text: str) -> str:
+        """Return what others wrote without what the tokenizer would read as control tokens (`<video>`, `</s>`)."""
+        control = [token for token in self.control_tokens if token.startswith("<")]
+        while found := next((token for token in control if token in text), None):
+            text = text.replace(found, "")
+        return text
+
     @abstractmethod
     def read_context(self, encoded: Any, cache: MemoryCache) -> None:
         """Read a sample up to `encoded.prefix`, where the question begins, into an empty cache."""

@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from namm_transfer import EvictionPolicy, MemoryCache, NammTransferError
 from namm_transfer.adapters.base import LanguageAdapter
-from namm_transfer.cache.saved import describe_model, describe_policy
+from namm_transfer.cache.saved import describe_model, describe_policy, digest_of
 
 
 class EncodedContext(Protocol):
@@ -85,12 +83,3 @@ class ContextCaches:
         if any(tensor.is_meta for tensor in weights.values()):
             raise NammTransferError("saved context caches need a model whose weights are all in memory, not offloaded")
         return digest_of(weights)
-
-
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """Compute the SHA-256 of named tensors: their names, dtypes, shapes and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

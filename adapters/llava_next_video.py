@@ -103,7 +103,7 @@ class LlavaNextVideoAdapter(VideoLanguageAdapter):
         token = self.processor.video_token
         text = self._text(sample)
         pictures = [token * features.shape[1]] * features.shape[0]
-        said = [replace(line, text=self._harmless(line.text)) for line in sample.subtitles]
+        said = [replace(line, text=self.harmless(line.text)) for line in sample.subtitles]
         ids = self._tokens(text.replace(token, interleave(pictures, times.tolist(), said), 1))
         read = self._embedded(ids, features)
         return replace(read, choices=self.choices_of(sample), options=sample.options, facts=facts)

@@ -47,7 +47,10 @@ def load_model(model_class: Any, source: str, kind: str, **options: Any) -> Any:
     except pickle.UnpicklingError as error:
         raise NammTransferError(f"{source!r}: its weights hold more than tensors, which is refused") from error
     except Exception as error:  # a damaged or foreign file can break the loading code anywhere
-        raise NammTransferError(f"{source!r} holds no {kind} that can be loaded: {in_short(error)}") from error
+        reason = in_short(error)
+        if isinstance(error, KeyError) and error.args == (options.get("attn_implementation"),):
+            reason = f"a {config.model_type!r} has attention of its own, which the memory's cannot replace"
+        raise NammTransferError(f"{source!r} holds no {kind} that can be loaded: {reason}") from error
     for what in ("missing", "unexpected", "mismatched"):
         keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found.get(f"{what}_keys") or ())
         if keys := [key for key in keys if what != "unexpected" or not BUFFERS.search(key)]:

@@ -27,7 +27,7 @@ from namm_transfer.adapters.loading import hub_options, in_short, load_model
 from namm_transfer.adapters.video import prompts
 from namm_transfer.adapters.video.answers import parse_choice
 from namm_transfer.adapters.video.frames import SAMPLING, FrameReader, facts_of, in_batches
-from namm_transfer.adapters.video.layout import kept_shares, lay_out, timed
+from namm_transfer.adapters.video.layout import fill_up, kept_shares, lay_out, timed
 from namm_transfer.adapters.video.reading import readers_of
 from namm_transfer.adapters.video.sample import EncodedVideo, VideoAnswer, VideoSample
 from namm_transfer.adapters.video.sampling import model_indices, some_of
@@ -163,7 +163,9 @@ class VideoLanguageAdapter(LanguageAdapter):
     ) -> EncodedVideo:
         """Let the model's processor make the inputs of a text with these videos in it."""
         videos: dict[str, Any] = {}
+        counts = list(map(len, films))
         if films:
+            fill_up(films, metadata, self.processor)
             videos = {"videos": films, "video_metadata": metadata, "do_sample_frames": False}
             videos |= self.resolution(pixels, max(map(len, films)))
         try:
@@ -175,7 +177,7 @@ class VideoLanguageAdapter(LanguageAdapter):
             ) from error
         tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         positions, shift = self._positions(inputs)
-        frame_of, shares, prefix = lay_out(self.processor, self.model.config.model_type, tensors, list(map(len, films)))
+        frame_of, shares, prefix = lay_out(self.processor, self.model.config.model_type, tensors, counts)
         return EncodedVideo(tensors, frame_of, shares, prefix, (), (), positions, shift)
 
     def stream(self, policy: EvictionPolicy, *, positions: int | None = None, pixels: int | None = None) -> VideoStream:
@@ -280,20 +282,17 @@ class VideoLanguageAdapter(LanguageAdapter):
 
     def _text(self, sample: VideoSample) -> str:
         videos = len(sample.video) if isinstance(sample.video, tuple) else 1
-        content: Any = [{"type": "video"}] * videos + [{"type": "text", "text": self._harmless(sample.prompt)}]
+        content: Any = [{"type": "video"}] * videos + [{"type": "text", "text": self.harmless(sample.prompt)}]
         text: str = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
         return text + ("" if text[-1].isspace() else " ") + sample.lead if sample.lead else text
 
-    def _harmless(self, text: str) -> str:
-        """Remove from a text what the tokenizer would read as control tokens (`<video>`, `</s>`)."""
-        tokens = [*self.words.all_special_tokens, *map(str, self.words.added_tokens_decoder.values())]
+    @property
+    def control_tokens(self) -> list[str]:
+        """Those of the tokenizer, and what stands for videos and images."""
         own = [getattr(self.processor, f"{name}_token", None) for name in ("video", "image")]
-        control = [token for token in (*tokens, *own) if token and token.startswith("<")]
-        while found := next((token for token in control if token in text), None):
-            text = text.replace(found, "")
-        return text
+        return [*super().control_tokens, *filter(None, own)]
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.words(text).input_ids)

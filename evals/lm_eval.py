@@ -40,6 +40,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from namm_transfer import MemoryCache, NammTransferError
 from namm_transfer.adapters.base import default_device, finite
 from namm_transfer.adapters.causal_lm import locate
+from namm_transfer.adapters.loading import hub_options, in_short
 from namm_transfer.cache.keyword import CACHE
 from namm_transfer.evals.harness.one_policy import facts, one_policy
 
@@ -78,8 +79,15 @@ class NammLM(HFLM):
         self._latest: list[Memory] = []
         if isinstance(pretrained, str):
             pretrained, located = locate(pretrained)
+            hub_options(pretrained)  # a model that cannot be had is said at once
             options |= {"attn_implementation": "memory"} | located
-        super().__init__(pretrained, device=device or str(default_device()), **options)
+        try:
+            super().__init__(pretrained, device=device or str(default_device()), **options)
+        except Exception as error:  # lm-eval, transformers and a damaged file each raise their own
+            raise NammTransferError(
+                f"no model from {str(pretrained)[:200]!r} with {', '.join(options)}: {in_short(error)}; expected "
+                "arguments of lm-eval's hf, policy, and the policy's own options"
+            ) from error
         self._memory()  # a model that cannot be served is refused before the tasks are loaded
 
     def _memory(self) -> MemoryCache:
@@ -148,9 +156,9 @@ class NammLM(HFLM):
         """As `hf`'s, but padding is masked, so that the memory of a row is that of the row alone."""
         inputs: dict[tuple[int, ...], list[int]] = defaultdict(list)  # one-token choices share what the model reads
         for index, (_, context, continuation) in enumerate(requests):
-            if len(continuation) > self.max_length:
+            if not 0 < len(continuation) <= self.max_length:
                 raise NammTransferError(
-                    f"a continuation of {len(continuation)} tokens: expected {self.max_length} at most"
+                    f"a continuation of {len(continuation)} tokens: expected 1 to {self.max_length}"
                 )
             if len(context) + len(continuation) > self.max_length + 1:
                 logger.warning("a request is longer than the model's %d tokens: its beginning is cut", self.max_length)

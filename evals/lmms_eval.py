@@ -223,4 +223,4 @@ def generation(options: dict[str, Any]) -> tuple[int, list[str]]:
             f"generation_kwargs {options}: model namm answers greedily; expected max_new_tokens, until and "
             f"{GREEDY} at most"
         )
-    return int(limit), [until] if isinstance(until, str) else list(until)
+    return int(limit), [stop for stop in ([until] if isinstance(until, str) else until) if stop]

@@ -10,6 +10,7 @@ text, then "Question: ... Answer:".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,8 @@ def text_of(file: Path) -> str:
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
+        if "\0" in text:  # a binary file, or UTF-16
+            raise ValueError(f"it has a NUL character at {text.index(chr(0))}")
     except (OSError, ValueError) as error:  # ValueError: no UTF-8
         raise NammTransferError(f"{str(file)!r} cannot be read as text in UTF-8: {error}") from None
     if not text.strip():
@@ -73,7 +76,7 @@ def encode(adapter: CausalLMAdapter, text: str, question: str) -> tuple[EncodedP
         The prompt as the adapter takes it, its text in pieces, and the piece of each token, (tokens,) int64: one token
         each, or several where a character is made of several tokens.
     """
-    tokenizer = adapter.tokenizer
+    tokenizer, text, question = adapter.tokenizer, adapter.harmless(text), adapter.harmless(question)
     chat = getattr(tokenizer, "chat_template", None) is not None
     prompt = f"{text}\n\nQuestion: {question}\nAnswer:"
     if chat:
@@ -110,13 +113,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.model, dtype=getattr(torch, options.dtype, None), device_map=options.device_map
     )
     encoded, pieces, unit_of = encode(adapter, text, options.question)
-    length, positions = len(encoded.tokens), adapter.model.config.get_text_config().max_position_embeddings
+    cache, length = adapter.memory(entry.policy), len(encoded.tokens)
+    positions = getattr(adapter.model.config.get_text_config(), "max_position_embeddings", math.inf)
     if length + options.answer_tokens > positions:
         raise NammTransferError(
             f"{str(options.file)!r}: text, question and answer take {length + options.answer_tokens:,} tokens; the "
             f"model has {positions:,} positions: expected a shorter text, or a model with more"
         )
-    cache = adapter.memory(entry.policy)
     with recorded(cache, length) as history:
         logits = adapter.read(encoded, cache)
     report, steps = cache.report(), history.read()  # when the first token of the answer is produced

@@ -95,10 +95,15 @@ def safe_join(root: str | os.PathLike[str], relative: str | os.PathLike[str]) ->
 def safe_name(text: str) -> str:
     """Turn a text into a file name: runs of anything but letters, digits, dot and underscore become a dash.
 
+    The end of a name that is too long for a file becomes a digest of the text.
+
     >>> safe_name("rl/hopper medium")
     'rl-hopper-medium'
     """
-    return re.sub(r"[^A-Za-z0-9._]+", "-", text).lstrip(".") or "-"
+    name = (re.sub(r"[^\w.]+", "-", text).lstrip(".") or "-").encode()
+    if len(name) > LONGEST_NAME // 2:  # room for suffixes
+        name = name[: LONGEST_NAME // 3] + b"-" + hashlib.sha256(text.encode()).hexdigest()[:16].encode()
+    return name.decode(errors="ignore")
 
 
 def asset(name: str) -> Path:

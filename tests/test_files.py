@@ -112,8 +112,17 @@ def test_sha256_of_files_and_folders(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "name"), [("a/b c:d", "a-b-c-d"), ("../..", "-.."), ("..", "-"), ("film_1.mp4", "film_1.mp4")]
+    ("text", "name"),
+    [("a/b c:d", "a-b-c-d"), ("../..", "-.."), ("..", "-"), ("film_1.mp4", "film_1.mp4"), ("Fluß 日本", "Fluß-日本")],
 )
 def test_a_safe_name_is_one_part_of_a_path(text, name):
     assert files.safe_name(text) == name
     assert files.safe_name(text) not in ("", ".", "..")
+
+
+@pytest.mark.parametrize("letter", ["x", "日"])
+def test_a_safe_name_is_never_too_long_for_a_file(letter, tmp_path):
+    names = {files.safe_name(letter * 300 + end) for end in "ab"}
+    assert len(names) == 2
+    for name in names:
+        files.write_atomic(tmp_path / f"{name}.html", "")

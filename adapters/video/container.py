@@ -48,11 +48,15 @@ def import_backend(name: str) -> Any:
 def open_film(path: Path) -> Iterator[Any]:
     """Open a file with PyAV; every error of FFmpeg becomes a `VideoError`."""
     av = import_backend("av")
+    options = {"format_whitelist": CONTAINERS}
     try:
         # An absolute path: FFmpeg takes what stands before a colon for a protocol.
-        with av.open(
-            str(path.absolute()), metadata_errors="replace", container_options={"format_whitelist": CONTAINERS}
-        ) as container:
+        container = av.open(str(path.absolute()), metadata_errors="replace", container_options=options)
+    except av.FFmpegError as error:
+        reason = f"{error.strerror}; expected a video ({CONTAINERS}), or a folder of pictures"
+        raise unreadable(path, reason) from error
+    try:
+        with container:
             yield container
     except av.FFmpegError as error:
         raise unreadable(path, error) from error

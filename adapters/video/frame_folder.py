@@ -96,7 +96,10 @@ class FolderReader:
                 if image.width * image.height > MAX_PIXELS:
                     size = f"{image.width} x {image.height}"
                     raise VideoError(f"frame {str(file)!r} has {size} pixels; expected {MAX_PIXELS:,} at most")
-                return np.asarray(ops.exif_transpose(image).convert("RGB"))
+                upright = ops.exif_transpose(image)
+                if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off instead of scaling
+                    upright = images.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+                return np.asarray(upright.convert("RGB"))
         except VideoError:
             raise
         except Exception as error:  # Pillow raises errors of many types for damaged files

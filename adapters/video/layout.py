@@ -30,6 +30,25 @@ def timed(reader: FrameReader, indices: np.ndarray) -> VideoMetadata:
     )
 
 
+def fill_up(films: list[np.ndarray], metadata: list[VideoMetadata], processor: Any) -> None:
+    """Repeat the last frame of films that have fewer frames than share their tokens; Qwen3-VL's processor would not.
+
+    Args:
+        films: (frames, height, width, 3) uint8 each.
+        metadata: that of `timed`, one for each film.
+        processor: the model's.
+    """
+    for number, (film, told) in enumerate(zip(films, metadata, strict=True)):
+        if (missing := frames_together(processor) - len(film)) > 0:
+            films[number] = np.concatenate([film, *[film[-1:]] * missing])
+            told.frames_indices = [*told.frames_indices, *told.frames_indices[-1:] * missing]
+
+
+def frames_together(processor: Any) -> int:
+    """Return the number of frames that share their tokens."""
+    return getattr(processor.video_processor, "temporal_patch_size", 1)
+
+
 def lay_out(
     processor: Any, model_type: str, inputs: dict[str, Tensor], counts: list[int]
 ) -> tuple[np.ndarray, np.ndarray, int]:
@@ -47,7 +66,7 @@ def lay_out(
     ids = inputs["input_ids"][0].cpu().numpy()
     names = [token for name in ("video", "image") if (token := getattr(processor, f"{name}_token", None))]
     places = np.flatnonzero(np.isin(ids, processor.tokenizer.convert_tokens_to_ids(names)))
-    together = getattr(processor.video_processor, "temporal_patch_size", 1)  # frames that share their tokens
+    together = frames_together(processor)
     newline = int(model_type in ENDS_WITH_NEWLINE)
     units = [-(-count // together) for count in counts]
     if (grids := inputs.get("video_grid_thw")) is not None:

@@ -71,14 +71,19 @@ def longvideobench_indices(count: int, rate: float, duration: float, frames: int
 def model_indices(processor: Any, film: Film, fps: float, frames: int) -> np.ndarray:
     """Choose frames as a model's own video processor does at `fps` frames a second: (n,) int64, ascending.
 
-    The processor's limits on the number of frames apply; more than `frames` are thinned to middles of equal parts.
+    A film shows one frame at least, and each at most once; the processor's limits on their number apply. More than
+    `frames` are thinned to middles of equal parts.
 
     Raises:
         NammTransferError: it cannot sample the film so.
     """
-    told = VideoMetadata(total_num_frames=film.count, fps=film.count / film.seconds, duration=film.seconds)
+    if film.count == 1:
+        return np.zeros(1, dtype=np.int64)
+    rate = film.count / film.seconds
+    told = VideoMetadata(total_num_frames=film.count, fps=rate, duration=film.seconds)
+    possible = min(max(fps, (1 + 1e-9) / film.seconds), rate)
     try:
-        found = np.asarray(processor.sample_frames(told, fps=fps), dtype=np.int64)
+        found = np.asarray(processor.sample_frames(told, fps=possible), dtype=np.int64)
     except Exception as error:  # every model has a rule of its own
         raise NammTransferError(f"cannot sample {fps} frames a second: {in_short(error)}") from error
     return found if len(found) <= frames else found[uniform_indices(len(found), frames)]

@@ -81,9 +81,11 @@ class ContextOptions(EvalOptions):
     --query-agnostic. A cache is used again only if model, policy and context are the same."""
 
     def check_context(self) -> None:
-        """Raise `NammTransferError` if --context-cache is given without --query-agnostic."""
+        """Raise `NammTransferError` if --context-cache is given without --query-agnostic, or is no folder."""
         if self.context_cache is not None and not self.query_agnostic:
             raise NammTransferError(f"--context-cache {str(self.context_cache)!r} needs --query-agnostic")
+        if self.context_cache is not None and self.context_cache.exists() and not self.context_cache.is_dir():
+            raise NammTransferError(f"--context-cache {str(self.context_cache)!r} is a file; expected a folder")
 
 
 Options = TypeVar("Options")

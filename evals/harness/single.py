@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,9 +33,12 @@ def parse_arguments(options: Any, name: str, arguments: Sequence[str] | None) ->
 
 
 def check_page(path: Path) -> Path:
-    """Raise `NammTransferError` if the page cannot be written because its name is a folder's."""
-    if path.is_dir():
-        raise NammTransferError(f"--out {str(path)!r} is a folder; expected the name of the page, such as page.html")
+    """Raise `NammTransferError` if there is a folder of this name, or no folder that the page can be written to."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise NammTransferError(
+            f"--out {str(path)!r}: expected the name of a page, such as page.html, in a folder that can be written to"
+        )
     return path
 
 
@@ -48,10 +52,8 @@ def say(text: str) -> None:
 def recorded(cache: MemoryCache, tokens: int) -> Iterator[History]:
     """Record what the empty cache holds while a prompt of so many tokens is read, and show the progress."""
     policy = cache.policy
-    updates = tokens // policy.update_interval if policy.evicts else 0
-    with tqdm(
-        total=len(cache.layers) * updates, desc=f"reading {tokens:,} tokens", unit="update", disable=None, leave=False
-    ) as bar:
+    updates = tokens // policy.update_interval * len(cache.attention_layers) if policy.evicts else 0
+    with tqdm(total=updates, desc=f"reading {tokens:,} tokens", unit="update", disable=None, leave=False) as bar:
         yield History(cache, bar.update)
 
 

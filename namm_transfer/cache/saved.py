@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from namm_transfer.cache.layer import MemoryLayer
 
-_FORMAT = 3
+_FORMAT = 4
 _HEADER = "memory_cache"
 _STATES = "states."
 _SHAPE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "vocab_size")
@@ -62,9 +62,17 @@ def describe_policy(policy: EvictionPolicy) -> dict[str, str]:
     described = {name: repr(value) for name, value in options.items() if name not in tensors}
     described["class"] = f"{type(policy).__module__}.{type(policy).__qualname__}"
     if tensors:
-        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())})
-        described["weights"] = hashlib.sha256(data).hexdigest()
+        described["weights"] = digest_of(tensors)
     return described
+
+
+def digest_of(tensors: Mapping[str, Tensor], about: Any = None) -> str:
+    """Compute the SHA-256 of JSON-able facts and of named tensors: their names, dtypes, shapes and values."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write(
@@ -113,6 +121,7 @@ def write(
         "columns": layers[0].columns,
         "layers": described,
     }
+    header["sha256"] = digest_of(tensors, header)
     try:
         write_atomic(path, save(tensors, {_HEADER: json.dumps(header)}))
     except OSError as error:
@@ -140,6 +149,8 @@ def read(
         _compare(path, "policy", header["policy"], describe_policy(policy))
         if identity is not None:
             _compare(path, "identity", header.get("identity", {}), identity)
+        if header.pop("sha256") != digest_of(tensors, header):
+            raise ValueError("its checksum is another, the file is damaged")
         states = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_STATES)}
         _fill(layers, header, tensors)
         return {name.removeprefix(_STATES): tensor for name, tensor in states.items()}

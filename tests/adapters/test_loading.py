@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_llava import save_tiny_llava
 from tiny_text import save_tiny_llama
+from transformers import FalconConfig, FalconForCausalLM
 
 from namm_transfer import NammTransferError, policies
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
@@ -56,6 +57,14 @@ def test_another_model_type_is_refused(model_type, folders, tmp_path):
     (copied / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
     with pytest.raises(NammTransferError, match=r"expected LLaVA-NeXT-Video|holds no LLaVA-NeXT-Video"):
         LlavaNextVideoAdapter.load(copied, device="cpu")
+
+
+def test_a_model_with_attention_of_its_own_is_refused_by_name(folders, tmp_path):
+    copied = shutil.copytree(folders["text"], tmp_path / "copy")
+    config = FalconConfig(vocab_size=256, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    FalconForCausalLM(config).save_pretrained(copied)
+    with pytest.raises(NammTransferError, match="a 'falcon' has attention of its own"):
+        CausalLMAdapter.load(copied, device="cpu")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

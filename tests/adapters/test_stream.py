@@ -72,6 +72,16 @@ def test_a_stream_answers_as_if_all_was_read_at_once(adapter, clips, spec):
     assert all(torch.equal(held, again.cache.positions(layer)) for layer, held in enumerate(kept))
 
 
+def test_a_single_frame_may_be_watched(adapter, clips):
+    stream = adapter.stream(make("full"))
+    for frames in (clips[0][:1], clips[0][1:], clips[1][:1]):
+        stream.watch(frames)
+    encoded, cache, _ = stream.read(QUESTION)
+    assert (stream.frames, stream.seconds, encoded.frames) == (5, 5, 5)
+    assert set(encoded.frame_of) - {-1} == set(encoded.shares)
+    assert (adapter.kept(cache, encoded)["frames"] == 1).all()
+
+
 def test_a_fork_goes_on_alone(adapter, clips):
     policy = make("h2o:keep=0.5")
     stream, other = adapter.stream(policy), adapter.stream(policy)

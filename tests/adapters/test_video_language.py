@@ -295,6 +295,8 @@ def test_frames_a_second_and_pixels(adapter, kind, frames):
     assert adapter.encode(sample).frames == 10
     found = adapter.encode(replace(sample, frames=64)).frames
     assert found == (12 if kind == "smolvlm" else 20), "SmolVLM's rule stops at its own largest number"
+    assert adapter.encode(replace(sample, frames=64, fps=1000.0)).frames == (12 if kind == "smolvlm" else 40)
+    assert 1 <= adapter.encode(replace(sample, frames=64, fps=1e-6)).frames <= 4, "the processors' smallest numbers"
     if kind not in QWEN:
         with pytest.raises(NammTransferError, match="100 pixels a frame"):
             adapter.encode(replace(sample, pixels=100))
@@ -302,6 +304,16 @@ def test_frames_a_second_and_pixels(adapter, kind, frames):
     small, large = (adapter.encode(replace(sample, pixels=pixels)) for pixels in (64, 256))
     assert (small.frame_of >= 0).sum() == 5
     assert (large.frame_of >= 0).sum() == 5 * 4
+
+
+@pytest.mark.parametrize("fps", [None, 1e-6, 1.0, 1000.0])
+def test_a_film_of_one_frame(adapter, frames, fps):
+    encoded = adapter.encode(sample := VideoSample(frames[:1], PROMPT, frames=1, fps=fps))
+    assert (encoded.frames, set(encoded.frame_of)) == (1, {-1, 0})
+    assert adapter.times(sample).tolist() == [0]
+    cache = adapter.memory(FULL)
+    assert adapter.answer(encoded, cache).choice is not None
+    assert (adapter.kept(cache, encoded)["frames"] == 1).all()
 
 
 def test_broken_models_and_prompts_are_refused(adapter, kind, frames):

@@ -166,6 +166,14 @@ def test_files_that_are_no_saved_cache_are_refused(model, make, file, tmp_path):
     for contents, text in variants:
         save_file(contents, damaged, metadata=text)
         expect_refusal(damaged)
+    saved = file.read_bytes()
+    for place in (len(saved) - 1, len(saved) // 2):  # numbers of a tensor
+        damaged.write_bytes(saved[:place] + bytes([saved[place] ^ 1]) + saved[place + 1 :])
+        with pytest.raises(NammTransferError, match="its checksum is another"):
+            MemoryCache.load(damaged, model.config, policy=make("namm"))
+    header["layers"][0]["sequences"][0]["seen"] += 1
+    save_file(tensors, damaged, metadata={"memory_cache": json.dumps(header)})
+    expect_refusal(damaged)
 
 
 def test_an_empty_or_interrupted_cache_is_not_saved(model, make, tmp_path):

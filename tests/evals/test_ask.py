@@ -129,7 +129,7 @@ def test_a_folder_of_frames(tmp_path, capsys):
         (("FILM", "What?", "--start", "40"), "the film lasts 16.0"),
         (("FILM", "What?", "--policy", "h2o:match=namm"), "none to match"),
         (("FILM", "What?", "--policy", "h3o"), "h3o"),
-        (("FILM", "What?", "--out", "FOLDER"), "is a folder; expected the name of the page"),
+        (("FILM", "What?", "--out", "FOLDER"), "expected the name of a page"),
         (("FOLDER", "What?"), "holds no frames"),
         (("FILM", "What?", "--pixels", "64"), "64 pixels a frame"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install nam
 
 import yaml
 from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 from places import ROOT
 from tiny_text import save_tiny_llama
@@ -168,6 +170,12 @@ def test_options_that_lm_eval_cuts_off_find_back(place, written, spec):
     assert (entry.spec.name, entry.spec.options) == (policies.parse(spec).name, policies.parse(spec).options)
 
 
+def test_a_continuation_of_no_tokens_is_no_certainty(place):
+    model = NammLM(str(place / "model"), device="cpu")
+    with pytest.raises(NammTransferError, match="a continuation of 0 tokens: expected 1 to 4096"):
+        model.loglikelihood([Instance("loglikelihood", {}, ("Some context", ""), 0)], disable_tqdm=True)
+
+
 @pytest.mark.parametrize(
     ("written", "message"),
     [
@@ -179,6 +187,23 @@ def test_options_that_lm_eval_cuts_off_find_back(place, written, spec):
 def test_a_policy_that_cannot_be_is_refused_before_the_model_is_loaded(place, written, message):
     with pytest.raises(NammTransferError, match=message):
         NammLM(str(place / "nothing"), **written)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("pretrained=MODEL,policy=full,keep=0.5", "keep.* expected arguments of lm-eval's hf, policy"),
+        ("pretrained=MODEL,policy=h2o,kept=0.5", "kept.* expected arguments of lm-eval's hf, policy"),
+        ("pretrained=MODEL/nothing,policy=full", "no model at"),
+        ("pretrained=MODEL/..,policy=full", "Unrecognized model"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_one_line(place, written, message, capsys):
+    arguments = ["--model", "namm", "--model_args", written.replace("MODEL", str(place / "model"))]
+    given = ["--tasks", "tiny_choice", "--include_path", str(place / "tasks"), "--device", "cpu"]
+    assert cli.main(["lm-eval", *arguments, *given]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("namm-transfer lm-eval: ")]
+    assert re.search(message, line), line
 
 
 @pytest.fixture(scope="module")

@@ -100,6 +100,7 @@ refused(generation, {"num_beams": 3})
 refused(generation, {"penalty": 1})
 refused(model.loglikelihood, [])
 assert generation({"until": "x", "max_new_tokens": 3, "temperature": 0, "top_p": 1.0, "num_beams": 1}) == (3, ["x"])
+assert generation({"until": ["", "x"]}) == (1024, ["x"])
 assert parts([{"role": "user", "content": [film, film, text]}]) == (("missing.mp4",) * 2, text["text"])
 """
 

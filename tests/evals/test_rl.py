@@ -344,6 +344,8 @@ def test_an_environment_without_references_reports_returns(tmp_path):
     given = ["--env", "Pendulum-v1", "--model", str(folder), "--policy", "full,h2o:keep=0.5", "--episodes", "2"]
     with pytest.raises(NammTransferError, match="no target return is known for"):
         rl.main([*given, "--out", str(tmp_path / "out")])
+    with pytest.raises(NammTransferError, match="--env Pendulum-v1: no model ships for it; expected --model"):
+        rl.main(["--env", "Pendulum-v1", "--out", str(tmp_path / "out")])
     report = rl.main([*given, "--batch-envs", "2", "--target-return", "-200", "--out", str(tmp_path / "out")])
     assert all(record.score == pytest.approx(record.details["return"]) for record in report.records)
     assert report.runs[0].description["score"] == "return"

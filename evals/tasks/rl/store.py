@@ -6,7 +6,9 @@ the description's entry point names. A data set is a download, so descriptions a
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -71,14 +73,10 @@ def registered(name: str) -> Any:
         import gymnasium
     except ImportError as problem:
         raise NammTransferError(f"{name} needs {EXTRAS}: {problem}") from problem
-    import namm_transfer.evals.tasks.rl.cued  # noqa: F401 (registers this project's own)
-
-    try:
-        import gymnasium_robotics
-
-        gymnasium.register_envs(gymnasium_robotics)
-    except (ImportError, AttributeError):  # not installed, or MUJOCO_GL names a library that is not
-        pass
+    for package in ("namm_transfer.evals.tasks.rl.cued", "gymnasium_robotics"):
+        # They need MuJoCo, which may not be installed, or whose MUJOCO_GL may name what is not: errors of many types.
+        with contextlib.suppress(Exception):
+            gymnasium.register_envs(importlib.import_module(package))
     try:
         return gymnasium.spec(name)
     except (gymnasium.error.Error, ValueError, ImportError):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,12 @@ GOAL_PARTS = ("observation", "desired_goal")
 D4RL_NAME = re.compile(
     r"(hopper|halfcheetah|walker2d|ant)-(random|medium-replay|medium-expert|medium|expert|full-replay)-v\d+"
 )
+
+D4RL_MINARI = {
+    "antmaze": "antmaze-v1", "maze2d": "pointmaze-v2", "kitchen": "kitchen-v2", "pen": "pen-v2", "door": "door-v2",
+    "hammer": "hammer-v2", "relocate": "relocate-v2",
+}  # fmt: skip
+"""D4RL's other families -> the name and version of their data in Minari: antmaze-umaze-v2, D4RL/antmaze/umaze-v1."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,10 @@ def task(name: str) -> Task:
     """Return the task called `name` (see the module); `NammTransferError` if it is unknown or not supported."""
     d4rl = D4RL_NAME.fullmatch(name)
     name = name if d4rl is None else "Ant-v5" if d4rl[1] == "ant" else d4rl[1]
+    group, _, rest = name.partition("-")
+    if group in D4RL_MINARI and re.search(r"-v\d+$", rest):
+        minari, version = D4RL_MINARI[group].split("-")
+        name = f"D4RL/{minari}/{rest.rpartition('-')[0]}-{version}"
     known = {**TASKS, **{found.gym_id: found for found in TASKS.values()}}
     if name in known:
         return known[name]
@@ -125,7 +136,7 @@ def quiet_mujoco() -> Iterator[None]:
     """
     try:
         import mujoco
-    except (ImportError, AttributeError):  # not installed, or MUJOCO_GL names a library that is not
+    except Exception:  # not installed, or MUJOCO_GL names what is not: MuJoCo and PyOpenGL each raise their own
         yield
         return
     if not hasattr(mujoco, "MjLogConfig"):  # MuJoCo 3 writes its log only on errors
@@ -167,8 +178,8 @@ def _make(spec: Any, gym_id: str, **options: Any) -> gymnasium.Env[Any, Any]:
     try:
         import gymnasium
 
-        described = (registered(spec) or gymnasium.spec(spec)) if isinstance(spec, str) else spec
-        if "mujoco" in str(described.entry_point):
+        described = registered(spec) if isinstance(spec, str) else spec
+        if described is None or "mujoco" in str(described.entry_point):
             import mujoco  # noqa: F401 (if it is missing, say so rather than what Gymnasium makes of it)
         with quiet_mujoco():
             return gymnasium.make(spec, **options)
@@ -177,7 +188,8 @@ def _make(spec: Any, gym_id: str, **options: Any) -> gymnasium.Env[Any, Any]:
     except Exception as problem:  # whatever an environment's maker raises: assertions, MuJoCo's and OpenGL's own errors
         backend = os.environ.get("MUJOCO_GL")
         hint = f" (MUJOCO_GL={backend!r}: expected a backend that is installed, egl or osmesa)" if backend else ""
-        raise NammTransferError(f"{gym_id} cannot be made: {type(problem).__name__}: {problem}{hint}") from problem
+        reason = str(problem) or traceback.extract_tb(problem.__traceback__)[-1].line  # of an assertion
+        raise NammTransferError(f"{gym_id} cannot be made: {type(problem).__name__}: {reason}{hint}") from problem
 
 
 @lru_cache
@@ -216,6 +228,7 @@ def _described(name: str, spec: Any, random_return: float | None = None, expert_
         low=tuple(boxes[-1].low.astype(float).tolist()),
         high=tuple(boxes[-1].high.astype(float).tolist()),
         max_steps=int(limit),
+        tiers=(),
         references="the reference returns in the data set",
         spec=spec,
     )

@@ -98,6 +98,13 @@ def test_frames_are_turned_upright(tmp_path):
     assert FolderReader(tmp_path / "frames", 1.0).frames([0]).shape == (1, 20, 12, 3)
 
 
+def test_frames_of_16_bits_are_scaled(tmp_path):
+    (tmp_path / "frames").mkdir()
+    for name, value in (("1.png", 0x1234), ("2.png", 0xFFFF)):
+        Image.fromarray(np.full((4, 6), value, dtype=np.uint16)).save(tmp_path / "frames" / name)
+    assert FolderReader(tmp_path / "frames", 1.0).frames([0, 1])[:, 0, 0].tolist() == [[0x12] * 3, [0xFF] * 3]
+
+
 @pytest.mark.parametrize(
     ("timing", "message"),
     [

@@ -9,6 +9,7 @@ import av
 import coded_films as films
 import numpy as np
 import pytest
+from PIL import Image
 
 from namm_transfer import NammTransferError
 from namm_transfer.adapters.video.frames import (
@@ -153,6 +154,16 @@ def test_unreadable_files_raise_a_video_error(kind, backend, film_file, tmp_path
     path = hostile(kind, film_file, tmp_path)
     with pytest.raises(VideoError, match=path.name):
         read(path, backend)
+
+
+@pytest.mark.parametrize("kind", ["picture", "text"])
+def test_a_file_that_is_no_video_is_told_what_was_expected(kind, film_file, tmp_path):
+    path = hostile("text", film_file, tmp_path)
+    if kind == "picture":
+        path = tmp_path / "picture.png"
+        Image.new("RGB", (8, 8)).save(path)
+    with pytest.raises(VideoError, match=f"{path.name}' cannot be read: .*expected a video .* folder of pictures"):
+        open_video(path)
 
 
 def test_unknown_backend_is_named(film_file):

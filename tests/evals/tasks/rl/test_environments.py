@@ -134,6 +134,26 @@ def test_spaces_that_are_not_served():
         task("CartPole-v1")
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("antmaze-medium-diverse-v2", "D4RL/antmaze/medium-diverse-v1"), ("maze2d-umaze-v1", "D4RL/pointmaze/umaze-v2")],
+)
+def test_d4rls_mazes_are_minaris_data_sets(name, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    with pytest.raises(NammTransferError, match=f"minari download {data}"):
+        task(name)
+
+
+def fails(**_):
+    raise AssertionError
+
+
+def test_an_environment_that_cannot_be_made_says_why():
+    gymnasium.register("Failing-v0", entry_point=fails, max_episode_steps=3)
+    with pytest.raises(NammTransferError, match=r"Failing-v0 cannot be made: AssertionError: raise AssertionError"):
+        task("Failing-v0")
+
+
 class Goal(gymnasium.Env):
     """A goal environment: an observation dictionary, three steps."""
 
@@ -213,3 +233,11 @@ def test_no_opengl_is_one_error():
     done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, timeout=120)
     assert "NammTransferError: hopper cannot be rendered" in done.stderr
     assert "MUJOCO_GL is 'osmesa', expected egl" in done.stderr
+
+
+def test_a_backend_that_is_none_is_one_error():
+    code = "from namm_transfer.evals.tasks.rl.tasks import task\ntask('Ant-v5')"
+    given = {**os.environ, "MUJOCO_GL": "painting"}
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, timeout=120)
+    assert "NammTransferError: Ant-v5 cannot be made: RuntimeError" in done.stderr
+    assert "MUJOCO_GL='painting': expected a backend that is installed" in done.stderr
