@@ -21,6 +21,10 @@ this:
 A handover that is still there at the next `update`, or a layer that is not where the first one is, tells of a call that
 an error ended half way; the cache is then refused until `reset`.
 
+A call that torch.compile traces differs if nothing is evicted, watched or padded (`MemoryCache.give_all`): the mask
+is SDPA's, and `MemoryLayer.extend` stores keys and values at once and returns all of them, unguarded, since they are
+right for every reader.
+
 Nothing of this is global: a call finds its layer by the tensors it is given, so that neither threads nor an error in
 one model can disturb another. While autograd records, `storage` writes nothing in place, so that gradients are right;
 a cache that is filled again by a recomputing backward pass is refused.

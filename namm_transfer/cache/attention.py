@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from namm_transfer.cache.blocks import attend_and_evict
 from namm_transfer.cache.guard import GuardedTensor, opened
-from namm_transfer.cache.layer import Handover, MemoryLayer, ModuleReference, handover_of
+from namm_transfer.cache.layer import Handover, MemoryLayer, ModuleReference
 from namm_transfer.cache.masks import MemoryMask, memory_mask, runs_under_sdpa
 from namm_transfer.errors import NammTransferError
 
@@ -102,7 +102,7 @@ def _with_memory_cache(
     arguments: dict[str, Any],
 ) -> Tensor:
     """Attention output under a `MemoryCache`, (batch, new, query_heads, value_dim)."""
-    handover = handover_of(key, value)
+    handover = _handover_of(key, value)
     if handover is None:
         raise NammTransferError(
             f"{type(module).__name__} attends to other keys than it gave the MemoryCache (rebuilt, repeated, shared "
@@ -119,6 +119,13 @@ def _with_memory_cache(
     output = attend_and_evict(layer, tokens, window, query, handover.keys, handover.values, scaling)
     layer.close(mask.padding, query.shape[2])
     return output.transpose(1, 2).contiguous()
+
+
+def _handover_of(*tensors: Tensor) -> Handover | None:
+    """The layer's handover that the tensors belong to; None if they do not all belong to one that is still open."""
+    first = tensors[0].owner if isinstance(tensors[0], GuardedTensor) else None
+    same = all(isinstance(tensor, GuardedTensor) and tensor.owner is first for tensor in tensors)
+    return first if same and isinstance(first, Handover) and first.layer.handover is first else None
 
 
 def _checked(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from namm_transfer.cache.device import on_device
-from namm_transfer.cache.guard import GuardedTensor, guarded
+from namm_transfer.cache.guard import guarded
 from namm_transfer.cache.head_group import HeadGroup
 from namm_transfer.cache.masks import ColumnCount
 from namm_transfer.cache.pages import Arrangement, Layout, like_lengths
@@ -102,6 +102,17 @@ class MemoryLayer(CacheLayerMixin):
 
         They are stored by the memory attention, which finds this layer through the guarded tensors.
         """
+        self._expect(key_states, value_states)
+        self.handover = Handover(self, key_states, value_states)
+        refusal = (
+            f"layer {self.index} of a MemoryCache gave out keys and values that no memory attention read, but other "
+            'code: load the model with attn_implementation="memory"; a model that attends to other keys than it cached '
+            "(rebuilt, repeated or shared between layers) cannot be served"
+        )
+        return guarded(key_states, self.handover, refusal), guarded(value_states, self.handover, refusal)
+
+    def _expect(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Refuse keys of another shape or dtype than the stored ones; the first ones decide what is stored."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         expected = (len(self.sequences), self.kv_heads, self.width)
@@ -115,13 +126,16 @@ class MemoryLayer(CacheLayerMixin):
             self.device = key_states.device
             for group in self.groups:
                 group.to(self.device)
-        self.handover = Handover(self, key_states, value_states)
-        refusal = (
-            f"layer {self.index} of a MemoryCache gave out keys and values that no memory attention read, but other "
-            'code: load the model with attn_implementation="memory"; a model that attends to other keys than it cached '
-            "(rebuilt, repeated or shared between layers) cannot be served"
-        )
-        return guarded(key_states, self.handover, refusal), guarded(value_states, self.handover, refusal)
+
+    def extend(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a call's keys and values at once and return all of the layer, (batch, kv_heads, stored, width)."""
+        self._expect(key_states, value_states)
+        batch, new, group = len(self.sequences), key_states.shape[2], self.groups[0]
+        positions = torch.arange(self.columns, self.columns + new, dtype=torch.int32, device=self.device)
+        group.append(key_states, value_states, positions.expand(batch, new), padding_slots=False)
+        self.advance([new] * batch)
+        self.close(None, new)
+        return group.keys, group.values
 
     def close(self, padding: Tensor | None, new: int) -> None:
         """End the call, whose attention is done: count its columns."""
@@ -159,11 +173,12 @@ class MemoryLayer(CacheLayerMixin):
         for group in self.groups:
             group.storage.record(recording)
         if self.paged and (recording or tensors[0].shape[2] > PAGED_QUERIES):
-            self._lay_out(Arrangement(self.groups, None, self.kv_heads))
+            self._lay_out()
         return recording
 
-    def _lay_out(self, found: Arrangement) -> None:
-        """Bring the tokens into dense groups of heads of like length."""
+    def _lay_out(self, chosen: list[Tensor] | None = None) -> None:
+        """Bring the chosen tokens, by default all, into dense groups of heads of like length."""
+        found = Arrangement(self.groups, chosen, self.kv_heads)
         self.groups = [found.laid_out(layout) for layout in like_lengths(found.longest, self.device)]
         self.paged, self.uneven = False, len(set(found.longest)) > 1
 
@@ -221,14 +236,14 @@ class MemoryLayer(CacheLayerMixin):
         if not due:
             return
         if self.paged:
-            self._lay_out(Arrangement(self.groups, None, self.kv_heads))
+            self._lay_out()
         chosen = [self._chosen(group, due) for group in self.groups]
         order = torch.cat([group.heads for group in self.groups]).argsort()
         counts = torch.cat([some.sum(-1)[due] for some in chosen], 1)[:, order]
         for b, sizes, held in zip(due, counts.tolist(), counts.float().mean(-1).tolist(), strict=True):
             self.sequences[b].note(sizes, held)
         if self.policy.by_head:
-            self._lay_out(Arrangement(self.groups, chosen, self.kv_heads))
+            self._lay_out(chosen)
         else:
             self.groups[0].keep(chosen[0])
         if self.on_update is not None:
@@ -289,7 +304,8 @@ class MemoryLayer(CacheLayerMixin):
 
     prefetch = offload
 
-    def _select_rows(self, rows: Tensor) -> None:
+    def select_rows(self, rows: Tensor) -> None:
+        """Put these rows of the batch, (rows,) int64, in the place of the present ones, state and all."""
         if not self.is_initialized:
             return
         rows = rows.to(self.device)
@@ -297,19 +313,6 @@ class MemoryLayer(CacheLayerMixin):
             group.storage.select_rows(rows)
         self.padding = None if self.padding is None else self.padding.index_select(0, rows.to(self.padding.device))
         self.sequences = [copy.deepcopy(self.sequences[b]) for b in rows.tolist()]
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Put the rows of the batch in another order, state and all (beam search)."""
-        self._select_rows(torch.as_tensor(beam_idx))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only these rows of the batch: indices, or a bool mask."""
-        if self.is_initialized:
-            self._select_rows(torch.arange(len(self.sequences))[torch.as_tensor(indices).cpu()])
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row ``repeats`` times."""
-        self._select_rows(torch.arange(len(self.sequences)).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the newest columns: minus their number or, as older transformers say, the length to come down to.
@@ -343,10 +346,3 @@ def refuse_to_crop(policy: EvictionPolicy) -> None:
             f"a cache under {type(policy).__name__} cannot be cropped, since evicted tokens do not come back; "
             "assisted decoding and rollback need the full policy"
         )
-
-
-def handover_of(*tensors: Tensor) -> Handover | None:
-    """The layer's handover that the tensors belong to; None if they do not all belong to one that is still open."""
-    first = tensors[0].owner if isinstance(tensors[0], GuardedTensor) else None
-    same = all(isinstance(tensor, GuardedTensor) and tensor.owner is first for tensor in tensors)
-    return first if same and isinstance(first, Handover) and first.layer.handover is first else None

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -20,9 +20,20 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask, sliding_
 from namm_transfer.cache.guard import guarded
 from namm_transfer.errors import NammTransferError, UnservedAttribute
 
+if TYPE_CHECKING:
+    from namm_transfer.cache.memory_cache import MemoryCache
+
 
 class ColumnCount(int):
     """Columns of the attention mask, seen and new, as counted by a `MemoryCache`."""
+
+
+@dataclass
+class TracedCount:
+    """The same while torch.compile traces the call, which knows no subclasses of integers."""
+
+    cache: MemoryCache
+    columns: int
 
 
 @dataclass
@@ -162,7 +173,12 @@ def memory_mask(**arguments: Any) -> MemoryMask | Tensor | None:
         rely on more than SDPA promises, so they always get the whole mask, (batch, 1, queries, columns) bool, and only
         the memory attention may read it: their own code takes a mask for one to be added.
     """
-    if isinstance(arguments["kv_length"], ColumnCount):
+    count = arguments["kv_length"]
+    if isinstance(count, TracedCount):
+        arguments["kv_length"] = count.columns
+        if arguments["attention_mask"] is not None or not count.cache.give_all():
+            return MemoryMask(arguments)
+    elif isinstance(count, ColumnCount):
         return MemoryMask(arguments)
     config = arguments.get("config")
     if config is None or runs_under_sdpa(type(config)):

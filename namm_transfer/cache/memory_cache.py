@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache
 from namm_transfer.cache import saved
 from namm_transfer.cache.hybrid import ATTENTION, BOTH, RecurrentStates, layer_kinds
 from namm_transfer.cache.layer import MemoryLayer, refuse_to_crop
-from namm_transfer.cache.masks import models_of
+from namm_transfer.cache.masks import TracedCount, models_of
 from namm_transfer.cache.report import MemoryReport
 from namm_transfer.errors import NammTransferError
 from namm_transfer.policy import EvictionPolicy
@@ -50,20 +50,52 @@ class MemoryCache(Cache):
         places = [index for index, kind in enumerate(kinds) if kind in (*ATTENTION, *BOTH)]
         self.attention_layers = [MemoryLayer(policy, number, len(places)) for number in range(len(places))]
         self._states = RecurrentStates(kinds, dict(zip(places, self.attention_layers, strict=True)))
+        self._gives_all = False  # see give_all
         super().__init__(layers=self._states.beside_attention())
 
     # -- one forward call --------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[Any, int]:
+        """Mask columns, all seen and the new ones, and their offset 0; the count says that a `MemoryCache` asked."""
+        self._gives_all = False
+        if torch.compiler.is_compiling():
+            return TracedCount(self, self.attention_layers[0].columns + query_length), 0
+        return super().get_mask_sizes(query_length, layer_idx)
+
+    def give_all(self) -> bool:
+        """Give the model all keys and values in a call without padding that torch.compile traces, if that is exact.
+
+        Returns:
+            True if nothing is evicted, nobody looks at attention weights and autograd does not record.
+        """
+        policy = self.policy
+        watched = policy.evicts or policy.needs_attention or policy.by_head or torch.is_grad_enabled()
+        self._gives_all = not watched and not self._states.layers and self.attention_layers[0].padding is None
+        return self._gives_all
+
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Hand a layer its new keys and values; see `MemoryLayer.update`."""
+        """Hand a layer its new keys and values; see `MemoryLayer.update` and, if it gives all, `MemoryLayer.extend`."""
+        if not self._gives_all:
+            return self._hand_over(key_states, value_states, layer_idx, *args, **kwargs)
+        layer = self._next_layer(key_states, layer_idx)
+        self._gives_all = layer is not self.attention_layers[-1]
+        return layer.extend(key_states, value_states)
+
+    @torch.compiler.disable
+    def _hand_over(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        self._refuse_recomputation()
+        return self._next_layer(key_states, layer_idx).update(key_states, value_states, *args, **kwargs)
+
+    def _next_layer(self, key_states: Tensor, layer_idx: int) -> MemoryLayer:
+        """The layer that these new keys are for; refuse them if it is not its turn."""
         if layer_idx >= len(self.layers):
             raise NammTransferError(
                 f"layer {layer_idx} of a cache made for {len(self.layers)} layers: one MemoryCache serves one model"
             )
-        self._refuse_recomputation()
         layer = self.layers[layer_idx]
         if not isinstance(layer, MemoryLayer):
             raise NammTransferError(
@@ -84,11 +116,12 @@ class MemoryCache(Cache):
                 "mid-forward, or no memory attention read the keys of a layer (load the model with "
                 'attn_implementation="memory"); make a new MemoryCache or reset() this one'
             )
-        return layer.update(key_states, value_states, *args, **kwargs)
+        return layer
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns seen, padding and evicted tokens included; positions come from it."""
-        self._refuse_recomputation()
+        if not torch.compiler.is_compiling():
+            self._refuse_recomputation()
         return super().get_seq_length(layer_idx)
 
     def _refuse_recomputation(self) -> None:
@@ -126,32 +159,28 @@ class MemoryCache(Cache):
         """True if tokens can be taken back."""
         return not self._states.layers and not self.policy.evicts
 
-    def _each(self, change: Callable[[MemoryLayer], None], rows: Tensor) -> None:
-        """Change the rows of all layers: attention layers as they know, the others by the rows that they get."""
-        for layer in self.attention_layers:
-            change(layer)
-        self._states.select_rows(rows)
-
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Put the rows of the batch in another order, state and all (beam search)."""
-        self._each(lambda layer: layer.reorder_cache(beam_idx), torch.as_tensor(beam_idx))
+        rows = torch.as_tensor(beam_idx)
+        for layer in self.attention_layers:
+            layer.select_rows(rows)
+        self._states.select_rows(rows)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only these rows of the batch: indices, or a bool mask."""
         if sequences := self.attention_layers[0].sequences:
-            rows = torch.arange(len(sequences))[torch.as_tensor(indices).cpu()]
-            self._each(lambda layer: layer.batch_select_indices(indices), rows)
+            self.reorder_cache(torch.arange(len(sequences))[torch.as_tensor(indices).cpu()])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row ``repeats`` times."""
-        rows = torch.arange(len(self.attention_layers[0].sequences)).repeat_interleave(repeats)
-        self._each(lambda layer: layer.batch_repeat_interleave(repeats), rows)
+        self.reorder_cache(torch.arange(len(self.attention_layers[0].sequences)).repeat_interleave(repeats))
 
     def reset(self) -> None:
         """Forget everything, the batch size included."""
         for layer in self.attention_layers:
             layer.reset()
         self._states.reset()
+        self._gives_all = False
         self.layers = self._states.beside_attention()
 
     def freeze(self) -> None:
@@ -183,7 +212,7 @@ class MemoryCache(Cache):
         return MemoryReport(
             kept=torch.stack([(layer.positions >= 0).sum(-1).cpu() for layer in layers]),
             seen=layers[0].seen,
-            peak=[[s.peak for s in layer.sequences] for layer in layers],
+            peak=[[float(s.peak) for s in layer.sequences] for layer in layers],
             history=[[s.history[:] for s in layer.sequences] for layer in layers],
             sizes=[[s.sizes[:] for s in layer.sequences] for layer in layers],
             bytes=sum(layer.bytes for layer in layers) + self._states.bytes,

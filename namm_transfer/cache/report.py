@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass, field
 
 import torch
@@ -15,13 +14,13 @@ class Sequence:
 
     seen: int = 0
     """Real tokens processed."""
-    held: float = 0.0
+    held: float = 0
     """Tokens held now, mean over KV heads."""
-    peak: float = 0.0
+    peak: float = 0
     """The most it ever held."""
     history: list[float] = field(default_factory=list)
     """Tokens held after each update, mean over KV heads."""
-    sizes: array[int] = field(default_factory=lambda: array("q"))
+    sizes: list[int] = field(default_factory=list)
     """Tokens that each KV head held after each update, updates x heads numbers."""
 
     def note(self, sizes: list[int], held: float) -> None:
@@ -63,7 +62,7 @@ class MemoryReport:
     """``peak[layer][sequence]``: the most tokens a head ever held, mean over heads."""
     history: list[list[list[float]]]
     """``history[layer][sequence][update]``: tokens a head held after it, mean over heads."""
-    sizes: list[list[array[int]]]
+    sizes: list[list[list[int]]]
     """``sizes[layer][sequence]``: tokens that each head held after each update, updates x heads numbers."""
     bytes: int
     """Bytes of keys, values, positions and policy state, padding slots and room to grow included."""
@@ -77,7 +76,7 @@ class MemoryReport:
     def row(self, b: int) -> RowReport:
         """The report of sequence ``b`` of the batch."""
         kept, seen = self.kept[:, b], max(self.seen[b], 1)
-        sizes = torch.tensor([layer[b].tolist() for layer in self.sizes], dtype=torch.int64)
+        sizes = torch.tensor([layer[b] for layer in self.sizes], dtype=torch.int64)
         return RowReport(
             seen=self.seen[b],
             updates=len(self.history[0][b]),

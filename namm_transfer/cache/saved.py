@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from array import array
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -108,7 +107,7 @@ def write(
                 "heads": [group.heads.tolist() for group in layer.groups],
                 "spare": [group.storage.spare for group in layer.groups],
                 "padding_slots": [group.padding_slots for group in layer.groups],
-                "sequences": [asdict(s) | {"sizes": s.sizes.tolist()} for s in layer.sequences],
+                "sequences": [asdict(s) for s in layer.sequences],
             }
         )
     if layers[0].padding is not None:
@@ -169,7 +168,7 @@ def _fill(layers: list[MemoryLayer], header: dict[str, Any], tensors: dict[str, 
     """Give the layers what a file holds; every tensor must have the shape that the header implies."""
     padding, columns = tensors.pop("padding", None), int(header["columns"])
     for layer, entry in zip(layers, header["layers"], strict=True):
-        sequences = [Sequence(**s | {"sizes": array("q", s["sizes"])}) for s in entry["sequences"]]
+        sequences = [Sequence(**s | {"sizes": [int(size) for size in s["sizes"]]}) for s in entry["sequences"]]
         groups = []
         described = zip(entry["heads"], entry["spare"], entry["padding_slots"], strict=True)
         for number, (heads, spare, padding_slots) in enumerate(described):

@@ -77,11 +77,15 @@ class TokenStorage:
 
     def record(self, recording: bool) -> None:
         """Say whether autograd records the call that begins: if so, nothing is written in place from here on."""
-        if self._recording and not recording:  # a graph may still need the tensors, so they are left to it
-            with torch.inference_mode(False):
-                self._tensors = {name: self.view(name).detach().clone() for name in self._tensors}
-            self.room = self.length
+        if (self._recording and not recording) or self._tensors["keys"].is_inference():
+            self._renew()
         self._recording = recording
+
+    @torch.inference_mode(False)
+    def _renew(self) -> None:
+        """Leave the tensors to a backward pass that may need them, or to inference mode, and go on with copies."""
+        self._tensors = {name: self.view(name).detach().clone() for name in self._tensors}
+        self.room = self.length
 
     @torch.inference_mode(False)
     def to(self, device: torch.device) -> None:
@@ -132,6 +136,8 @@ class TokenStorage:
 
     def compact(self, index: Tensor) -> None:
         """Keep the tokens that ``index``, (batch, kv_heads, kept), names, in its order."""
+        if self._tensors["keys"].is_inference():  # a compiled graph has made it
+            self._renew()
         batch, heads, kept = index.shape
         first = torch.arange(batch * heads, device=index.device).view(batch, heads, 1) * self.room
         flat = (index + first).flatten()
@@ -175,6 +181,8 @@ class TokenStorage:
 
     def trim(self) -> None:
         """Hand back memory that larger tensors than these have left, if it is worth the time."""
+        if torch.compiler.is_compiling():  # which knows neither storages nor C functions
+            return
         if self._tensors["keys"].device.type == "cpu" and self.bytes > _WORTH_TRIMMING:
             _trim()
 

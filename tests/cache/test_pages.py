@@ -118,7 +118,7 @@ def test_heads_together_are_heads_one_at_a_time(watched, least, lengths, calls, 
         if number % 4 == 1:
             rows = torch.randint(0, len(counts), (len(counts) + number % 2,), generator=generator)
             for some in (layer, *apart.layers):
-                some.reorder_cache(rows)
+                some.select_rows(rows)
             counts = [1] * len(rows)
         if number % 4 == 2:
             layer = copy.deepcopy(layer)

@@ -236,24 +236,6 @@ def test_a_model_that_relies_on_its_mask_is_causal_without_a_memory_cache():
     torch.testing.assert_close(*logits, atol=1e-5, rtol=0)
 
 
-def test_the_plain_path_is_one_graph():
-    model = build(tf.LlamaConfig(**SMALL))
-    torch._dynamo.reset()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(TOKENS).logits, model(TOKENS).logits)
-
-
-def test_a_compiled_model_fills_a_memory_cache():
-    model = build(tf.LlamaConfig(**SMALL))
-    policy = policies.make("h2o:keep=0.5", update_interval=8)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, backend="eager")
-    caches = [MemoryCache(model.config, policy=policy) for _ in range(2)]
-    logits = [some(TOKENS, **{CACHE: cache}).logits for some, cache in zip((model, compiled), caches, strict=True)]
-    torch.testing.assert_close(*logits)
-    assert torch.equal(caches[0].positions(1), caches[1].positions(1))
-
-
 def test_wrong_arguments_say_what_was_expected():
     model = build(tf.LlamaConfig(**SMALL))
     for what, says in (
