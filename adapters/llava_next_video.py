@@ -170,7 +170,7 @@ class LlavaNextVideoAdapter(VideoLanguageAdapter):
         return torch.cat(parts).cpu().contiguous()
 
     def _fingerprint(self, sample: VideoSample) -> str:
-        """A name made of everything that a video's tokens depend on."""
+        """Return a name made of everything that a video's tokens depend on."""
         parts = (
             identity(Path(sample.video).resolve()),  # type: ignore[arg-type]
             sample.frames, sample.sampling, sample.duration, sample.fps, sample.span, sample.frame_times,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import re
 import threading
 from pathlib import Path
@@ -30,8 +31,8 @@ def load_model(model_class: Any, source: str, kind: str, **options: Any) -> Any:
         options: for `from_pretrained`.
 
     Raises:
-        NammTransferError: nothing to load there, a model of another type, or tensors that are missing, unexpected or of
-            another shape.
+        NammTransferError: nothing to load there, a model of another type, pickled objects among its weights, or tensors
+            that are missing, unexpected or of another shape.
     """
     options = {**hub_options(source, kind), **options}
     located = {key: options[key] for key in ("local_files_only", "gguf_file") if key in options}
@@ -43,6 +44,8 @@ def load_model(model_class: Any, source: str, kind: str, **options: Any) -> Any:
         model, found = model_class.from_pretrained(source, **options, output_loading_info=True)
     except NammTransferError:
         raise
+    except pickle.UnpicklingError as error:
+        raise NammTransferError(f"{source!r}: its weights hold more than tensors, which is refused") from error
     except Exception as error:  # a damaged or foreign file can break the loading code anywhere
         reason = in_short(error)
         if isinstance(error, KeyError) and error.args == (options.get("attn_implementation"),):

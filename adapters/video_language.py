@@ -60,7 +60,7 @@ class VideoLanguageAdapter(LanguageAdapter):
         device_map: str | dict[str, Any] | None = None,
         backend: str = "decord",
     ) -> Self:
-        """Model and processor from a folder or a hub id; only the text model gets the memory attention."""
+        """Load model and processor from a folder or a hub id; only the text model gets the memory attention."""
         source = str(source)
         model = load_model(cls.model_class, source, cls.kind, dtype=dtype or "auto", device_map=device_map)
         try:
@@ -106,7 +106,7 @@ class VideoLanguageAdapter(LanguageAdapter):
         return int(self.model.config.get_text_config().max_position_embeddings)
 
     def example(self) -> VideoSample:
-        """A question about 64 frames of a bright square that crosses a dark ground."""
+        """Make a question about 64 frames of a bright square that crosses a dark ground."""
         frames = np.full((64, 64, 64, 3), 20, dtype=np.uint8)
         for second, frame in enumerate(frames):
             frame[24:40, max(0, second - 8) : second + 8] = (240, 200, 60)
@@ -200,7 +200,7 @@ class VideoLanguageAdapter(LanguageAdapter):
         return np.concatenate([reader.times[self._chosen(reader, sample)] for reader in self.readers(sample)])
 
     def pictures(self, sample: VideoSample, numbers: Sequence[int]) -> Iterator[np.ndarray]:
-        """Some of the sampled frames, (height, width, 3) uint8 each, by their ascending numbers among those sampled."""
+        """Yield some of the sampled frames, (height, width, 3) uint8 each, by their ascending numbers among these."""
         first = 0
         for reader in self.readers(sample):
             indices = self._chosen(reader, sample)
@@ -247,7 +247,7 @@ class VideoLanguageAdapter(LanguageAdapter):
         self.prefill(encoded, cache, encoded.prefix)
 
     def choose(self, encoded: EncodedVideo, cache: Cache, logits: Tensor) -> VideoAnswer:
-        """The most probable choice after `prefill`; `cache` stays as it is, each choice continues a copy of it."""
+        """Find the most probable choice after `prefill`; `cache` stays as it is, each choice continues a copy of it."""
         scores = []
         for _, tokens in encoded.choices:
             ids = torch.tensor(tokens, device=logits.device)
@@ -259,7 +259,7 @@ class VideoLanguageAdapter(LanguageAdapter):
     def generate(
         self, encoded: EncodedVideo, cache: Cache, logits: Tensor, max_new_tokens: int | None = None
     ) -> VideoAnswer:
-        """Greedy words after `prefill`, which go on in `cache`, and the choice they name, if they name one.
+        """Generate greedily after `prefill`, which goes on in `cache`, and find the choice that the words name, if any.
 
         At most `max_new_tokens` tokens, or as many as the longest choice has.
         """
@@ -277,7 +277,7 @@ class VideoLanguageAdapter(LanguageAdapter):
         return {"frames": kept_shares(cache, encoded)}
 
     def choices_of(self, sample: VideoSample) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """The sample's choices with their tokens; `NammTransferError` if the tokenizer cannot tell them apart."""
+        """Return the sample's choices with their tokens; `NammTransferError` if the tokenizer cannot tell two apart."""
         return prompts.choice_tokens(self._text(sample), sample.choices, self._tokens, self.words.unk_token_id)
 
     def _text(self, sample: VideoSample) -> str:
@@ -302,7 +302,7 @@ class VideoLanguageAdapter(LanguageAdapter):
         return readers_of(sample, self.backend)
 
     def _chosen(self, reader: FrameReader, sample: VideoSample) -> np.ndarray:
-        """Numbers of the frames that are shown, ascending: (n,) int64."""
+        """Return the numbers of the frames that are shown, ascending: (n,) int64."""
         if sample.fps is None:
             found = SAMPLING[sample.sampling](reader, sample.frames, sample.duration)
         else:
@@ -310,7 +310,7 @@ class VideoLanguageAdapter(LanguageAdapter):
         return some_of(found, sample.shown)
 
     def resolution(self, pixels: int | None, frames: int) -> dict[str, Any]:
-        """Keywords for the processor: most pixels of a frame, where the model takes frames of different sizes.
+        """Return keywords for the processor: most pixels of a frame, where the model takes frames of different sizes.
 
         Raises:
             NammTransferError: its frames have a fixed size, or no positive number.
@@ -325,17 +325,12 @@ class VideoLanguageAdapter(LanguageAdapter):
                 f"{pixels} pixels a frame for a {type(processor).__name__}: expected a positive number, and a "
                 "processor of Qwen's, whose frames have no fixed size"
             )
-        limits = processor.size
+        least, most = processor.size["shortest_edge"], processor.size["longest_edge"]
         budget = pixels * (frames if "Qwen3" in type(processor).__name__ else 1)  # of the film, or of a frame
-        return known | {
-            "size": {
-                "shortest_edge": min(limits["shortest_edge"], int(pixels / 1.05)),
-                "longest_edge": min(limits["longest_edge"], budget),
-            }
-        }
+        return known | {"size": {"shortest_edge": min(least, int(pixels / 1.05)), "longest_edge": min(most, budget)}}
 
     def _positions(self, inputs: Any) -> tuple[Tensor | None, int | None]:
-        """Positions under M-RoPE and their lead over the tokens counted; see `EncodedVideo`.
+        """Compute positions under M-RoPE and their lead over the tokens counted; see `EncodedVideo`.
 
         They are made here and given to every call, so that nothing depends on what the model read before.
         """

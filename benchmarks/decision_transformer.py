@@ -8,13 +8,13 @@ sides act at every step before the next step comes, so that a noisy neighbour sl
 the steps. "recomputed" is transformers' own `DecisionTransformerModel`, which has no cache.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+import tyro
 from tqdm import tqdm
 from transformers import DecisionTransformerConfig, DecisionTransformerModel, DynamicCache
 
@@ -56,15 +56,16 @@ def recomputing(adapter: DecisionTransformerAdapter, model: DecisionTransformerM
     return act
 
 
-def main() -> None:
-    """Run the benchmark and print its results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000, help="time steps of the episode, three tokens each")
-    parser.add_argument("--model", help="folder or hub id; random weights of the original's size by default")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    adapter, plain = loaded(arguments.model, arguments.steps)
+def main(steps: int = 1000, model: str | None = None, threads: int = 1) -> None:
+    """Run the benchmark and print its results.
+
+    Args:
+        steps: Time steps of the episode, three tokens each.
+        model: Folder or hub id; random weights of the original's size by default.
+        threads: CPU threads.
+    """
+    torch.set_num_threads(threads)
+    adapter, plain = loaded(model, steps)
     recompute = recomputing(adapter, plain)
     namm = NAMM(keep=0.25, update_interval=INTERVAL)
     h2o = policies.make("h2o:keep=0.25", update_interval=INTERVAL)
@@ -77,7 +78,7 @@ def main() -> None:
     players = {name: adapter.play(cache, [3600.0]) for name, cache in caches.items()}
     seconds = dict.fromkeys(["recomputed", *players], 0.0)
     generator, target, taken, worst = np.random.default_rng(0), 3600.0, None, 0.0
-    for _ in tqdm(range(arguments.steps)):
+    for _ in tqdm(range(steps)):
         state = generator.normal(size=adapter.statistics.state_mean.shape)
         begun = time.perf_counter()
         taken = recompute(state, target, taken)
@@ -94,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -93,7 +93,7 @@ class Log:
 
 
 def measure(model: PreTrainedModel, spec: str, inputs: dict[str, Tensor], timer: Timer, rounds: int) -> Row:
-    """Medians of one side: a prompt, then single tokens; the first round is for compilers and is not counted."""
+    """Measure medians of one side: a prompt, then single tokens; the first round, for compilers, is not counted."""
     cuda = timer.device.type == "cuda"
 
     def call(cache: Any, **some: Tensor) -> float:
@@ -130,7 +130,7 @@ def add_limits(row: Row, machine: Machine, model: PreTrainedModel, tokens: int) 
 
 
 def line(name: str, row: Row, base: Row) -> str:
-    """A side's line of the table."""
+    """Format a side's line of the table."""
     mib = 2**20
     cells = [f"{row['prefill']:.1f}", f"{row['prefill'] / base['prefill']:.2f}", f"{row['prefill limit']:.0%}"]
     cells += [f"{row['decode']:.2f}", f"{row['decode'] / base['decode']:.2f}", f"{row['decode limit']:.0%}"]

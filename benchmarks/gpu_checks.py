@@ -27,7 +27,7 @@ def checks(shapes: list[Shape], device: torch.device, kernels: str, tokens: int)
 
 
 def _run(model: PreTrainedModel, spec: str, ids: Tensor) -> tuple[MemoryCache, Tensor]:
-    """A prompt and four more calls of one token: the cache and all logits in float32."""
+    """Read a prompt, then four single tokens, and return the cache and all logits in float32."""
     cache, logits = new_cache(model, spec), []
     for part in (ids[:, :-4], *ids[:, -4:].split(1, 1)):
         logits.append(model(part, **{CACHE: cache}).logits.float())
@@ -35,8 +35,8 @@ def _run(model: PreTrainedModel, spec: str, ids: Tensor) -> tuple[MemoryCache, T
 
 
 def _full(shape: Shape, device: torch.device, kernels: str, tokens: int) -> Iterator[Line]:
-    """The full policy is plain attention: within 1e-4 of the logits' scale in float32, and in bfloat16 at most 1.5
-    times as far from the float32 logits as plain attention is."""
+    """Check that the full policy is plain attention: within 1e-4 of the logits' scale in float32, in bfloat16 at most
+    1.5 times as far from the float32 logits as plain attention is."""
     os.environ[VARIABLE] = kernels
     exact = shape.build(device, torch.float32, layers=2)
     ids = shape.inputs(tokens, device, torch.float32)["input_ids"]

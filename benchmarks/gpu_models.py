@@ -33,7 +33,7 @@ SIDES = {
 
 
 def policy(spec: str) -> EvictionPolicy:
-    """The policy of a side; ``zero`` is a NAMM that scores every token 0, so that all stay."""
+    """Make the policy of a side; ``zero`` is a NAMM that scores every token 0, so that all stay."""
     return NAMM(update_interval=512) if spec == "zero" else policies.make(spec)
 
 
@@ -48,8 +48,8 @@ class Shape:
     video: bool = False
 
     def build(self, device: torch.device, dtype: torch.dtype, layers: int | None = None) -> PreTrainedModel:
-        """The model with random weights; some of its heads attend up to three times as sharply as others, so that a
-        NAMM keeps different numbers of tokens in them.
+        """Make the model with random weights; some heads attend up to three times as sharply as others, so that a NAMM
+        keeps different numbers of tokens in them.
 
         Args:
             layers: build so many decoder layers instead of all.
@@ -73,7 +73,7 @@ class Shape:
         return model
 
     def inputs(self, length: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """A random prompt of so many tokens, or of so many random frames and 40 tokens."""
+        """Make a random prompt of so many tokens, or of so many random frames and 40 tokens."""
         generator = torch.Generator().manual_seed(length)
         if not self.video:
             return {"input_ids": torch.randint(10, 900, (1, length), generator=generator).to(device)}
@@ -92,7 +92,7 @@ def set_attention(model: PreTrainedModel, name: str) -> None:
 
 
 def new_cache(model: PreTrainedModel, spec: str) -> Any:
-    """A cache of a side."""
+    """Make the cache of a side."""
     set_attention(model, "memory" if spec else "sdpa")
     return (
         MemoryCache(model.config, policy=policy(spec)) if spec else DynamicCache(config=model.config.get_text_config())
@@ -100,7 +100,7 @@ def new_cache(model: PreTrainedModel, spec: str) -> Any:
 
 
 def shapes(tiny: bool) -> list[Shape]:
-    """The shapes in the order in which they are measured: the 7B's decoder first."""
+    """Return the shapes in the order in which they are measured: the 7B's decoder first."""
     if tiny:
         vision = CLIPVisionConfig(
             hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56,

@@ -24,6 +24,7 @@ from pathlib import Path
 import growth
 from tqdm import tqdm
 
+from namm_transfer.evals.report.provenance import cpu_name
 from namm_transfer.files import write_atomic
 
 HERE = Path(__file__).parent
@@ -124,13 +125,6 @@ def exceeded(table: Table) -> list[str]:
     ]
 
 
-def processor() -> str:
-    """Return the processor's name if the system provides it."""
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def show(name: str, tokens: int, table: Table) -> None:
     """Format the results, one line for each side."""
     clock = "" if CASES[name].threads > 1 else "cpu_"
@@ -179,7 +173,7 @@ def main() -> None:
             if bad := exceeded(tables[case.tokens[0]]):
                 raise SystemExit("\n".join(bad))
             continue
-        machine = {"machine": f"{platform.machine()}, {processor()}", "cores": os.cpu_count(), "threads": case.threads}
+        machine = {"machine": f"{platform.machine()}, {cpu_name()}", "cores": os.cpu_count(), "threads": case.threads}
         machine |= {package: version(package) for package in ("torch", "transformers")}
         found = machine | {"rounds": rounds, "tables": tables}
         options.out.mkdir(parents=True, exist_ok=True)

@@ -8,12 +8,12 @@ copy of the cache. Positions are extended to hold the whole stream before it beg
 far beyond the 512 positions that it was trained for is no measure of a policy; time and memory are.
 """
 
-import argparse
 import time
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+import tyro
 
 from namm_transfer import policies
 from namm_transfer.adapters.llava_next_video import LlavaNextVideoAdapter
@@ -28,12 +28,12 @@ COLUMNS = ("frames", "tokens seen", "tokens held a head", "cache, KiB", "process
 Row = tuple[int, int, float, float, float, float, float]
 
 
-def clips(frames: int, size: int = 32) -> Iterator[np.ndarray]:
-    """Draw films one after the other, a frame a second, in clips of `CLIP` frames: (CLIP, size, size, 3) uint8."""
+def clips(frames: int) -> Iterator[np.ndarray]:
+    """Draw films one after the other, a frame a second, in clips of `CLIP` frames: (CLIP, 32, 32, 3) uint8."""
     for first in range(0, frames, CLIP):
         film = make_film("test", first // FILM, FILM)
         times = first % FILM + 0.5 + np.arange(min(CLIP, frames - first))
-        yield draw(film, times, size)
+        yield draw(film, times, 32)
 
 
 def resident() -> float:
@@ -69,20 +69,15 @@ def watch(spec: str, frames: int, update_interval: int, rows: int = 10) -> Itera
         before, last = time.perf_counter(), stream.frames
 
 
-def main() -> None:
+def main(policy: str = "namm:budget=512", frames: int = 10_000, update_interval: int = 128) -> None:
     """Watch and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--policy", default="namm:budget=512")
-    parser.add_argument("--frames", type=int, default=10_000)
-    parser.add_argument("--update-interval", type=int, default=128)
-    options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
-    for row in watch(options.policy, options.frames, options.update_interval):
+    for row in watch(policy, frames, update_interval):
         print(
             "| " + " | ".join(f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in row) + " |", flush=True
         )
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

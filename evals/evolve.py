@@ -57,7 +57,7 @@ class Options(EvolutionConfig):
 
 
 def configuration(options: Options) -> EvolutionConfig:
-    """The part of the options that decides what is made."""
+    """Return the part of the options that decides what is made."""
     fields = dataclasses.fields(EvolutionConfig)
     return EvolutionConfig(**{field.name: getattr(options, field.name) for field in fields})
 

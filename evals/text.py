@@ -28,10 +28,11 @@ import torch
 
 from namm_transfer import NammTransferError
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
+from namm_transfer.adapters.registry import find_adapter
 from namm_transfer.evals.harness import Sample, parse, run, start
 from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.harness.options import ContextOptions
-from namm_transfer.evals.report.samples import choose
+from namm_transfer.evals.report.samples import choose, in_turns
 from namm_transfer.evals.report.schema import Report
 from namm_transfer.evals.tasks.text import prose
 from namm_transfer.evals.tasks.text.asking import about_benchmarks, about_families
@@ -45,8 +46,7 @@ from namm_transfer.evals.tasks.text.families import (
     make_prompt,
 )
 from namm_transfer.evals.tasks.text.load import Source, find, load, local
-from namm_transfer.evals.tasks.text.questions import Task, TextBenchmark
-from namm_transfer.evals.tasks.text.registry import benchmarks
+from namm_transfer.evals.tasks.text.questions import Task, TextBenchmark, benchmarks
 from namm_transfer.files import sha256
 
 GROUPS = {"trained": TRAINED, "held-out": HELD_OUT, "all": tuple(FAMILIES)} | {
@@ -66,6 +66,9 @@ class Options(ContextOptions):
 
     model: str = "smollm2"
     """Causal language model: folder, hub id, .gguf file, or smollm2 (SmolLM2-135M-Instruct)."""
+    adapter: str = "auto"
+    """How the model is loaded and given its prompts: auto, or an adapter of another package by its name among the entry
+    points namm_transfer.adapters."""
     tasks: str = "all"
     """Task families, separated by commas: trained (those the shipped NAMM was trained on), held-out, all (both and two
     hard ones), ruler (needles among distractors, chains of variables, word counts, questions about two facts), or
@@ -147,12 +150,8 @@ def family_samples(options: Options, families: Sequence[str], adapter: CausalLMA
 def benchmark_samples(options: Options, sources: dict[Task, Source]) -> list[Sample]:
     """Make one sample for each question; tasks take turns, and questions about one text form a cluster."""
     count = min((n for n in (options.samples, options.limit) if n is not None), default=None)
-    turns = itertools.zip_longest(*(load(task, source, count) for task, source in sources.items()))
-    return [
-        Sample(q.id, q.task.name, q, cluster=q.context, prompt=q.prompt)
-        for q in itertools.chain.from_iterable(turns)
-        if q is not None
-    ]
+    questions = in_turns(load(task, source, count) for task, source in sources.items())
+    return [Sample(q.id, q.task.name, q, cluster=q.context, prompt=q.prompt) for q in questions]
 
 
 def together(samples: Sequence[Sample]) -> list[Sample]:
@@ -220,7 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     """Parse the command line, ask the questions and write the report."""
     options = parse(Options, arguments)
     options.check_context()
-    families, tasks = asked(options)  # a typing error should not wait for the model
+    adapter_class = find_adapter(options.adapter, CausalLMAdapter)
+    families, tasks = asked(options)  # a misspelt name should not wait for the model
     for task in tasks:
         task.check()
     if options.query_agnostic and (early := [task.id for task in tasks if task.asks_first]):
@@ -235,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     questions = {name: benchmark_samples(options, part) for name, part in parts.items() if part}
     if options.query_agnostic:
         questions = {name: together(asks[: options.limit]) for name, asks in questions.items()}
-    adapter = CausalLMAdapter.load(
+    adapter = adapter_class.load(
         options.model,
         dtype=getattr(torch, options.dtype, None),
         device=accelerator.device,

@@ -26,6 +26,7 @@ import torch
 
 from namm_transfer import NAMM, EvictionPolicy, NammTransferError
 from namm_transfer.adapters.context import ContextCaches
+from namm_transfer.adapters.registry import find_adapter
 from namm_transfer.adapters.video.load import load_video_model
 from namm_transfer.adapters.video.sample import EncodedVideo, VideoSample
 from namm_transfer.adapters.video.sampling import some_of
@@ -34,12 +35,12 @@ from namm_transfer.evals.harness import Outcome, Sample, parse, run, start
 from namm_transfer.evals.harness.agreement import sketch
 from namm_transfer.evals.harness.cli import script
 from namm_transfer.evals.harness.options import ContextOptions
-from namm_transfer.evals.report.samples import choose
+from namm_transfer.evals.report.samples import choose, in_turns
 from namm_transfer.evals.report.schema import Report
 from namm_transfer.evals.tasks.video.generated import GENERATED, load_generated
 from namm_transfer.evals.tasks.video.own_file import load_json
 from namm_transfer.evals.tasks.video.questions import VideoQuestion
-from namm_transfer.evals.tasks.video.registry import in_turns, known
+from namm_transfer.evals.tasks.video.registry import known
 from namm_transfer.evals.tasks.video.streaming import CLIP, Watcher, by_film, positions_for
 from namm_transfer.evals.tasks.video.thumbnails import most_and_least, write_thumbnails
 from namm_transfer.files import asset, safe_name
@@ -58,6 +59,9 @@ class Options(ContextOptions):
     model: str | None = None
     """Folder or hub id of a video-language model: LLaVA-NeXT-Video, Qwen2.5-VL, Qwen3-VL, LLaVA-OneVision, SmolVLM2,
     InternVL3 and others of their kind; the small LLaVA-NeXT-Video that is shipped for the benchmark by default."""
+    adapter: str = "auto"
+    """How the model is loaded and given its prompts: auto, or an adapter of another package by its name among the entry
+    points namm_transfer.adapters."""
     benchmark: str = "generated"
     """"generated", "generated-v2" (films of which a memory must forget nothing), the name of a benchmark (mlvu,
     longvideobench, longvideobench-frames, videomme, egoschema, streamingbench, ovobench, or one of another package), or
@@ -99,7 +103,7 @@ class Options(ContextOptions):
 
 
 def questions(options: Options) -> list[VideoQuestion]:
-    """The benchmark's questions at each number of frames; these take turns, so that --limit cuts all of them alike."""
+    """Load the benchmark's questions at each number of frames; these take turns, so that --limit cuts all alike."""
     films = options.films * len(options.frames) if len(options.films) == 1 else options.films
     if len(films) != len(options.frames):
         raise NammTransferError(
@@ -109,7 +113,7 @@ def questions(options: Options) -> list[VideoQuestion]:
         raise NammTransferError(f"--films {options.films} --frames {options.frames}: expected positive numbers")
     if options.fps is not None and not 0 < options.fps < float("inf"):
         raise NammTransferError(f"--fps {options.fps}: expected a positive number")
-    some_of(np.arange(1), options.show)  # a typing error should not wait for the first film
+    some_of(np.arange(1), options.show)  # a misspelt value should not wait for the first film
     if options.streaming and (options.query_agnostic or options.blind):
         raise NammTransferError("--streaming is a protocol of its own: expected neither --query-agnostic nor --blind")
     several = len(options.frames) > 1
@@ -130,7 +134,7 @@ def questions(options: Options) -> list[VideoQuestion]:
 
 
 def load_questions(options: Options, films: int, frames: int) -> list[VideoQuestion]:
-    """The benchmark's questions; where it has several tasks, these take turns."""
+    """Load the benchmark's questions; where it has several tasks, these take turns."""
     if options.benchmark in GENERATED:
         version, _ = GENERATED[options.benchmark]
         if options.streaming and version != 1:
@@ -151,7 +155,7 @@ def load_questions(options: Options, films: int, frames: int) -> list[VideoQuest
 
 
 def as_sample(options: Options, question: VideoQuestion) -> VideoSample:
-    """A question as the adapter takes it; `NammTransferError` if it names files outside its folder."""
+    """Make the sample that the adapter takes; `NammTransferError` if it names files outside its folder."""
     return VideoSample(
         BLACK if options.blind else question.video,
         question.prompt,
@@ -180,11 +184,12 @@ def check_choices(adapter: VideoLanguageAdapter, asked: Sequence[VideoQuestion])
 
 
 def load(options: Options, device: torch.device) -> tuple[VideoLanguageAdapter, str]:
-    """The model, and where it came from."""
+    """Load the model; return its adapter and the folder or hub id that it came from."""
     _, shipped = GENERATED.get(options.benchmark, GENERATED["generated"])
     source = options.model or str(asset(shipped))
     adapter = load_video_model(
         source,
+        adapter=find_adapter(options.adapter, VideoLanguageAdapter),
         feature_folder=options.out / "features",
         dtype=None if options.dtype == "auto" else getattr(torch, options.dtype),
         device=None if options.device_map else device,
@@ -198,7 +203,10 @@ def load(options: Options, device: torch.device) -> tuple[VideoLanguageAdapter, 
 def evaluator(
     options: Options, adapter: VideoLanguageAdapter, shown: Set[str]
 ) -> Callable[[list[Sample], EvictionPolicy], list[Outcome]]:
-    """Answers one question under a policy; of samples with an id in `shown`, draws what NAMM kept most and least of."""
+    """Make the function that answers one question under a policy.
+
+    Of the samples in `shown` it also writes thumbnails of the frames that a NAMM kept most and least of.
+    """
     contexts, watcher = (
         ContextCaches(adapter, options.context_cache),
         Watcher(adapter, options.fps or 1, options.pixels),
@@ -279,7 +287,7 @@ def make_room(adapter: VideoLanguageAdapter, encoded: EncodedVideo, room: int, q
 
 
 def absent(options: Options, asked: Sequence[VideoQuestion]) -> str:
-    """A line on the parts of the benchmark's official score that no question is asked of; nothing if there are none."""
+    """Name the parts of the benchmark's official score that no question belongs to; an empty text if there are none."""
     benchmark = known(options.benchmark)
     there = {name for question in asked for name in (question.kind, *question.groups)}
     lost = [name for name in benchmark.headline["categories"] if name not in there] if benchmark else []
@@ -316,6 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     """Parse, watch, answer, report."""
     options = parse(Options, arguments)
     options.check_context()
+    find_adapter(options.adapter, VideoLanguageAdapter)  # a misspelt name should not wait for the films
     accelerator = start(options)
     with accelerator.main_process_first():  # which writes the films that the others then find
         asked = questions(options)[: options.limit]

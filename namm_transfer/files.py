@@ -115,7 +115,8 @@ def asset(name: str) -> Path:
         NammTransferError: there is no such asset, and the message says which command makes it; or there are two.
     """
     for root in (Path(str(resources.files("namm_transfer.assets"))), Path("assets")):
-        candidates = [safe_join(root, name), *sorted(safe_join(group, name) for group in _folders(root))]
+        groups = sorted(path for path in root.glob("*") if path.is_dir())
+        candidates = [safe_join(root, name), *(safe_join(group, name) for group in groups)]
         found = [path for path in candidates if path.exists() and path != root.resolve()]
         if len(found) > 1:
             names = " and ".join(map(str, found))
@@ -125,10 +126,6 @@ def asset(name: str) -> Path:
     made_by = MADE_BY.get(name) or MADE_BY.get(name.partition("/")[0])
     hint = f"make it with: {made_by}" if made_by else "expected a folder in assets/ or assets/GROUP/ of a checkout"
     raise NammTransferError(f"asset {name!r} is neither installed nor in ./assets; {hint}")
-
-
-def _folders(root: Path) -> list[Path]:
-    return [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

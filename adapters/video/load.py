@@ -10,16 +10,23 @@ from namm_transfer.adapters.loading import read_model_type
 from namm_transfer.adapters.video_language import VideoLanguageAdapter
 
 
-def load_video_model(source: str, *, feature_folder: Path | None = None, **options: Any) -> VideoLanguageAdapter:
+def load_video_model(
+    source: str,
+    *,
+    adapter: type[VideoLanguageAdapter] = VideoLanguageAdapter,
+    feature_folder: Path | None = None,
+    **options: Any,
+) -> VideoLanguageAdapter:
     """Load a video-language model from a folder or a hub id.
 
     Args:
+        adapter: class that loads it; by default the one of this package that fits the model.
         feature_folder: where LLaVA-NeXT-Video keeps the tokens of videos between calls; None keeps none.
         options: see `VideoLanguageAdapter.load`.
 
     Raises:
         NammTransferError: nothing to load there, or a model that cannot be served.
     """
-    if read_model_type(source, VideoLanguageAdapter.kind) == "llava_next_video":
+    if adapter is VideoLanguageAdapter and read_model_type(source, adapter.kind) == "llava_next_video":
         return LlavaNextVideoAdapter.load(source, **options, feature_folder=feature_folder)
-    return VideoLanguageAdapter.load(source, **options)
+    return adapter.load(source, **options)

@@ -47,13 +47,13 @@ def divergence(full: np.ndarray, probabilities: np.ndarray) -> float:
     return float(min(1.0, max(0.0, sum(bits) / 2)))
 
 
-def sketch(cache: MemoryCache, row: int = 0) -> np.ndarray:
+def sketch(cache: MemoryCache) -> np.ndarray:
     """Mark which of up to `MOST_POSITIONS` tokens each head holds: (layers, KV heads, bytes) uint8, packed bits."""
-    seen = cache.report().seen[row]
+    seen = cache.report().seen[0]
     chosen = np.unique(np.linspace(0, seen - 1, min(seen, MOST_POSITIONS)).round().astype(np.int64))
     layers = []
     for layer in range(len(cache.attention_layers)):
-        heads = cache.positions(layer)[row].cpu().numpy()
+        heads = cache.positions(layer)[0].cpu().numpy()
         layers.append([np.packbits(np.isin(chosen, head)) for head in heads])
     return np.array(layers)
 

@@ -75,7 +75,7 @@ named in one line; 130 interrupted."""
 
 
 def usage() -> str:
-    """The help text of `namm-transfer`."""
+    """Return the help text of `namm-transfer`."""
     return USAGE.format(commands="\n".join(f"  {name:<8} {command.purpose}" for name, command in COMMANDS.items()))
 
 

@@ -64,7 +64,7 @@ def alone(spec: PolicySpec, update_interval: int) -> Entry:
 
 
 def _target(entry: Entry, entries: Sequence[Entry]) -> PolicySpec | None:
-    """The policy whose cache size `entry` is to match; None if it has a size of its own."""
+    """Find the policy whose cache size `entry` is to match; None if it has a size of its own."""
     name = entry.policy.match
     if name is None:
         return None
@@ -79,6 +79,6 @@ def _target(entry: Entry, entries: Sequence[Entry]) -> PolicySpec | None:
 
 
 def _named(name: str, asking: PolicySpec, specs: Sequence[PolicySpec]) -> list[PolicySpec]:
-    """The specs other than `asking` that match=name may mean: one with exactly that text, else all of that name."""
+    """List the other specs that match=NAME in `asking` may mean: one with exactly that text, else all of that name."""
     others = [spec for spec in specs if spec != asking]
     return [spec for spec in others if spec.text == name] or [spec for spec in others if spec.name == name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import os
@@ -10,26 +11,32 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
+from docstring_parser import parse_from_object
 from pydantic import TypeAdapter, ValidationError
 
 from namm_transfer import policies
 from namm_transfer.errors import NammTransferError
 from namm_transfer.policies import PolicySpec
 
+POLICY_HELP = (
+    f"Policies to compare, out of {', '.join(policies.names())}, each written name or name:key=value,... for example "
+    "h2o:keep=0.5. May be repeated, and one value may hold several, separated by commas: "
+    "full,streaming:sinks=4,window=252 is two. match=NAME asks for the cache size that policy NAME used "
+    "(allocation=head: in each KV head); protect=4:64 never evicts the first 4 and the last 64 tokens."
+)
+"""Help of --policy, which names the policies of this package and of other installed ones."""
+
 
 @dataclasses.dataclass
 class EvalOptions:
     """The flags that every evaluation has. The options of a script inherit from this and may change defaults."""
 
-    policy: tuple[str, ...] = ("full,namm,streaming:match=namm,h2o:match=namm",)
-    """Policies to compare, out of full, recent, streaming, h2o, l2, value-norm, infinipot-v, keydiff, leverage, tova,
-    snapkv, random, namm and those of other packages, each written name or name:key=value,... for example h2o:keep=0.5.
-    May be repeated, and one value may hold several, separated by commas: full,streaming:sinks=4,window=252 is two.
-    match=NAME asks for the cache size that policy NAME used (allocation=head: in each KV head); protect=4:64 never
-    evicts the first 4 and the last 64 tokens."""
+    policy: Annotated[tuple[str, ...], tyro.conf.arg(help=POLICY_HELP)] = (
+        "full,namm,streaming:match=namm,h2o:match=namm",
+    )
 
     update_interval: int = 512
     """The policy acts each time a sequence has grown by this many tokens; spectral policies need a multiple of 16."""
@@ -87,8 +94,8 @@ Options = TypeVar("Options")
 def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Options:
     """Read the options of a dataclass from the command line, then the file of `--config`, then its defaults.
 
-    `--help` shows the docstring of the class's module and the one under each field. Wrong flags in `arguments`
-    (`sys.argv[1:]` unless given) end the program with a message, as usual for command line tools.
+    Wrong flags in `arguments` (`sys.argv[1:]` unless given) end the program with a message, as usual for command line
+    tools.
 
     Raises:
         NammTransferError: the file is missing, is not TOML, or has an unknown key or a value of the wrong type; or an
@@ -96,12 +103,35 @@ def parse(options: type[Options], arguments: Sequence[str] | None = None) -> Opt
     """
     given = _gathered(sys.argv[1:] if arguments is None else arguments, "--policy")
     check_text(given, "the command line")
-    file = _value_of("--config", given)
-    default = options() if file is None else from_toml(options, Path(file))
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    file = finder.parse_known_args(given)[0].config
+    default = options() if file is None else from_toml(options, file)
+    return read_flags(options, args=given, default=default)
+
+
+def _program() -> str | None:
+    """Name the running command as it was typed, where it is not simply a script."""
     called, *words = sys.argv or [""]
-    program = f"namm-transfer {words[0]}" if words and Path(called).name == "namm-transfer" else None
+    if words and Path(called).name == "namm-transfer":
+        return f"namm-transfer {words[0]}"
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    return None if module is None else f"python -m {module.name}"
+
+
+def read_flags(options: type[Options], **settings: Any) -> Options:
+    """Read a dataclass from the command line with `tyro.cli`, which gets the settings.
+
+    `--help` shows the docstring of the class's module and, as running text, the one under each field; tyro itself would
+    keep the line breaks that the source has there.
+    """
+    hints = get_type_hints(options, include_extras=True)
+    for kind in reversed(options.__mro__[:-1]):
+        for field in parse_from_object(kind).params:
+            if text := " ".join((field.description or "").split()):
+                options.__annotations__[field.arg_name] = Annotated[hints[field.arg_name], tyro.conf.arg(help=text)]
     described = sys.modules[options.__module__].__doc__ or options.__doc__
-    return tyro.cli(options, prog=program, args=given, default=default, description=described)
+    return tyro.cli(options, **{"prog": _program(), "description": described, **settings})
 
 
 def from_toml(kind: type[Options], path: Path) -> Options:
@@ -180,17 +210,6 @@ def _gathered(arguments: Sequence[str], flag: str) -> list[str]:
             inside = False
             rest.append(argument)
     return [*rest, flag, *values] if len(rest) < len(arguments) else rest
-
-
-def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    """The value of the last use of a flag, found before the arguments are fully parsed."""
-    value = None
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=False):
-        if argument == flag:
-            value = following
-        elif argument.startswith(f"{flag}="):
-            value = argument.partition("=")[2]
-    return value
 
 
 def check_text(value: Any, where: str) -> None:

@@ -80,7 +80,7 @@ def shared(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
 
 
 def defaults(options: EvalOptions) -> dict[str, Any]:
-    """The default of every option, as `Run.options` records it."""
+    """Return the default of every option, as `Run.options` records it."""
     fields = [field for field in dataclasses.fields(options) if field.default is not dataclasses.MISSING]
     return {field.name: plain(field.default) for field in fields}
 
@@ -91,7 +91,7 @@ def prepare(options: EvalOptions, plan: Plan) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """A JSON-able copy: paths become strings, NumPy and torch values Python's, NaN and infinity None."""
+    """Make a JSON-able copy: paths become strings, NumPy and torch values Python's, NaN and infinity None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -106,7 +106,7 @@ def plain(value: Any) -> Any:
 
 
 def recorded(entry: Entry) -> Policy:
-    """The policy as the ledgers record it."""
+    """Describe the policy as the ledgers record it."""
     return Policy(
         spec=entry.spec.text,
         name=entry.spec.name,

@@ -141,7 +141,7 @@ def _evaluate_all(out: Path, plan: Plan, evaluate: Evaluate, accelerator: Accele
 
 
 def _sizes(out: Path, plan: Plan, entry: Entry) -> list[list[float]] | list[list[tuple[float, ...]]]:
-    """Mean tokens a KV head kept under the policy that `entry` matches, over all samples, as its allocation asks.
+    """Compute the mean tokens a KV head kept under the policy that `entry` matches, as its allocation asks.
 
     Returns:
         (layers, updates), or with ``allocation=head`` (layers, updates, heads).
@@ -163,7 +163,7 @@ def _sizes(out: Path, plan: Plan, entry: Entry) -> list[list[float]] | list[list
 
 
 def _outdated(record: Record, digests: dict[str, str]) -> bool:
-    """True if a record was made with other cache sizes than now, because a sample of the matched policy had failed."""
+    """Return True if a record was made with other cache sizes, because a sample of the matched policy had failed."""
     return record.sizes_sha256 is not None and record.sizes_sha256 != digests.get(record.policy, record.sizes_sha256)
 
 
@@ -210,7 +210,7 @@ def _work(
 def _chunks(
     plan: Plan, spec: str, done: set[tuple[str, int]], accelerator: Accelerator
 ) -> Iterator[tuple[range, set[int]]]:
-    """This process's unfinished batches, as (indices of the samples, indices of those that are missing).
+    """Yield this process's unfinished batches, as (indices of the samples, indices of those that are missing).
 
     A batch is evaluated as a whole even if part of it is done, since another composition may round differently.
     """
@@ -238,7 +238,7 @@ def _outcomes(evaluate: Evaluate, chunk: list[Sample], policy: EvictionPolicy) -
 
 
 def _fatal(error: BaseException | None) -> OSError | None:
-    """The `OSError` with an errno in `FATAL` in the chain of an exception's causes; None if there is none."""
+    """Find the `OSError` with an errno in `FATAL` in the chain of an exception's causes; None if there is none."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, OSError) and error.errno in FATAL:
@@ -249,7 +249,7 @@ def _fatal(error: BaseException | None) -> OSError | None:
 
 
 def _stopped(error: OSError, out: Path) -> NammTransferError:
-    """An error that states in one line why the run stopped."""
+    """Make an error that states in one line why the run stopped."""
     place = f" ({error.filename})" if error.filename else ""
     return NammTransferError(
         f"stopped: {error.strerror or error}{place}; finished samples are in {out}, go on from them with --resume"

@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
 from tqdm import tqdm
 
 from namm_transfer import MemoryCache, NammTransferError
 from namm_transfer.cache.history import History
 from namm_transfer.cache.report import MemoryReport
-from namm_transfer.evals.harness.options import check_text
+from namm_transfer.evals.harness.options import check_text, read_flags
 from namm_transfer.files import write_atomic
 
 if TYPE_CHECKING:
@@ -30,8 +29,7 @@ def parse_arguments(options: Any, name: str, arguments: Sequence[str] | None) ->
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     check_text(given, "the command line")
-    described = sys.modules[options.__module__].__doc__
-    return tyro.cli(options, prog=f"namm-transfer {name}", args=given, description=described)
+    return read_flags(options, prog=f"namm-transfer {name}", args=given)
 
 
 def check_page(path: Path) -> Path:

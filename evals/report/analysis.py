@@ -58,14 +58,12 @@ def build(folder: Path) -> Report:
     runs = [task.run for task in tasks]
     summary = [_row(task, spec) for task, spec in ran]
     overall = _overall(tasks)
-    answers = _answers(tasks, summary, overall)
     known = [item for run in runs for item in published(run.task)]
-    headlines = [item for task in tasks for item in _headlines(task)]
     warnings = cautions.group_warnings(overall, _members(tasks), summary)
-    return Report(
-        headline=verdict.in_one_line(answers, runs, summary, overall, headlines),
-        headlines=headlines,
-        answers=answers,
+    report = Report(
+        headline="",
+        headlines=[item for task in tasks for item in _headlines(task)],
+        answers=_answers(tasks, summary, overall),
         summary=summary,
         overall=overall,
         costs=[_cost(task, spec) for task, spec in ran],
@@ -82,6 +80,7 @@ def build(folder: Path) -> Report:
         runs=runs,
         records=[_brief(task.run.task, record) for task in tasks for rows in task.records.values() for record in rows],
     )
+    return report.model_copy(update={"headline": verdict.in_one_line(report)})
 
 
 def _row(task: Task, spec: str) -> SummaryRow:
@@ -100,7 +99,7 @@ def _row(task: Task, spec: str) -> SummaryRow:
 
 
 def _counts(records: Sequence[Record]) -> dict[str, Any]:
-    """The fields that `SummaryRow` and `Overall` share."""
+    """Compute the fields that `SummaryRow` and `Overall` share."""
     finished = [record for record in records if record.error is None]
     return {
         "n": len(records),
@@ -117,7 +116,7 @@ def _scores(records: Sequence[Record]) -> list[float]:
 
 
 def _acted(records: Sequence[Record]) -> float:
-    """Share of the samples that did not fail in which the policy acted at least once."""
+    """Compute the share of the samples that did not fail in which the policy acted at least once."""
     return statistics.mean([record.updates > 0 for record in records if record.error is None]) or 0.0
 
 
@@ -126,17 +125,17 @@ def _mean_of(records: Sequence[Record], name: str) -> float | None:
 
 
 def _detail(records: Sequence[Record], name: str) -> list[float]:
-    """The numbers that the evaluator recorded in `details` under this name."""
+    """List the numbers that the evaluator recorded in `details` under this name."""
     return [float(record.details[name]) for record in records if record.error is None and name in record.details]
 
 
 def _members(tasks: Sequence[Task]) -> list[Task]:
-    """The tasks of the group `EPISODIC`: those whose names start with "rl/"."""
+    """List the tasks of the group `EPISODIC`: those whose names start with "rl/"."""
     return [task for task in tasks if task.run.task.startswith(f"{EPISODIC}/")]
 
 
 def _overall(tasks: Sequence[Task]) -> list[Overall]:
-    """One row for each policy that was run in every task of the group."""
+    """Make one row for each policy that was run in every task of the group."""
     members = _members(tasks)
     specs = [spec for spec in (members[0].records if members else {}) if all(t.records.get(spec) for t in members)]
     return [_overall_row(members, spec) for spec in specs]
@@ -167,7 +166,7 @@ def _overall_row(tasks: list[Task], spec: str) -> Overall:
 
 
 def _headlines(task: Task) -> list[Headline]:
-    """The official score of each policy; empty if the run's description names no rule for it.
+    """Compute the official score of each policy; empty if the run's description names no rule for it.
 
     Raises:
         NammTransferError: the run's description names an unknown rule.
@@ -220,7 +219,7 @@ def _cost(task: Task, spec: str) -> Cost:
 
 
 def _returns(task: Task, spec: str) -> list[Returns]:
-    """The distribution of the undiscounted returns; empty for a task without returns."""
+    """Describe the distribution of the undiscounted returns; empty for a task without returns."""
     values = _detail(task.records[spec], "return")
     if not values:
         return []
@@ -243,7 +242,7 @@ def _likelihood(task: Task, spec: str) -> list[Likelihood]:
 
 
 def _sizes(task: Task, spec: str) -> list[Sizes]:
-    """The cache size after each update; empty for a policy that never acted."""
+    """Compute the cache size after each update; empty for a policy that never acted."""
     histories = [record.history for record in task.records[spec] if record.history and record.history[0]]
     if not histories:
         return []
@@ -254,7 +253,7 @@ def _sizes(task: Task, spec: str) -> list[Sizes]:
 
 
 def _categories(task: Task) -> list[Category]:
-    """Rows by category, then by the further groups in the samples' `details["groups"]`, in order of appearance."""
+    """Make rows by category, then by the further groups in the samples' `details["groups"]`, in order of appearance."""
     every = [record for records in task.records.values() for record in records]
     names = dict.fromkeys(sorted({record.category for record in every}))
     names |= dict.fromkeys(name for record in every for name in _groups(record))
@@ -291,7 +290,7 @@ def _heatmap(task: Task, spec: str) -> list[HeatMap]:
 
 
 def _answers(tasks: Sequence[Task], summary: Sequence[SummaryRow], overall: Sequence[Overall]) -> list[Answer]:
-    """The verdicts on the group, if it has several tasks, then on each task."""
+    """Judge the group, if it has several tasks, then on each task."""
     by_task = {task.run.task: task for task in tasks}
     rows: list[verdict.Row] = [*(row for row in overall if row.tasks > 1), *summary]
     answers = []
@@ -318,7 +317,7 @@ def _answers(tasks: Sequence[Task], summary: Sequence[SummaryRow], overall: Sequ
 
 
 def published(task: str) -> list[Published]:
-    """Published scores for a task, by its name; only those of its data set if the name includes one."""
+    """List the published scores for a task, by its name; only those of its data set if the name includes one."""
     parts = task.replace("-v5", "").split("/")
     name = next((env for env in DECISION_TRANSFORMER if env in "/".join(parts)), None)
     if parts[0] != EPISODIC or name is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ TASKS_OWN = ("env", "dataset", "model", "target_return")
 
 
 def task_warnings(task: Task, summary: Sequence[SummaryRow], published: Sequence[Published]) -> list[str]:
-    """Warnings about the tables of one task."""
+    """Write the warnings about the tables of one task."""
     rows = {row.policy: row for row in summary if row.task == task.run.task}
     found = [*task.damage, *_missing(task, rows), *_losses(task, rows), *_chance(task), *_unmatched(task, rows)]
     both = [row.policy for row in rows.values() if row.diff_ci and row.diff_ci[0] < 0 < row.diff_ci[1]]
@@ -50,14 +50,14 @@ def _missing(task: Task, rows: dict[str, SummaryRow]) -> list[str]:
 
 
 def _losses(task: Task, rows: dict[str, SummaryRow]) -> list[str]:
-    """Failed samples and unparsed answers; policies with the same message share one line."""
+    """Report failed samples and unparsed answers; policies with the same message share one line."""
     texts: dict[str, list[str]] = {}
     for spec, row in rows.items():
         failed = [record for record in task.records[spec] if record.error is not None]
         if failed:
             text = (
                 f"{row.failed} of {row.n} samples failed and are left out of the score "
-                f"({_names(record.id for record in failed)}); the first: {failed[0].error}"
+                f"({_names([record.id for record in failed])}); the first: {failed[0].error}"
             )
             texts.setdefault(text, []).append(spec)
         if row.unparsed:
@@ -67,10 +67,9 @@ def _losses(task: Task, rows: dict[str, SummaryRow]) -> list[str]:
     return [f"{everywhere if len(specs) == len(rows) else ', '.join(specs)}: {text}" for text, specs in texts.items()]
 
 
-def _names(names: Iterable[str], limit: int = 5) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return f"{', '.join(listed[:limit])}{more}"
+def _names(names: Sequence[str]) -> str:
+    """List the first five names and say how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _chance(task: Task) -> list[str]:
@@ -89,7 +88,7 @@ def _chance(task: Task) -> list[str]:
 
 
 def _unmatched(task: Task, rows: dict[str, SummaryRow]) -> list[str]:
-    """Policies whose cache size differs from that of the policy they match."""
+    """Report policies whose cache size differs from that of the policy they match."""
     found = []
     for policy in task.run.policies:
         row, other = rows.get(policy.spec), rows.get(policy.match or "")
@@ -104,7 +103,7 @@ def _unmatched(task: Task, rows: dict[str, SummaryRow]) -> list[str]:
 
 
 def group_warnings(overall: Sequence[Overall], tasks: Sequence[Task], summary: Sequence[SummaryRow]) -> list[str]:
-    """Warnings about the rows over a group of tasks."""
+    """Write the warnings about the rows over a group of tasks."""
     if not overall or overall[0].tasks < 2:
         return []
     names, found = {task.run.task for task in tasks}, []
@@ -123,7 +122,7 @@ def group_warnings(overall: Sequence[Overall], tasks: Sequence[Task], summary: S
 
 
 def _unlike(tasks: Sequence[Task]) -> list[str]:
-    """Tasks of a group whose runs differ in options other than `TASKS_OWN`, or in weights."""
+    """Report tasks of a group whose runs differ in options other than `TASKS_OWN`, or in weights."""
     first, found = tasks[0].run, []
     for other in (task.run for task in tasks[1:]):
         both = {policy.spec for policy in first.policies} & {policy.spec for policy in other.policies}
@@ -134,6 +133,6 @@ def _unlike(tasks: Sequence[Task]) -> list[str]:
 
 
 def _settings(run: Run, specs: set[str]) -> dict[str, Any]:
-    """The options that the tasks of a group should share, and the weights of the given policies."""
+    """Return the options that the tasks of a group should share, and the weights of the given policies."""
     options = {name: value for name, value in run.options.items() if name not in TASKS_OWN}
     return {"options": options, "weights": {p.spec: p.sha256 for p in run.policies if p.spec in specs}}

@@ -5,10 +5,15 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
+
+from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.report import ledger, statistics
-from namm_transfer.evals.report.records import Task, load
+from namm_transfer.evals.report.records import ArrayStore, Task, load
 from namm_transfer.evals.report.schema import Record
 from namm_transfer.evals.report.verdict import MIN_DRAWS, number, percent, signed
+
+_SHUFFLES = 20  # random orders of a sample's tokens, over which the overlap by chance is averaged
 
 
 @dataclasses.dataclass
@@ -30,6 +35,11 @@ class Change:
     """Number of independent draws behind the interval."""
     kept: tuple[float | None, float | None]
     """Mean share of the cache kept in each report."""
+    overlap: float | None
+    """Agreement on which tokens or frames to keep, as two models may have: what both keep over what either keeps, where
+    a token counts with the share of the heads that keep it. None if no recorded sample has as many tokens in both."""
+    by_chance: float | None
+    """The same for the second report's tokens in random order."""
 
     @property
     def significant(self) -> bool:
@@ -65,14 +75,17 @@ def diff(first: Path, second: Path) -> Difference:
         result.circumstances += [f"{name}: {line}" for line in ledger.differences(before, after)]
         for policy in dict.fromkeys([*old.records, *new.records]):
             if old.records.get(policy) and new.records.get(policy):
-                result.changes.append(_change(name, policy, old.records[policy], new.records[policy]))
+                change = _change(name, policy, old.records[policy], new.records[policy])
+                shared = _overlaps(old.records[policy], new.records[policy], ArrayStore(first), ArrayStore(second))
+                change.overlap, change.by_chance = statistics.mean(shared[0]), statistics.mean(shared[1])
+                result.changes.append(change)
             else:
                 result.missing.append(f"{name}: {policy} only in {first if old.records.get(policy) else second}")
     return result
 
 
 def _configuration(old: Task, new: Task) -> list[str]:
-    """Differences of options, description and the weights of policies that both have."""
+    """List the differences of options, description and the weights of policies that both have."""
     sides = []
     for task in (old, new):
         found = task.run.configuration()
@@ -108,11 +121,43 @@ def _change(task: str, policy: str, old: list[Record], new: list[Record]) -> Cha
         paired=len(both),
         draws=draws,
         kept=(statistics.mean(shares[0]), statistics.mean(shares[1])),
+        overlap=None,
+        by_chance=None,
     )
 
 
+def _overlaps(
+    old: list[Record], new: list[Record], before: ArrayStore, after: ArrayStore
+) -> tuple[list[float], list[float]]:
+    """Compute how far both reports agree on each sample whose kept tokens they recorded, and how far they would by
+    chance."""
+    agreed, by_chance = list[float](), list[float]()
+    later = {record.id: record for record in new}
+    for record in old:
+        for name in record.arrays.keys() & {"tokens", "frames"}:
+            try:
+                p = _by_token(before.get(record.arrays[name]))
+                q = _by_token(after.get(later[record.id].arrays[name]))
+            except (KeyError, NammTransferError):  # not recorded, or not shipped with the report
+                continue
+            if p.shape == q.shape:
+                generator = np.random.default_rng(0)
+                agreed.append(_overlap(p, q))
+                by_chance += [_overlap(p, generator.permutation(q)) for _ in range(_SHUFFLES)]
+    return agreed, by_chance
+
+
+def _by_token(shares: np.ndarray) -> np.ndarray:
+    """Average kept shares over everything but tokens or frames, the last axis."""
+    return shares.reshape(-1, shares.shape[-1]).mean(0, dtype=np.float64)
+
+
+def _overlap(p: np.ndarray, q: np.ndarray) -> float:
+    return float(np.minimum(p, q).sum() / max(np.maximum(p, q).sum(), 1e-12))
+
+
 def in_words(result: Difference) -> str:
-    """The comparison as text for the terminal."""
+    """Format the comparison as text for the terminal."""
     lines = []
     for title, found in (
         ("configuration", result.configuration),
@@ -145,4 +190,6 @@ def _sentence(change: Change) -> str:
         f"{change.task}, {change.policy}: {number(change.before)} -> {number(change.after)}, "
         f"{signed(change.difference)} ({bounds}, {how}): {word}; "
         f"cache held {percent(change.kept[0])} -> {percent(change.kept[1])}"
+        + ("" if change.overlap is None else f"; overlap of what is kept {percent(change.overlap)}")
+        + ("" if change.by_chance is None else f", by chance {percent(change.by_chance)}")
     )

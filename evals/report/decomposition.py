@@ -40,7 +40,7 @@ def decompositions(tasks: Sequence[Task], group: str) -> list[Decomposition]:
 
 
 def _lenders(tasks: Sequence[Task]) -> list[str]:
-    """The policies whose sizes others took over in every one of these tasks."""
+    """List the policies whose sizes others took over in every one of these tasks."""
     return [
         spec
         for spec in dict.fromkeys(policy.match for policy in tasks[0].run.policies if policy.match)
@@ -71,7 +71,7 @@ def _allocation(policy: Policy) -> str:
 
 
 def _part(name: str, tasks: Sequence[Task], before: str, after: str) -> Part | None:
-    """The mean difference between two policies; None if they share no sample."""
+    """Compute the mean difference between two policies; None if they share no sample."""
     found = [task.differences(after, before) for task in tasks]
     values = [value for differences, _ in found for value in differences]
     clusters = [(place, label) for place, (_, labels) in enumerate(found) for label in labels]
@@ -104,7 +104,7 @@ def _mean_share(tasks: Sequence[Task], spec: str) -> float | None:
 
 
 def _sentence(parts: dict[str, Part], lender: str, what: str) -> str:
-    """The decomposition in words, for a reader who knows none of its terms; empty if there is no part."""
+    """Put the decomposition in words, for a reader who knows none of its terms; empty if there is no part."""
     texts = []
     if GAIN in parts:
         gain = parts[GAIN]

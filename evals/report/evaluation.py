@@ -144,7 +144,7 @@ class Run(Strict):
         return next((policy for policy in self.policies if policy.baseline), None)
 
     def policy(self, spec: str) -> Policy:
-        """The policy written as `spec`; raises `KeyError` if the run has none."""
+        """Return the policy written as `spec`; raises `KeyError` if the run has none."""
         return {policy.spec: policy for policy in self.policies}[spec]
 
     @model_validator(mode="before")
@@ -159,7 +159,7 @@ class Run(Strict):
         return {**data, "schema_version": SCHEMA_VERSION, "policies": policies}
 
     def identity(self) -> dict[str, Any]:
-        """The configuration that two runs must share for their records to be combined.
+        """Return the configuration that two runs must share for their records to be combined.
 
         Files are identified by content, not by path. From the description it takes only model, data, dtype and
         prompts; the rest is text for the reader, whose wording may change.

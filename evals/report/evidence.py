@@ -6,7 +6,7 @@ from typing import Any
 
 from namm_transfer.evals.report.decomposition import GAIN, HEADS, LAYERS, WHAT, WHERE
 from namm_transfer.evals.report.schema import Decomposition, Report
-from namm_transfer.evals.report.tables import Column, Table, make
+from namm_transfer.evals.report.tables import Column, Table, bounds, make
 from namm_transfer.evals.report.verdict import number, percent, signed
 
 ALLOCATIONS = ("uniform", "layer", "head")
@@ -26,13 +26,13 @@ RULES = [
     Column("by layer", "its score with the policy's numbers of tokens in each layer", "layer", number),
     Column("by layer and head", "its score with the policy's numbers in each head", "head", number),
     Column("policy ahead", "the policy's score less the rule's by layer and head, same samples", "ahead", signed),
-    Column("ahead 95 %", "paired bootstrap interval of that difference", "ahead_ci", lambda pair: _bounds(pair)),
+    Column("ahead 95 %", "paired bootstrap interval of that difference", "ahead_ci", bounds(signed)),
 ]
 
 PARTS = [
     Column("part", "step from random eviction under uniform numbers to the policy", "name", numeric=False),
     Column("difference", "mean difference of the score on the same samples", "value", signed),
-    Column("difference 95 %", "paired bootstrap interval of that difference", "ci", lambda pair: _bounds(pair)),
+    Column("difference 95 %", "paired bootstrap interval of that difference", "ci", bounds(signed)),
     Column("of", "what is compared with what", "meaning", numeric=False),
 ]
 
@@ -40,7 +40,7 @@ COLUMNS = [*RULES, *PARTS]
 
 
 def sentences(report: Report) -> list[tuple[str, str]]:
-    """Heading and text of each decomposition and gate; a group's decomposition stands for those of its tasks."""
+    """Return heading and text of each decomposition and gate; a group's decomposition stands for those of its tasks."""
     groups = tuple(f"{row.task}/" for row in report.overall if row.tasks > 1)
     shown = [item for item in report.decompositions if not item.task.startswith(groups)]
     found = [(f"{item.task}, {item.policy}: where or what", item.text) for item in shown]
@@ -48,7 +48,7 @@ def sentences(report: Report) -> list[tuple[str, str]]:
 
 
 def tables(report: Report, task: str) -> list[Table]:
-    """The rules under each allocation and the parts of the gain, for each decomposition of a task or group."""
+    """Make the tables of the rules under each allocation and of the gain's parts for a task or a group."""
     found = []
     for item in report.decompositions:
         if item.task == task:
@@ -67,7 +67,3 @@ def _rules(item: Decomposition) -> list[dict[str, Any]]:
         if entry.allocation == "head":
             row |= {"ahead": entry.lender_ahead, "ahead_ci": entry.lender_ahead_ci}
     return list(rows.values())
-
-
-def _bounds(pair: tuple[float, float] | None) -> str:
-    return "-" if pair is None else f"{signed(pair[0])} to {signed(pair[1])}"

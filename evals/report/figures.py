@@ -50,14 +50,11 @@ ADAPTING = "<style>svg { color: #1f2328 } @media (prefers-color-scheme: dark) { 
 
 @dataclasses.dataclass
 class Drawing:
-    """A figure with its caption and text alternative."""
+    """A figure as inline SVG, its caption, and its numbers in words for those who cannot see it."""
 
     svg: str
-    """Inline SVG."""
     caption: str
-    """Caption that explains the figure."""
     alternative: str
-    """Text alternative with the numbers."""
 
 
 def score_against_size(report: Report, run: Run, name: str) -> Drawing | None:
@@ -212,7 +209,7 @@ POINTS = {"NAMM": (COLOURS[0], "o"), "best rule": (COLOURS[1], "s"), "random": (
 
 
 def changes(reports: Sequence[tuple[str, Report]]) -> str:
-    """An SVG file with one line a domain: NAMM, the best rule at its own allocation, random eviction, the full cache.
+    """Draw an SVG with a line a domain: NAMM, the best rule at its own allocation, random eviction, the full cache.
 
     All but the last have the NAMM's total size. The tasks of a group share one line; a hollow point marks a policy that
     hardly acted. Domains in which the full cache scores 0 are left out.
@@ -241,7 +238,7 @@ def changes(reports: Sequence[tuple[str, Report]]) -> str:
 
 
 def _lines(name: str, report: Report) -> list[Line]:
-    """The domains of a report. The only one is named after the report, since several reports may have the same task."""
+    """List the domains of a report. A single one is named after the report, since several may have the same task."""
     grouped = [row for row in report.overall if row.tasks > 1]
     groups = tuple(f"{row.task}/" for row in grouped)
     every: list[Row] = [*grouped, *(row for row in report.summary if not row.task.startswith(groups))]
@@ -270,7 +267,7 @@ def _lines(name: str, report: Report) -> list[Line]:
 
 
 def _relative(full: Row, row: Row) -> list[float]:
-    """Score, lower and upper bound in % of the full cache's score, from the paired difference to it."""
+    """Compute score, lower and upper bound in % of the full cache's score, from the paired difference to it."""
     low, high = row.diff_ci or (row.diff_full or 0.0,) * 2
     return [100 + 100 * value / abs(full.score or 1.0) for value in (row.diff_full or 0.0, low, high)]
 
@@ -315,7 +312,7 @@ def _svg(draw: Callable[[Axes], None], name: str, size: tuple[float, float]) -> 
 
 
 def inline(figure: Figure, name: str) -> str:
-    """The figure as a scalable <svg> element in the page's text colour, with ids prefixed by `name`."""
+    """Return the figure as a scalable <svg> element in the page's text colour, with ids prefixed by `name`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()

@@ -59,7 +59,7 @@ class Scored:
         return list(self.samples[0].get("metrics") or self.results["higher_is_better"][self.task])
 
     def setting(self) -> dict[str, Any]:
-        """The facts that all policies of one task must share."""
+        """Return the facts that all policies of one task must share."""
         config = {key: value for key, value in self.results["configs"][self.task].items() if key != "metadata"}
         config = json.loads(ADDRESS.sub(r"\1", json.dumps(config)))
         asked = [sample.get("prompt_hash", sample.get("input")) for sample in self.samples]
@@ -114,7 +114,10 @@ def _of_lm_eval(path: Path, results: dict[str, Any]) -> Iterator[Scored]:
 
 
 def _of_lmms_eval(path: Path, results: dict[str, Any]) -> Iterator[Scored]:
-    """Its lines name no filter; those of the first come first. What the memory did stands in the lines."""
+    """Read a results file of lmms-eval.
+
+    Its lines name no filter, and those of the first filter come first. They also say what the memory did.
+    """
     for task in results["configs"]:
         samples = _samples(path.with_name(f"{path.name.removesuffix('_results.json')}_samples_{task}.jsonl"))
         kept = [*{sample["doc_id"]: sample for sample in reversed(samples)}.values()]
@@ -131,7 +134,7 @@ def _samples(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(runs: list[Scored], out: Path, metric: str | None) -> None:
-    """The ledger of one task under all policies."""
+    """Write the ledger of one task under all policies."""
     first = runs[0]
     by_policy: dict[str, Scored] = {}
     for scored in runs:
@@ -200,7 +203,7 @@ def _records(runs: Iterable[Scored], metric: str) -> Iterator[Record]:
 
 
 def _metric(scored: Scored) -> str:
-    """The first metric of which more is better, or the first that counts the log-likelihood of texts."""
+    """Choose the first metric of which more is better, or the first that counts the log-likelihood of texts."""
     better = scored.results["higher_is_better"][scored.task]
     for metric in scored.metrics:
         if better.get(metric) or metric in PER:

@@ -1,6 +1,6 @@
 """The gate: whether a task needs a memory, by what random eviction loses and what can be answered without the text.
 
-A task whose score survives the random loss of half of the cache cannot tell a memory from a sieve.
+A task whose score survives the random loss of half of the cache cannot show what a memory is worth.
 """
 
 from __future__ import annotations
@@ -18,20 +18,18 @@ LOSSES = {0.5: 0.15, 0.25: 0.30}
 
 
 def gates(tasks: Sequence[Task]) -> list[Gate]:
-    """The gate of each task in which random eviction with `keep=0.5` or `keep=0.25` was run beside the full cache."""
-    found = []
-    for task in tasks:
-        gate = _gate(task)
-        found += [gate] if gate is not None else []
-    return found
+    """Compute the gate of each task in which random eviction with `keep=0.5` or `keep=0.25` and a full cache ran."""
+    return [gate for task in tasks if (gate := _gate(task)) is not None]
 
 
 def _gate(task: Task) -> Gate | None:
     baseline = task.run.baseline
-    full = _mean(task, baseline.spec) if baseline else None
-    lost = {keep: _lost(task, spec, full) for keep, spec in _random(task).items() if full}
-    if baseline is None or not full or not lost:
+    full = statistics.mean(task.scores(baseline.spec)) if baseline else None
+    specs = _random(task)
+    if baseline is None or not full or not specs:
         return None
+    # Over the samples that both finished.
+    lost = {keep: -(statistics.mean(task.differences(spec)[0]) or 0.0) / full for keep, spec in specs.items()}
     details = [r.details["blind"] for r in task.records[baseline.spec] if r.details.get("blind") is not None]
     blind = statistics.mean([float(value) for value in details])
     met = [lost[keep] >= least for keep, least in LOSSES.items() if keep in lost]
@@ -54,7 +52,7 @@ _NAMES = {0.5: "half", 0.25: "quarter"}
 
 
 def _random(task: Task) -> dict[float, str]:
-    """Spec of random eviction for each share of `LOSSES` that was run."""
+    """Find the spec of random eviction for each share of `LOSSES` that was run."""
     found = {}
     for policy in task.run.policies:
         if policy.name == "random" and task.records.get(policy.spec):
@@ -62,13 +60,3 @@ def _random(task: Task) -> dict[float, str]:
             if options.get("keep") in LOSSES and set(options) <= {"keep", "update_interval"}:
                 found[options["keep"]] = policy.spec
     return found
-
-
-def _mean(task: Task, spec: str) -> float | None:
-    return statistics.mean([record.score for record in task.records.get(spec, []) if record.score is not None])
-
-
-def _lost(task: Task, spec: str, full: float | None) -> float:
-    """Share of the full cache's score that a policy loses, over the samples that both finished."""
-    differences, _ = task.differences(spec)
-    return -(statistics.mean(differences) or 0.0) / (full or 1.0)

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 def template(name: str) -> Any:
-    """A Jinja template from this folder; values put into it are escaped."""
+    """Load a Jinja template from this folder; values put into it are escaped."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -28,5 +28,5 @@ def sealed(page: str) -> str:
 
 
 def data_uri(kind: str, data: bytes) -> str:
-    """A picture as the address of an <img>: `kind` is png or jpeg."""
+    """Write a picture as the address of an <img>: `kind` is png or jpeg."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -60,7 +60,7 @@ def clock(times: Sequence[float]) -> list[str]:
 
 
 def as_html(shown: Kept) -> str:
-    """One HTML page that makes no requests, with everything that the user or the model wrote escaped."""
+    """Render one HTML page that makes no requests, with everything that the user or the model wrote escaped."""
     layers, heads, _ = shown.history.last.shape
     units = len(shown.frames) or len(shown.pieces)
     most = min(MOST_STEPS, max(2, MOST_SHARES // (layers * heads * units)) if shown.frames else MOST_STEPS)

@@ -65,7 +65,7 @@ def read(path: Path) -> Contents:
 
 
 def content(path: Path) -> bytes:
-    """The bytes of a ledger, decompressed; a truncated .gz file gives those before the end.
+    """Read the bytes of a ledger, decompressed; a truncated .gz file gives those before the end.
 
     Raises:
         NammTransferError: a .gz file is not in gzip format, or unpacks to more than `MOST_BYTES`.
@@ -94,12 +94,12 @@ def _run(path: Path, line: bytes) -> Run:
 
 
 def find(folder: Path) -> list[Path]:
-    """The ledger files of a report folder."""
+    """List the ledger files of a report folder."""
     return sorted([*folder.glob("records-*.jsonl"), *folder.glob("records-*.jsonl.gz")])
 
 
 def path_of(folder: Path, task: str, process: int) -> Path:
-    """Path of the ledger in which process number `process` writes its records of `task`."""
+    """Return the path of the ledger in which process number `process` writes its records of `task`."""
     return folder / f"records-{safe_name(task)}-{process}.jsonl"
 
 
@@ -199,7 +199,7 @@ def _take_over(path: Path, begun: Run, now: Run) -> list[str]:
 
 
 def differences(old: Any, new: Any, name: str = "", sides: tuple[str, str] = ("there", "here")) -> list[str]:
-    """Differences between two JSON values, one line each, such as `options.seed: 0 there, 1 here`."""
+    """List the differences between two JSON values, one line each, such as `options.seed: 0 there, 1 here`."""
     if old == new:
         return []
     if isinstance(old, dict) and isinstance(new, dict):

@@ -9,7 +9,7 @@ from namm_transfer.evals.report.schema import Overlap
 
 
 def overlaps(task: Task, spec: str) -> list[Overlap]:
-    """Overlap of a policy's tokens with those of each policy that was evaluated before it."""
+    """Compute the overlap of a policy's tokens with those of each policy that was evaluated before it."""
     found = []
     for other in dict.fromkeys(name for record in task.records[spec] for name in record.overlaps):
         records = {record.index: record for record in task.records.get(other, [])}

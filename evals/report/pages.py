@@ -33,7 +33,7 @@ def write(report: Report, folder: Path) -> None:
 
 
 def as_json(report: Report) -> str:
-    """The report as JSON, one entry per line, of at most `JSON_LIMIT` bytes.
+    """Write the report as JSON, one entry per line, of at most `JSON_LIMIT` bytes.
 
     If it would be larger, the records lose their details, answers and arrays, or are left out; the ledgers have them.
     """
@@ -57,7 +57,7 @@ def _lines(report: Report) -> str:
 
 
 def terminal(report: Report, folder: Path) -> str:
-    """The text printed at the end of a run: headline, tables, verdicts, warnings, and the path of the report."""
+    """Write the text printed at the end of a run: headline, tables, verdicts, warnings, and the path of the report."""
     parts = [report.headline, textwrap.fill(verdict.DEFINITION, TERMINAL, break_on_hyphens=False)]
     parts += [tables.as_text(table) for table in _group(report)]
     for run in report.runs:
@@ -73,7 +73,7 @@ def terminal(report: Report, folder: Path) -> str:
 
 
 def as_markdown(report: Report) -> str:
-    """The report as Markdown, without figures and samples."""
+    """Write the report as Markdown, without figures and samples."""
     lines = ["# Memory transfer report", "", tables.escape(report.headline), "", verdict.DEFINITION, ""]
     for answer in verdict.top(report):
         lines.append(f"- **{tables.escape(f'{answer.task}, {answer.policy}')}**: {tables.escape(answer.text)}")
@@ -93,7 +93,7 @@ def as_markdown(report: Report) -> str:
 
 
 def as_html(report: Report, folder: Path | None = None) -> str:
-    """The report as one HTML page that makes no requests; its content security policy admits only its own script.
+    """Render the report as one HTML page, which makes no requests; its security policy admits only its own script.
 
     Args:
         report: the report to show.
@@ -126,7 +126,7 @@ def as_html(report: Report, folder: Path | None = None) -> str:
 
 
 def _section(report: Report, run: Run, place: int) -> dict[str, Any]:
-    """Tables, figures and provenance of one task, for the page template."""
+    """Collect tables, figures and provenance of one task, for the page template."""
     drawings = [
         figures.score_against_size(report, run, f"size{place}"),
         figures.sizes_by_update(report, run, f"updates{place}"),
@@ -143,14 +143,14 @@ def _section(report: Report, run: Run, place: int) -> dict[str, Any]:
 
 
 def _group(report: Report) -> list[tables.Table]:
-    """The tables over a group of tasks; empty if no group has more than one task."""
+    """Make the tables over a group of tasks; empty if no group has more than one task."""
     if not any(row.tasks > 1 for row in report.overall):
         return []
     return [tables.by_task(report), tables.overall(report), *evidence.tables(report, report.overall[0].task)]
 
 
 def _of_task(report: Report, task: str) -> list[tables.Table]:
-    """The nonempty tables of a task; the official score of a benchmark comes first."""
+    """Make the nonempty tables of a task; the official score of a benchmark comes first."""
     alone = not _group(report) and any(task.startswith(f"{row.task}/") for row in report.overall)
     return [
         *tables.headlines(report, task),
@@ -172,7 +172,7 @@ def _of_task(report: Report, task: str) -> list[tables.Table]:
 
 
 def _columns(report: Report) -> list[tables.Column]:
-    """The columns of the main tables, without duplicate names, for the list of their meanings."""
+    """List the columns of the main tables, without duplicate names, for the list of their meanings."""
     every = [*tables.SUMMARY, *(tables.OVERALL if report.overall else []), *tables.COSTS]
     every += tables.OVERLAPS if report.overlaps else []
     every += [*(evidence.COLUMNS if report.decompositions else [])]

@@ -29,7 +29,7 @@ HASHED = ("model", "data")
 
 
 def collect(processes: int) -> Provenance:
-    """The provenance of the current process."""
+    """Collect the provenance of the current process."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     git_hash = _git("rev-parse", "HEAD")
     return Provenance(
@@ -37,7 +37,7 @@ def collect(processes: int) -> Provenance:
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         versions={"python": platform.python_version(), **_versions()},
         platform=platform.platform(),
-        cpu=_cpu(),
+        cpu=cpu_name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else str(accelerator or "none"),
         processes=processes,
@@ -66,7 +66,7 @@ def with_checksums(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def _portable(path: Path) -> str:
-    """A path relative to the installed packages or this checkout, if it is inside one of them."""
+    """Make a path relative to the installed packages or this checkout, if it is inside one of them."""
     for root in (Path(sysconfig.get_path("purelib")), Path(__file__).parents[2]):
         if path.resolve().is_relative_to(root.resolve()):
             return path.resolve().relative_to(root.resolve()).as_posix()
@@ -74,7 +74,7 @@ def _portable(path: Path) -> str:
 
 
 def weights_sha256(policy: EvictionPolicy) -> str | None:
-    """SHA-256 of a policy's weights and statistics as safetensors; None for a policy without any.
+    """Compute the SHA-256 of a policy's weights and statistics as safetensors; None for a policy without any.
 
     For a saved NAMM it equals the output of `sha256sum model.safetensors`.
     """
@@ -94,7 +94,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of a git command in this package's checkout; None outside a checkout or if git fails."""
+    """Return the output of a git command in this package's checkout; None outside a checkout or if git fails."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
@@ -107,7 +107,8 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """Return the name of the processor, if the system tells it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(errors="replace").splitlines():

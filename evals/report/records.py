@@ -40,8 +40,12 @@ class Task:
     damage: list[str]
     """Messages about the parts of the ledgers that could not be read."""
 
+    def scores(self, policy: str) -> list[float]:
+        """List the scores of the samples that did not fail under a policy."""
+        return [record.score for record in self.records.get(policy, []) if record.score is not None]
+
     def paired(self, policy: str, reference: str | None = None) -> list[tuple[Record, Record]]:
-        """The records of samples that both this policy and another one finished: (its own, the other's).
+        """List the records of samples that both this policy and another one finished: (its own, the other's).
 
         Args:
             reference: spec of the other policy; the baseline by default.
@@ -55,14 +59,14 @@ class Task:
         ]
 
     def differences(self, policy: str, reference: str | None = None) -> tuple[list[float], list[str]]:
-        """Differences between the scores of the pairs of `paired`, and the cluster of each."""
+        """Compute the differences between the scores of the pairs of `paired`, and the cluster of each."""
         pairs = self.paired(policy, reference)
         clusters = [record.cluster or f"sample {record.index}" for record, _ in pairs]
         return [(record.score or 0.0) - (other.score or 0.0) for record, other in pairs], clusters
 
 
 def load(folder: Path) -> list[Task]:
-    """The runs of a report folder, in the order they were started.
+    """Load the runs of a report folder, in the order they were started.
 
     Raises:
         NammTransferError: there is no ledger, or two of the same task are of different runs.
@@ -96,13 +100,13 @@ def load(folder: Path) -> list[Task]:
 
 
 def _unique(records: list[Record]) -> list[Record]:
-    """One record per sample, in the samples' order: the last one, where a result takes precedence over a failure."""
+    """Keep one record per sample, in the samples' order: the last result, or the last failure if there is none."""
     results = {record.index: record for record in records if record.error is None}
     return [record for _, record in sorted(({record.index: record for record in records} | results).items())]
 
 
 def read(path: Path) -> Report:
-    """The report in a report.json, or in a folder that has one.
+    """Read the report in a report.json, or in a folder that has one.
 
     Raises:
         NammTransferError: no such file, no JSON, another version of the schema, or something that does not fit it.
@@ -130,14 +134,14 @@ def read(path: Path) -> Report:
 
 
 def mean_history(records: Iterable[Record]) -> list[list[float]]:
-    """Mean tokens a KV head kept after each update, (layers, updates), over the samples that reached that update."""
+    """Average the tokens a KV head kept after each update over the samples that reached it: (layers, updates)."""
     histories = [record.history for record in records]
     layers = max(map(len, histories), default=0)
     return [_mean_by_update([history[i] for history in histories if i < len(history)]) for i in range(layers)]
 
 
 def mean_history_by_head(records: Iterable[Record]) -> list[list[tuple[float, ...]]]:
-    """Mean tokens that each KV head kept after each update, (layers, updates, heads), over the samples that reached it.
+    """Average the tokens each KV head kept after an update over the samples that reached it: (layers, updates, heads).
 
     Raises:
         NammTransferError: a record does not have these numbers.
@@ -184,7 +188,7 @@ class ArrayStore:
         return name
 
     def get(self, name: str) -> np.ndarray:
-        """The array of that name; raises `NammTransferError` if it is missing or its SHA-256 differs from its name."""
+        """Load the array of that name; raises `NammTransferError` if it is missing or its SHA-256 is not its name."""
         data = self._bytes(name)
         if data is None or hashlib.sha256(data).hexdigest() != name:
             raise NammTransferError(f"array {name!r} is {'missing' if data is None else 'damaged'} in {self.packed}")
@@ -207,7 +211,7 @@ class ArrayStore:
             return None
 
     def _names(self) -> set[str]:
-        """Names of all arrays in this folder."""
+        """List the names of all arrays in this folder."""
         loose = {path.stem for path in self.loose.glob("*.npy")}
         try:
             with zipfile.ZipFile(self.packed) as archive:

@@ -9,7 +9,7 @@ import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.image import imsave
@@ -20,6 +20,8 @@ from namm_transfer.evals.report.records import ArrayStore
 from namm_transfer.evals.report.schema import Brief, Report, Run
 from namm_transfer.evals.report.verdict import number, percent
 from namm_transfer.files import safe_join, safe_name
+
+Item = TypeVar("Item")
 
 RECORDED = 12
 """Number of samples whose arrays and thumbnails an evaluation stores."""
@@ -91,7 +93,7 @@ class Card:
 
 
 def choose(samples: Iterable[tuple[str, str]], count: int = RECORDED) -> list[str]:
-    """Ids of up to `count` samples to show, chosen by `RULE`; a smaller count gives a prefix of the same list.
+    """Choose the ids of up to `count` samples to show by `RULE`; a smaller count gives a prefix of the same list.
 
     Args:
         samples: (id, category) of every sample.
@@ -103,17 +105,23 @@ def choose(samples: Iterable[tuple[str, str]], count: int = RECORDED) -> list[st
     queues = [
         sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest()) for names in by_category.values()
     ]
-    return [name for turn in itertools.zip_longest(*queues) for name in turn if name is not None][:count]
+    return in_turns(queues)[:count]
+
+
+def in_turns(lists: Iterable[Iterable[Item]]) -> list[Item]:
+    """Take the first of each list, the second of each, and so on."""
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*lists))
+    return [item for item in turns if item is not None]
 
 
 def chosen(report: Report, task: str) -> list[str]:
-    """Ids of the samples of a task that the page shows: `SAMPLES` over all tasks, and at least one per task."""
+    """Choose the ids of a task's samples that the page shows: `SAMPLES` over all tasks, and one per task at least."""
     named = ((record.id, record.category) for record in report.records if record.task == task)
     return choose(named, max(1, SAMPLES // len(report.runs)))
 
 
 def shown_arrays(report: Report) -> set[str]:
-    """SHA-256 of the arrays that the page needs."""
+    """List the SHA-256 of the arrays that the page needs."""
     return {
         digest
         for run in report.runs
@@ -123,7 +131,7 @@ def shown_arrays(report: Report) -> set[str]:
 
 
 def cards(report: Report, run: Run, folder: Path | None, count: int = SAMPLES) -> list[Card]:
-    """Cards of the first `count` chosen samples of a run.
+    """Make the cards of the first `count` chosen samples of a run.
 
     Args:
         report: the report that has the records.
@@ -138,7 +146,7 @@ def cards(report: Report, run: Run, folder: Path | None, count: int = SAMPLES) -
 
 
 def _chosen_records(report: Report, task: str, count: int) -> list[Brief]:
-    """Records of the chosen samples under every policy, sample by sample."""
+    """List the records of the chosen samples under every policy, sample by sample."""
     order = {name: place for place, name in enumerate(chosen(report, task)[:count])}
     found = [record for record in report.records if record.task == task and record.id in order]
     return sorted(found, key=lambda record: order[record.id])
@@ -191,7 +199,7 @@ def _outcomes(record: Brief, full: Brief | None) -> list[str]:
 
 
 def _arrays(record: Brief, folder: Path | None) -> dict[str, np.ndarray]:
-    """The arrays of a record; missing or damaged ones are skipped, since a page without time lines is still useful."""
+    """Load the arrays of a record, without missing or damaged ones: a page without time lines is still useful."""
     found = {}
     for name, digest in record.arrays.items():
         try:
@@ -203,7 +211,7 @@ def _arrays(record: Brief, folder: Path | None) -> dict[str, np.ndarray]:
 
 
 def thumbnails(folder: Path, sample: str) -> list[Path]:
-    """Paths `thumbnails/SAMPLE/FRAME.jpg` of a sample, evenly spaced among the files of at most `THUMBNAIL_BYTES`."""
+    """Choose thumbnails `thumbnails/SAMPLE/FRAME.jpg`, evenly spaced among those of at most `THUMBNAIL_BYTES`."""
     inside = safe_join(folder / "thumbnails", safe_name(sample))
     small = [path for path in inside.glob("*.jpg") if path.stat().st_size <= THUMBNAIL_BYTES and path.stem.isdigit()]
     there = sorted(small, key=lambda path: int(path.stem))
@@ -211,7 +219,7 @@ def thumbnails(folder: Path, sample: str) -> list[Path]:
 
 
 def _pictures(sample: str, featured: Brief | None, folder: Path) -> list[tuple[str, str]]:
-    """The sample's thumbnails, each with the share of that frame which the policy kept."""
+    """Read the sample's thumbnails, each with the share of that frame which the policy kept."""
     frames = _arrays(featured, folder).get("frames") if featured else None
     found = []
     for path in thumbnails(folder, sample):
@@ -224,7 +232,7 @@ def _pictures(sample: str, featured: Brief | None, folder: Path) -> list[tuple[s
 
 
 def _facts(record: Brief) -> str:
-    """The recorded details of a sample without a text answer, such as an episode's return."""
+    """List the recorded details of a sample without a text answer, such as an episode's return."""
     return ", ".join(
         f"{name} {value_text(value)}"
         for name, value in record.details.items()

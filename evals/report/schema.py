@@ -312,7 +312,7 @@ class Report(Strict):
 
 
 def json_schema() -> str:
-    """The JSON Schema of `Report`, the content of schema.json."""
+    """Return the JSON Schema of `Report`, the content of schema.json."""
     return json.dumps(Report.model_json_schema(), indent=1, sort_keys=True) + "\n"
 
 

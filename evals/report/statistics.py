@@ -12,21 +12,19 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from scipy import stats
 
-RESAMPLES = 9999
-"""Number of bootstrap resamples; the seed is fixed, so that the same records give the same interval."""
+RESAMPLES, SEED = 9999, 0
+"""Number of bootstrap resamples, and their seed, which is fixed so that the same records give the same interval."""
 
 CONFIDENCE = 0.95
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Arithmetic mean; None for an empty sequence."""
+    """Compute the arithmetic mean; None for an empty sequence."""
     return float(np.mean(values)) if len(values) else None
 
 
-def interval(
-    values: Sequence[float], clusters: Sequence[Hashable] | None = None, seed: int = 0
-) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of the mean.
+def interval(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> tuple[float, float] | None:
+    """Compute the 95 % percentile bootstrap interval of the mean.
 
     For a paired comparison pass the differences. Samples of one cluster (such as questions on one video) are drawn
     together, since they are not independent; the mean remains the mean over samples.
@@ -34,7 +32,6 @@ def interval(
     Args:
         values: one number per sample.
         clusters: one label per sample; without it every sample is a cluster of its own.
-        seed: seed of the resampling.
 
     Returns:
         (low, high), or None for fewer than two independent draws.
@@ -58,18 +55,18 @@ def interval(
         batch=max(1, 2_000_000 // len(places)),  # keeps the resampled indices to some tens of megabytes
         confidence_level=CONFIDENCE,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(SEED),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def _ratio(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Mean over samples, from the sum and count of each cluster."""
+    """Compute the mean over samples, from the sum and count of each cluster."""
     return sums.sum(axis=axis) / counts.sum(axis=axis)
 
 
 def interquartile_mean(scores: Sequence[Sequence[float]]) -> float:
-    """Mean of the middle half of all scores of all tasks (a quarter is cut off at each end, rounded down).
+    """Compute the mean of the middle half of all scores of all tasks (a quarter is cut off at each end, rounded down).
 
     Args:
         scores: [task][episode], in one unit, for example normalised returns.
@@ -78,22 +75,21 @@ def interquartile_mean(scores: Sequence[Sequence[float]]) -> float:
 
 
 def interquartile_interval(
-    scores: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]] | None = None, seed: int = 0
+    scores: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]] | None = None
 ) -> tuple[float, float] | None:
-    """95 % interval of the interquartile mean by stratified bootstrap: episodes are drawn anew within each task.
+    """Compute the 95 % interval of the interquartile mean by stratified bootstrap: episodes are drawn within each task.
 
     Args:
         scores: [task][episode].
         baseline: scores of the same episodes under the baseline; if given, the interval is that of the difference of
             the two interquartile means, and each episode is drawn for both.
-        seed: seed of the resampling.
 
     Returns:
         (low, high) in the scores' unit; None if no task has two episodes.
     """
     if max(map(len, scores), default=0) < 2:
         return None
-    draws, other = _stratified(scores, baseline, np.random.default_rng(seed))
+    draws, other = _stratified(scores, baseline, np.random.default_rng(SEED))
     means = stats.trim_mean(draws, 0.25, axis=1)
     return _percentiles(means if other is None else means - stats.trim_mean(other, 0.25, axis=1))
 
@@ -101,7 +97,7 @@ def interquartile_interval(
 def _stratified(
     scores: Sequence[Sequence[float]], paired: Sequence[Sequence[float]] | None, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Bootstrap draws (resamples, episodes), stratified by task, and the same episodes of `paired`."""
+    """Make bootstrap draws (resamples, episodes), stratified by task, and the same episodes of `paired`."""
     drawn: list[np.ndarray] = []
     other: list[np.ndarray] = []
     for place, task in enumerate(scores):
@@ -113,18 +109,17 @@ def _stratified(
 
 
 def improvement(
-    scores: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]], seed: int = 0
+    scores: Sequence[Sequence[float]], baseline: Sequence[Sequence[float]]
 ) -> tuple[float, tuple[float, float]]:
-    """Probability that an episode scores more than one of the baseline, mean over tasks, and its 95 % interval.
+    """Compute the probability that an episode beats one of the baseline, mean over tasks, and its 95 % interval.
 
     It is the Mann-Whitney statistic divided by the number of pairs: a tie counts half. As in rliable, both sides are
     resampled independently.
 
     Args:
         scores, baseline: [task][episode]; a task's numbers of episodes may differ.
-        seed: seed of the resampling.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     value, resampled = 0.0, np.zeros(RESAMPLES)
     for mine, theirs in zip(scores, baseline, strict=True):
         sign = np.sign(np.subtract.outer(np.asarray(mine, dtype=float), np.asarray(theirs, dtype=float)))
@@ -135,11 +130,11 @@ def improvement(
     return value, _percentiles(resampled)
 
 
-def unpaired_interval(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of mean(b) - mean(a), unpaired; None if a side has fewer than two samples."""
+def unpaired_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | None:
+    """Compute the 95 % percentile bootstrap interval of mean(b) - mean(a), unpaired; None if one has fewer than two."""
     if min(len(a), len(b)) < 2:
         return None
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     means = [
         np.asarray(side, dtype=float)[rng.integers(len(side), size=(RESAMPLES, len(side)))].mean(1) for side in (a, b)
     ]

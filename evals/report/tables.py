@@ -18,7 +18,6 @@ class Column:
     """One column of a table: heading, meaning, and the entry of a row that it shows."""
 
     name: str
-    """Heading of the column."""
     meaning: str
     """Explanation for the reader, with the unit."""
     field: str
@@ -34,7 +33,6 @@ class Cell:
     """One cell of a table."""
 
     text: str
-    """Formatted text."""
     value: float | str | None
     """Sort key; None if the cell has no value."""
 
@@ -44,19 +42,16 @@ class Table:
     """A titled table."""
 
     title: str
-    """Caption of the table."""
     columns: list[Column]
-    """Columns from left to right."""
     rows: list[list[Cell]]
-    """Rows of one cell per column."""
 
 
-def _dash(show: Callable[[Any], str]) -> Callable[[Any], str]:
+def or_dash(show: Callable[[Any], str]) -> Callable[[Any], str]:
     return lambda value: "-" if value is None else show(value)
 
 
-def _interval(show: Callable[[float], str]) -> Callable[[Any], str]:
-    return _dash(lambda bounds: f"{show(bounds[0])} to {show(bounds[1])}")
+def bounds(show: Callable[[float], str]) -> Callable[[Any], str]:
+    return or_dash(lambda pair: f"{show(pair[0])} to {show(pair[1])}")
 
 
 def _bytes(count: float) -> str:
@@ -76,7 +71,7 @@ DIVERGENCE = Column(
     "JS div.",
     "Jensen-Shannon divergence, in bits, of the first answer token's distribution from the full cache's: 0 is the same",
     "divergence",
-    _dash("{:.3f}".format),
+    or_dash("{:.3f}".format),
 )
 KEPT = Column(
     "cache kept",
@@ -99,7 +94,7 @@ SUMMARY = [
     SCORE,
     Column("likelihood", "mean probability of the right answer's tokens, in %", "likelihood", number),
     Column("vs full", "mean difference to the full cache on the same samples", "diff_full", signed),
-    Column("95 % interval", "paired bootstrap interval of that difference", "diff_ci", _interval(signed)),
+    Column("95 % interval", "paired bootstrap interval of that difference", "diff_ci", bounds(signed)),
     DIVERGENCE,
     KEPT,
     UPDATES,
@@ -115,13 +110,13 @@ OVERALL = [
     Column("IQM", "interquartile mean of the scores: mean of the middle half of the episodes", "score",
            number),
     Column("IQM 95 %", "stratified bootstrap interval of it: episodes are drawn anew within each task", "score_ci",
-           _interval(number)),
+           bounds(number)),
     Column("vs full", "difference to the full cache's interquartile mean on the same episodes", "diff_full", signed),
-    Column("95 % interval", "paired stratified bootstrap interval of that difference", "diff_ci", _interval(signed)),
+    Column("95 % interval", "paired stratified bootstrap interval of that difference", "diff_ci", bounds(signed)),
     Column("P(better)", "probability that an episode scores more than one under the full cache, ties half",
-           "improvement", _dash("{:.2f}".format)),
+           "improvement", or_dash("{:.2f}".format)),
     Column("P 95 %", "stratified bootstrap interval of that probability; 0.5 is no difference", "improvement_ci",
-           _interval("{:.2f}".format)),
+           bounds("{:.2f}".format)),
     KEPT,
     UPDATES,
     ACTED,
@@ -132,7 +127,7 @@ COSTS = [
     Column("tokens seen", "tokens that have passed through the cache, per sample", "tokens_seen", number),
     Column("tokens kept", "tokens a KV head keeps when the answer begins (control: at the end)", "tokens_held", number),
     Column("peak", "most tokens a KV head held at any time, as a share of all that were seen", "peak_share", percent),
-    Column("bytes kept", "memory of keys, values and the policy's own state", "bytes_held", _dash(_bytes)),
+    Column("bytes kept", "memory of keys, values and the policy's own state", "bytes_held", or_dash(_bytes)),
     Column("s/sample", "wall time in seconds", "seconds", "{:.2f}".format),
     ACTED,
 ]
@@ -143,7 +138,7 @@ OVERLAPS = [
     Column("overlap", "tokens that both keep over tokens that either keeps (Jaccard), mean over layers and heads",
            "jaccard", percent),
     Column("by chance", "the same for two random choices of as many tokens in each head", "chance", percent),
-    Column("layers", "lowest and highest mean of a layer", "layers", _interval(percent)),
+    Column("layers", "lowest and highest mean of a layer", "layers", bounds(percent)),
     Column("samples", "samples that both finished", "samples"),
 ]  # fmt: skip
 
@@ -208,7 +203,7 @@ def _run(report: Report, task: str) -> Run:
 
 
 def summary(report: Report, task: str) -> Table:
-    """The main table of one task; where a benchmark has an official score, the plain mean is headed "mean"."""
+    """Make the main table of one task; where a benchmark has an official score, the plain mean is headed "mean"."""
     official = any(item.task == task for item in report.headlines)
     columns = [
         dataclasses.replace(SCORE, name="mean") if official and column is SCORE else column for column in SUMMARY
@@ -222,7 +217,7 @@ def summary(report: Report, task: str) -> Table:
 
 
 def headlines(report: Report, task: str) -> list[Table]:
-    """The table of a benchmark's official score under each policy; empty if the task has none."""
+    """Make the table of a benchmark's official score under each policy; empty if the task has none."""
     items = [item for item in report.headlines if item.task == task]
     if not items:
         return []
@@ -245,7 +240,7 @@ def headlines(report: Report, task: str) -> list[Table]:
 
 
 def overall(report: Report) -> Table:
-    """The table over all tasks of a group, which may be one."""
+    """Make the table over all tasks of a group, which may be one."""
     group = report.overall[0].task
     names = [run.task for run in report.runs if run.task.startswith(f"{group}/")]
     over = f"{group} over {', '.join(names)}" if len(names) > 1 else names[0]
@@ -253,7 +248,7 @@ def overall(report: Report) -> Table:
 
 
 def by_task(report: Report) -> Table:
-    """Scores of a group's policies, one column per task."""
+    """Tabulate the scores of a group's policies, one column per task."""
     group = report.overall[0].task
     names = [run.task for run in report.runs if run.task.startswith(f"{group}/")]
     found = {(row.task, row.policy): row for row in report.summary}
@@ -276,41 +271,41 @@ def _with_difference(value: tuple[float | None, float | None]) -> str:
 
 
 def returns(report: Report, task: str) -> list[Table]:
-    """The distribution of the undiscounted returns of a control task; empty for other tasks."""
+    """Tabulate the distribution of the undiscounted returns of a control task; empty for other tasks."""
     rows = _of(report.returns, task)
     return [make(f"{task}: return of an episode, as the environment pays it", RETURNS, rows)] if rows else []
 
 
 def costs(report: Report, task: str) -> Table:
-    """Cache size, memory and time of the policies on one task."""
+    """Tabulate cache size, memory and time of the policies on one task."""
     return make(f"{task}: size and time", COSTS, _of(report.costs, task))
 
 
 def overlaps(report: Report, task: str) -> Table:
-    """Overlap of the tokens that pairs of policies keep; without rows if it was not recorded."""
+    """Tabulate the overlap of the tokens that pairs of policies keep; without rows if it was not recorded."""
     rows = [row | {"layers": (min(row["by_layer"]), max(row["by_layer"]))} for row in _of(report.overlaps, task)]
     return make(f"{task}: tokens that two policies keep in common", OVERLAPS, rows)
 
 
 def categories(report: Report, task: str) -> Table:
-    """Scores by category; without rows if the task has only one category."""
+    """Tabulate scores by category; without rows if the task has only one category."""
     return make(f"{task}: {unit(_run(report, task))} by category", CATEGORIES, _of(report.categories, task))
 
 
 def published(report: Report, task: str) -> Table:
-    """Published scores on the task; without rows if none are known."""
+    """Tabulate the published scores on the task; without rows if none are known."""
     return make(f"{task}: published numbers", PUBLISHED, _of(report.published, task))
 
 
 def as_text(table: Table) -> str:
-    """The table as plain text; the columns failed and unparsed are left out if they are all zero."""
+    """Format the table as plain text; the columns failed and unparsed are left out if they are all zero."""
     quiet = ("failed", "unparsed")
     shown = [i for i, c in enumerate(table.columns) if c.name not in quiet or any(row[i].value for row in table.rows)]
     return table.title + "\n\n" + _tabulated(table, shown, "simple", str)
 
 
 def as_markdown(table: Table) -> str:
-    """The table in GitHub's Markdown."""
+    """Format the table in GitHub's Markdown."""
     return _tabulated(table, range(len(table.columns)), "pipe", escape)
 
 

@@ -57,7 +57,7 @@ DEFINITION = (
 
 
 def judge(row: Row, policy: Policy, reference: Row | None, draws: int) -> Verdict:
-    """The verdict on a row, given the baseline's row of the same task and the number of independent draws."""
+    """Judge a row, given the baseline's row of the same task and the number of independent draws."""
     if policy.baseline:
         return "baseline"
     if row.score is not None and row.updates_mean < MIN_UPDATES:
@@ -74,12 +74,12 @@ def judge(row: Row, policy: Policy, reference: Row | None, draws: int) -> Verdic
 
 
 def _unseen(row: Row, reference: Row, draws: int) -> float:
-    """Largest loss compatible with no observed difference, by the rule of three: at 95 %, 3 draws may lose all."""
+    """Compute the largest loss that fits no observed difference by the rule of three: at 95 %, 3 draws may lose all."""
     return 3 / draws * abs(reference.score or 0.0) if row.diff_ci == (0, 0) else 0.0
 
 
 def answer(row: Row, policy: Policy, *, reference: Row | None, pairs: int, draws: int, unit: str) -> Answer:
-    """The verdict on a row in a sentence with its numbers.
+    """State the verdict on a row in a sentence with its numbers.
 
     Args:
         row: row of the summary, or of a group of tasks.
@@ -141,49 +141,39 @@ def _improvement(row: Row) -> str:
 
 
 def policy_of(runs: Sequence[Run], task: str, spec: str) -> Policy:
-    """The policy written as `spec` in a task, or in the first task of a group."""
+    """Find the policy written as `spec` in a task, or in the first task of a group."""
     members = [run for run in runs if run.task == task] or [run for run in runs if run.task.startswith(f"{task}/")]
     return members[0].policy(spec)
 
 
 def top(report: Report) -> list[Answer]:
-    """The answers shown at the top of a page: see `_top`."""
-    return _top(report.answers, report.runs, report.overall)
-
-
-def _top(answers: Sequence[Answer], runs: Sequence[Run], overall: Sequence[Overall]) -> list[Answer]:
-    """The answers about a NAMM for each task, or all if there is none; a group replaces its member tasks."""
-    groups = tuple(f"{row.task}/" for row in overall if row.tasks > 1)
-    judged = [item for item in answers if item.verdict != "baseline" and not item.task.startswith(groups)]
-    namms = [item for item in judged if policy_of(runs, item.task, item.policy).name == "namm"]
+    """List the answers about a NAMM for each task, or all if there is none; a group replaces its member tasks."""
+    groups = tuple(f"{row.task}/" for row in report.overall if row.tasks > 1)
+    judged = [item for item in report.answers if item.verdict != "baseline" and not item.task.startswith(groups)]
+    namms = [item for item in judged if policy_of(report.runs, item.task, item.policy).name == "namm"]
     tasks = {item.task for item in namms}
     return [item for item in judged if item in namms or item.task not in tasks]
 
 
-def in_one_line(
-    answers: Sequence[Answer],
-    runs: Sequence[Run],
-    summary: Sequence[SummaryRow],
-    overall: Sequence[Overall],
-    headlines: Sequence[Headline],
-) -> str:
-    """The headline: official scores, then each task's first answer, as `Against the full cache. video: namm is ...`."""
-    every: list[Row] = [*summary, *overall]
+def in_one_line(report: Report) -> str:
+    """Write the headline: official scores, then a clause a task, `Against the full cache. video: namm is ...`."""
+    every: list[Row] = [*report.summary, *report.overall]
     rows = {(row.task, row.policy): row for row in every}
     first: dict[str, Answer] = {}
-    for item in _top(answers, runs, overall):
+    for item in top(report):
         first.setdefault(item.task, item)
     parts = [_clause(item, rows[task, item.policy]) for task, item in first.items()]
-    empty = [run.task for run in runs if not any(row.task == run.task and row.score is not None for row in summary)]
+    scored = {row.task for row in report.summary if row.score is not None}
+    empty = [run.task for run in report.runs if run.task not in scored]
     lines = [f"Nothing was scored in {', '.join(empty)}."] if empty else []
-    for run in runs:
-        lines += _official([item for item in headlines if item.task == run.task], run, first.get(run.task))
+    for run in report.runs:
+        lines += _official([item for item in report.headlines if item.task == run.task], run, first.get(run.task))
     lines += [f"Against the full cache. {'; '.join(parts)}."] if parts else []
     return " ".join(lines) or "Nothing was compared with the full cache."
 
 
 def _official(headlines: Sequence[Headline], run: Run, item: Answer | None) -> list[str]:
-    """A benchmark's official score under the baseline and under the policy of the answer."""
+    """State a benchmark's official score under the baseline and under the policy of the answer."""
     wanted = {run.baseline.spec if run.baseline else None, item.policy if item else None}
     shown = [headline for headline in headlines if headline.policy in wanted] or list(headlines[:1])
     if not shown:

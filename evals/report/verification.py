@@ -93,7 +93,7 @@ def _verify(
         with contextlib.redirect_stdout(io.StringIO()):  # hide the report over the partial copy
             evaluate(["--config", str(config), "--out", str(out), "--resume"])
         items = [item for item in load(out) if item.run.task == task.run.task]  # one command may make several tasks
-        again = {(record.policy, record.index): record for item in items for record in _all(item)}
+        again = {(r.policy, r.index): r for item in items for records in item.records.values() for r in records}
     wanted = {key: record for key, record in recorded.items() if key[1] in chosen}
     lost = [f"{record.id}, {record.policy}: not evaluated again" for key, record in wanted.items() if key not in again]
     pairs = [(record, again[key]) for key, record in wanted.items() if key in again]
@@ -108,12 +108,8 @@ def _verify(
     )
 
 
-def _all(task: Task) -> list[Record]:
-    return [record for records in task.records.values() for record in records]
-
-
 def as_toml(task: Task) -> str:
-    """The recorded options as TOML for `--config`; JSON strings, numbers and lists are valid TOML."""
+    """Write the recorded options as TOML for `--config`; JSON strings, numbers and lists are valid TOML."""
     options = {key: value for key, value in task.run.options.items() if value is not None}
     options["policy"] = [policy.spec for policy in task.run.policies]
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in options.items())
@@ -154,7 +150,7 @@ def _notes(task: Task) -> list[str]:
 
 
 def in_words(results: Sequence[Verified], tolerance: float) -> str:
-    """The results as text for the terminal."""
+    """Format the results as text for the terminal."""
     lines = []
     for result in results:
         lines.append(f"{result.task}: {len(result.samples)} samples, {result.records} records evaluated again")

@@ -32,25 +32,26 @@ def _modules(package: str) -> list[ModuleType]:
     return [importlib.import_module(f"{package}.{module.name}") for module in pkgutil.iter_modules(folder)]
 
 
-def built_in(package: str, kind: type[Kind]) -> dict[str, Kind]:
-    """Collect by name the benchmarks that the modules of a package list in their tuple `BENCHMARKS`."""
+def built_in(kind: type[Kind]) -> dict[str, Kind]:
+    """Collect by name what the modules beside the one that defines `kind` list in their tuple `BENCHMARKS`."""
+    package = kind.__module__.rpartition(".")[0]
     found: list[Any] = [item for module in _modules(package) for item in getattr(module, "BENCHMARKS", ())]
     return {item.name: item for item in found if isinstance(item, kind)}
 
 
-def names(package: str, kind: type[Kind]) -> list[str]:
+def names(kind: type[Kind]) -> list[str]:
     """List all names that `find` accepts."""
-    return plugins.names(GROUP, built_in(package, kind))
+    return plugins.names(GROUP, built_in(kind))
 
 
-def find(name: str, package: str, kind: type[Kind]) -> Kind:
+def find(name: str, kind: type[Kind]) -> Kind:
     """Return the benchmark of a name.
 
     Raises:
         NammTransferError: nobody knows the name (the message lists those that are known), several packages use it, or
             what another package declares under it is no benchmark of this kind.
     """
-    found = plugins.find("benchmark", name, GROUP, built_in(package, kind))
+    found = plugins.find("benchmark", name, GROUP, built_in(kind))
     if not isinstance(found, kind):
         raise NammTransferError(f"benchmark {name!r} is a {type(found).__name__}; expected a {kind.__name__}")
     return found

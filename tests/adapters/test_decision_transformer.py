@@ -239,7 +239,7 @@ def test_missing_weights_are_named(published):
     weights = torch.load(published / "pytorch_model.bin", weights_only=True)
     del weights["predict_action.0.weight"]
     torch.save(weights, published / "pytorch_model.bin")
-    with pytest.raises(NammTransferError, match=r"lacks the weights.*predict_action\.0\.weight"):
+    with pytest.raises(NammTransferError, match=r"1 missing tensors.*predict_action\.0\.weight"):
         DecisionTransformerAdapter.load(published, device="cpu")
 
 
@@ -365,14 +365,14 @@ def test_the_file_that_cannot_be_read_is_named(published):
 def test_configurations_of_other_models(folder, change):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(NammTransferError, match="no Decision Transformer"):
+    with pytest.raises(NammTransferError, match=r"(holds no|expected) Decision Transformer"):
         DecisionTransformerAdapter.load(folder, device="cpu")
 
 
 def test_unknown_weights_are_named(published):
     weights = torch.load(published / "pytorch_model.bin", weights_only=True)
     torch.save({**weights, "value_head.weight": torch.zeros(1)}, published / "pytorch_model.bin")
-    with pytest.raises(NammTransferError, match=r"unknown weights.*value_head\.weight"):
+    with pytest.raises(NammTransferError, match=r"1 unexpected tensors.*value_head\.weight"):
         DecisionTransformerAdapter.load(published, device="cpu")
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from text_tasks import TASKS
 from tiny_text import save_tiny_llama
 from transformers import AutoTokenizer
 
@@ -16,7 +17,6 @@ from namm_transfer.evals.report.verification import verify
 from namm_transfer.evals.tasks.text.asking import about_families
 from namm_transfer.evals.tasks.text.families import recall
 from namm_transfer.evals.tasks.text.load import find, load
-from namm_transfer.evals.tasks.text.registry import TASKS
 from namm_transfer.evals.tasks.text.ruler import RULER
 
 FLAGS = ["--tokens", "300", "--samples", "2", "--update-interval", "64", "--dtype", "float32"]

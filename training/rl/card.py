@@ -26,6 +26,7 @@ tags: [reinforcement-learning, decision-transformer, {gym_id}]
 
 `DecisionTransformerModel` in Hugging Face's format; `statistics.json` holds the state mean and standard deviation, the
 return scale and the target return. {width} wide, {layers} layers, {heads} heads.
+The file holds float16, of which loading makes float32.
 
 - Data: `{dataset}`, {data_episodes} episodes, {data_steps:,} steps, mean return {data_return:.0f} (standard deviation
   {data_std:.0f}, best {data_best:.0f}{data_score}).

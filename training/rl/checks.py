@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import tyro
-
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.harness.cli import script
+from namm_transfer.evals.harness.options import read_flags
 
 Options = TypeVar("Options")
 
@@ -41,7 +40,7 @@ def run_command(main: Callable[[Options], Any], options: type[Options]) -> NoRet
 
     def command() -> None:
         try:
-            print(main(tyro.cli(options)))
+            print(main(read_flags(options)))
         except KeyboardInterrupt:
             print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
             raise

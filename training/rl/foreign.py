@@ -150,7 +150,7 @@ def convert(
 def _renamed(
     weights: Weights, heads: int, what: str, settings: dict[str, Any] | None
 ) -> tuple[Weights, dict[str, Any]]:
-    """The weights under Hugging Face's names, and the settings that they do not tell."""
+    """Return the weights under Hugging Face's names, and the settings that they do not tell."""
     if "state_emb.weight" in weights:
         return from_corl(weights), {"activation_function": "gelu", "n_head": heads}
     if "embed_state.weight" in weights and any(name.startswith("transformer.h.") for name in weights):

@@ -79,7 +79,7 @@ def read_params(path: Path) -> dict[str, Any]:
 
 
 def statistics_of(settings: dict[str, Any], size: int) -> Statistics:
-    """The statistics in `params.json` for states of `size` numbers: d3rlpy divides by std + eps."""
+    """Read the statistics in `params.json` for states of `size` numbers: d3rlpy divides by std + eps."""
     observations, rewards = settings["observation_scaler"], settings["reward_scaler"]
     scale = 1 / rewards["params"]["multiplier"] if rewards["type"] == "multiply" else 1.0
     if observations["type"] == "none":

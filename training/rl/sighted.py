@@ -13,7 +13,7 @@ from namm_transfer.training.rl.actor import load_actor
 NOISE = 0.05
 """Standard deviation of the normal noise added to every action."""
 GAIT = np.array([0.4, 0.6, 1.0])
-"""Share of the trained cheetah's actions that gives it the three speeds of `cued.SPEEDS`."""
+"""Share of the trained cheetah's actions that gives it the three speeds of `cued.HALFCHEETAH_SPEEDS`."""
 STROKES, LAG = 2, 1.2
 """The swimmer's two joints swing as sine waves: periods in a run, and by how much one lags behind, in radians."""
 

@@ -30,6 +30,7 @@ from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, random_policy, rollout
 from namm_transfer.evals.tasks.rl.tasks import task
 from namm_transfer.files import write_atomic
+from namm_transfer.training.half import save_half
 from namm_transfer.training.loop import Loop
 from namm_transfer.training.rl.card import card, command, measure
 from namm_transfer.training.rl.checks import check_positive, run_command, writing_to
@@ -223,7 +224,7 @@ def main(options: Options) -> dict[str, Any]:
 
 def _made(options: Options, dataset: datasets.Dataset) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = fit(options, dataset, device)
+    model = fit(options, dataset, device).half().float()  # rounded to what the file will hold, then measured
     statistics = Statistics(*dataset.state_statistics, RETURN_SCALE, env=options.env)
     adapter = DecisionTransformerAdapter(model, statistics)
     data, reference = dataset.summary(), task(options.env)
@@ -243,7 +244,7 @@ def _made(options: Options, dataset: datasets.Dataset) -> dict[str, Any]:
     training = {**vars(options), "target": target, "windows": ", ".join(map(str, WINDOWS)), "command": made_by}
     write_atomic(options.out / STATISTICS_FILE, adapter.statistics.to_json())
     write_atomic(options.out / "README.md", card(dataset, {**training, "candidates": len(targets)}, rows))
-    model.save_pretrained(options.out)  # the weights last: a folder that holds them is finished
+    save_half(model, options.out)  # the weights last: a folder that holds them is finished
     for leftover in (CHECKPOINT, Path(CHECKPOINT).with_suffix(".jsonl")):
         (options.out / leftover).unlink(missing_ok=True)
     return {"target_return": target, **{name: float(returns.mean()) for name, returns in rows.items()}}

@@ -41,7 +41,7 @@ class Size:
     tied: bool
     """True if a word has the same embedding in the prompt and as an answer."""
     templates: tuple[str, ...] = ()
-    """Questions with words that version 1 has not."""
+    """Questions whose words version 1 does not have."""
 
 
 SIZES = {

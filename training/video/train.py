@@ -18,16 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from accelerate import Accelerator
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlavaNextVideoForConditionalGeneration
 
 from namm_transfer.evals.harness.cli import script
+from namm_transfer.evals.harness.options import read_flags
 from namm_transfer.evals.tasks.video.versions import film_set
-from namm_transfer.files import write_atomic
+from namm_transfer.training.half import save_half
 from namm_transfer.training.loop import Loop, warm_up_cosine
 from namm_transfer.training.video import batches, event_batches, small
 from namm_transfer.training.video.batches import language_batch, pooled_frames, words
@@ -86,8 +85,8 @@ class Trainer:
         torch.manual_seed(options.seed)
         self.options, self.model, self.stage, self.bank = options, model, stage, bank
         self.steps: int = getattr(options, f"{stage}_steps")
-        self.lessons = event_batches if options.version == 2 else batches
-        self.heads = nn.Linear(model.config.get_text_config().hidden_size, sum(map(len, self.lessons.LABELS)))
+        self.data = event_batches if options.version == 2 else batches
+        self.heads = nn.Linear(model.config.get_text_config().hidden_size, sum(map(len, self.data.LABELS)))
         core = model.model
         parts = {
             "vision": (core.vision_tower, core.multi_modal_projector, self.heads),
@@ -107,7 +106,7 @@ class Trainer:
             accelerator=Accelerator(cpu=True),
             path=options.work / f"{stage}.safetensors",
             identity={name: value for name, value in asdict(options).items() if name not in unused},
-            metrics=film_set(options.version).types if stage == "language" else self.lessons.ATTRIBUTES,
+            metrics=film_set(options.version).types if stage == "language" else self.data.ATTRIBUTES,
             clip=1.0,
             save_every=self.EVERY,
             label=stage,
@@ -121,12 +120,12 @@ class Trainer:
 
     def _loss(self, step: int) -> tuple[Tensor, list[float]]:
         if self.stage == "vision":
-            pixels, labels = self.lessons.vision_batch(step)
+            pixels, labels = self.data.vision_batch(step)
             return self._naming(pooled_frames(self.model, pixels), labels, self.heads.weight, self.heads.bias)
         if self.bank is None:
-            self.bank = self.lessons.make_bank(self.model, self.options.takes)
+            self.bank = self.data.make_bank(self.model, self.options.takes)
         if self.stage == "projector":
-            names = [word for names in self.lessons.LABELS for word in names]
+            names = [word for names in self.data.LABELS for word in names]
             ids = words(self.options.version).convert_tokens_to_ids(names)
             embedded = self.model.get_input_embeddings()(torch.tensor(ids)).detach()
             features, labels = self.bank.frames(np.random.default_rng([5, step]), 64)
@@ -139,7 +138,7 @@ class Trainer:
         """Compute the cross-entropy of labels, of a frame or of each token, predicted from each token."""
         tokens = self.model.model.multi_modal_projector(pooled)
         logits = F.linear(F.rms_norm(tokens, tokens.shape[-1:]), weight, bias)
-        parts = logits.split([len(names) for names in self.lessons.LABELS], dim=-1)
+        parts = logits.split([len(names) for names in self.data.LABELS], dim=-1)
         by_token = labels if labels.dim() == 3 else labels[:, None].expand(-1, tokens.shape[1], -1)
         truth = by_token.unbind(-1)
         losses = [F.cross_entropy(part.flatten(0, 1), t.flatten()) for part, t in zip(parts, truth, strict=True)]
@@ -175,16 +174,6 @@ def frames_at(step: int, steps: int, version: int = 1) -> int:
     return lengths[step % len(lengths)]
 
 
-def save_model(model: LlavaNextVideoForConditionalGeneration, options: Options) -> None:
-    """Write model and processor; the weights of version 2 in float16, from which loading makes float32 again."""
-    model.save_pretrained(options.out)
-    small.processor(options.version).save_pretrained(options.out)
-    if options.version == 2:
-        file = options.out / "model.safetensors"
-        weights = {name: tensor.half() for name, tensor in load_file(file).items()}
-        write_atomic(file, save(weights, metadata={"format": "pt"}))
-
-
 def main(options: Options) -> None:
     """Train all stages and write model and processor to `options.out`."""
     torch.set_num_threads(options.threads)
@@ -197,9 +186,10 @@ def main(options: Options) -> None:
         trainer.loop.run()
         print(f"{stage}: {trainer.loop.seconds.sum() / 60:.1f} minutes")
         bank = trainer.bank
-    save_model(model, options)
+    save_half(model, options.out)
+    small.processor(options.version).save_pretrained(options.out)
     print(f"saved to {options.out}")
 
 
 if __name__ == "__main__":
-    script(lambda: main(tyro.cli(Options, description=__doc__)))
+    script(lambda: main(read_flags(Options)))

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import tyro
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.harness.cli import script
+from namm_transfer.evals.harness.options import read_flags
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Trajectory
 from namm_transfer.evals.tasks.rl.identity import check_first_states, check_name
@@ -146,7 +146,7 @@ def main(options: Options) -> datasets.Dataset:
 
 def command() -> None:
     """Import the file that the command line names and print what was made."""
-    made = main(tyro.cli(Options))
+    made = main(read_flags(Options))
     print(made.id, made.summary())
 
 

@@ -265,7 +265,7 @@ class FamilyGroup:
 
 def groups() -> dict[str, FamilyGroup]:
     """Collect by name the groups that the modules of this package list in their tuple `BENCHMARKS`."""
-    return registry.built_in(__name__.rpartition(".")[0], FamilyGroup)
+    return registry.built_in(FamilyGroup)
 
 
 def group_of(family: str) -> FamilyGroup | None:

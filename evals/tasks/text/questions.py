@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
 from namm_transfer.errors import NammTransferError
+from namm_transfer.evals.tasks import registry
 from namm_transfer.evals.tasks.json_files import parse_line
 from namm_transfer.evals.tasks.text.metrics import METRICS, Metric, library, protocol
 
@@ -110,6 +111,13 @@ class TextBenchmark:
             "rule": "mean over categories",
             "categories": categories,
         }
+
+
+def benchmarks(names: Iterable[str] = ()) -> dict[str, TextBenchmark]:
+    """Load the benchmarks of this package, and those of the names that other packages declare."""
+    known = registry.names(TextBenchmark)
+    others = {name: registry.find(name, TextBenchmark) for name in names if name in known}
+    return {**registry.built_in(TextBenchmark), **others}
 
 
 def tasks_of(benchmark: str, place: Place, read: Read) -> tuple[Task, ...]:

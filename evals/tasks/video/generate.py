@@ -36,7 +36,6 @@ def generate(
     split: str = "test",
     films: int = 50,
     seconds: int = 64,
-    fps: int = FPS,
     size: int = SIZE,
     version: int = 1,
     *,
@@ -51,12 +50,12 @@ def generate(
     entries = []
     for seed in tqdm(range(films), desc="films", disable=None, leave=False):
         film = film_set(version).make_film(split, seed, seconds)
-        name = f"{split}-{seed:05d}-{seconds}s-{fps}fps-{size}px-v{version}.mp4"
+        name = f"{split}-{seed:05d}-{seconds}s-{FPS}fps-{size}px-v{version}.mp4"
         if not (folder / name).exists():
-            write_film(film, folder / name, fps, size)
+            write_film(film, folder / name, size=size)
         entries += streaming_entries(film, name) if streaming else manifest_entries(film, name, version)
     kind = "-streaming" if streaming else ""
-    manifest = folder / f"{split}-{seconds}s-{fps}fps-{size}px-v{version}-{films}{kind}.json"
+    manifest = folder / f"{split}-{seconds}s-{FPS}fps-{size}px-v{version}-{films}{kind}.json"
     write_atomic(manifest, json.dumps(entries, indent=1) + "\n")
     return manifest
 

@@ -25,7 +25,7 @@ trained for, positions are extended to so many behind the video."""
 
 
 def positions_for(film: int, trained: int) -> int:
-    """Number of positions that the model shall have for a film that takes `film` of them and for words behind it."""
+    """Compute how many positions the model needs for a film that takes `film` of them and for the words behind it."""
     return trained if film + LEAST_ROOM <= trained else film + ROOM
 
 
@@ -109,7 +109,7 @@ class Watcher:
         return replace(encoded, facts=facts_of([film.reader], sample.duration)), cache, logits
 
     def _film(self, sample: VideoSample, policy: EvictionPolicy) -> Watched:
-        """The film that is being watched, or the beginning of another one."""
+        """Return the film that is being watched, or the beginning of another one."""
         identity = (sample.video, sample.span, sample.frame_times)
         if self._held is None or self._held.policy is not policy or self._held.video != identity:
             self._held = None  # before the next one takes up memory

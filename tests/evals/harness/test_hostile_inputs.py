@@ -25,6 +25,7 @@ import pytest
 import tiny_evaluation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from text_tasks import TASKS
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from namm_transfer import NAMM, NammTransferError
@@ -35,7 +36,6 @@ from namm_transfer.evals.report import build, read
 from namm_transfer.evals.report.records import ArrayStore
 from namm_transfer.evals.tasks.rl import d4rl
 from namm_transfer.evals.tasks.text import load as text_load
-from namm_transfer.evals.tasks.text.registry import TASKS
 from namm_transfer.evals.tasks.video.archive import unpack
 from namm_transfer.evals.tasks.video.longvideobench import load_longvideobench
 from namm_transfer.evals.tasks.video.mlvu import load_mlvu

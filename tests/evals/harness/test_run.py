@@ -174,8 +174,8 @@ def _die(folder: str, at: int) -> None:
 
 @pytest.fixture(scope="module")
 def processes():
-    """Start child processes from a server that has imported torch and computed nothing: a fork of the test's own process
-    would inherit the locks of torch's threads and could wait for them for ever."""
+    """Start child processes from a server that has imported torch and computed nothing: a fork of the test's own
+    process would inherit the locks of torch's threads and could wait for them for ever."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["namm_transfer.evals.harness", "transformers.models.llama.modeling_llama"])
     return context

@@ -4,6 +4,7 @@ import numpy as np
 
 from namm_transfer.evals.harness import cli
 from namm_transfer.evals.report.comparison import diff, in_words
+from namm_transfer.evals.report.records import ArrayStore
 
 NOISE = np.random.default_rng(0).normal(50, 10, 40).tolist()
 
@@ -44,6 +45,20 @@ def test_few_draws_are_not_called_significant(write_folder, tmp_path):
     second = write_folder(tmp_path / "b", {"full": [1.0] * 4})
     assert not diff(first, second).changes[0].significant
     assert "fewer than 5 independent draws" in in_words(diff(first, second))
+
+
+def test_two_models_agree_on_some_of_the_tokens_to_keep(write_folder, tmp_path):
+    first, second = np.zeros((2, 1000), np.float32)  # the share of the heads that keep each token
+    first[:200], second[:100], second[900:] = 1.0, 0.5, 1.0
+    folders = []
+    for name, kept in (("a", first), ("b", second), ("c", first[:-1])):
+        digest = ArrayStore(tmp_path / name).put(kept)
+        folders.append(write_folder(tmp_path / name, {"namm": NOISE[:1]}, arrays={"tokens": digest}))
+    (change,) = diff(folders[0], folders[1]).changes
+    assert change.overlap == 50 / 300
+    assert 0.05 < change.by_chance < 0.12  # of 200 tokens 30 would be kept by both, 20 wholly and 20 by half
+    assert f"overlap of what is kept 16.7 %, by chance {100 * change.by_chance:.1f} %" in in_words(diff(*folders[:2]))
+    assert diff(folders[0], folders[2]).changes[0].overlap is None  # another tokenizer counts other tokens
 
 
 def test_the_command_prints_it(write_folder, tmp_path, capsys):

@@ -81,7 +81,7 @@ def test_numbers_are_plausible(value):
 
 
 def test_a_line_of_a_text_benchmark_is_refused_too(tmp_path):
-    from namm_transfer.evals.tasks.text.registry import TASKS
+    from text_tasks import TASKS
 
     task = TASKS["longbench:qasper"]
     (tmp_path / "qasper.jsonl").write_text('{"context": "\\ud800", "input": "", "answers": ["a"]}\n')

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from namm_transfer import NammTransferError, policies
 from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter
@@ -83,6 +84,11 @@ def test_the_command_makes_a_folder_that_acts(dataset, tmp_path):
     assert np.isfinite(actions).all()
     names = {path.name for path in (tmp_path / "model").iterdir()}
     assert names == {"README.md", "config.json", "model.safetensors", "statistics.json"}
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    assert adapter.model.dtype == torch.float32
+    played = card.measure(adapter, "hopper", found["target_return"], 2, first_seed=40_000)
+    assert played.mean() == found["whole episode"], "what the card says was measured on the weights of the file"
     text = (tmp_path / "model" / "README.md").read_text()
     assert f"{found['whole episode']:.0f}" in text
     assert "6 episodes" in text

@@ -5,13 +5,13 @@
 import string
 
 import pytest
+from text_tasks import TASKS
 from tiny_text import save_tiny_llama
 from transformers import AutoTokenizer
 
 from namm_transfer import NammTransferError
 from namm_transfer.evals.tasks.text.metrics import METRICS, Metric
 from namm_transfer.evals.tasks.text.questions import Place, Question, Task, shorten
-from namm_transfer.evals.tasks.text.registry import TASKS
 
 ANSWER_TOKENS = {
     "longbench": {

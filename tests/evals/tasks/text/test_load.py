@@ -7,11 +7,11 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from text_tasks import TASKS
 
 from namm_transfer import NammTransferError
 from namm_transfer.evals.tasks.text import load as module
 from namm_transfer.evals.tasks.text.load import Source, find, load, local
-from namm_transfer.evals.tasks.text.registry import TASKS
 
 LINE = {"input": "Who?", "context": "Ann {and} Bob.", "answers": ["Ann", "Bob"], "all_classes": None, "length": 3}
 ASKED = {"id": 7, "context": "a long text", "input": "Who?", "answer": ["Ann"], "options": []}

@@ -63,10 +63,10 @@ def test_own_ids_and_further_fields_are_kept(tmp_path):
 
 
 def test_every_benchmark_says_how_its_authors_score_it():
-    names = registry.names(PACKAGE, VideoBenchmark)
+    names = registry.names(VideoBenchmark)
     assert {"mlvu", "longvideobench", "egoschema", "videomme"} <= set(names)
     for name in names:
-        headline = registry.find(name, PACKAGE, VideoBenchmark).headline
+        headline = registry.find(name, VideoBenchmark).headline
         assert headline["rule"] in ("mean over categories", "mean over samples")
         assert headline["name"]
         assert headline["categories"]
@@ -78,8 +78,8 @@ def test_another_package_may_bring_a_benchmark(monkeypatch):
     point = EntryPoint("theirs", f"{PACKAGE}.questions:THEIRS", registry.GROUP)
     wrong = EntryPoint("wrong", f"{PACKAGE}.questions:indistinct", registry.GROUP)
     monkeypatch.setattr(plugins, "entry_points", lambda group: [point, wrong] if group == registry.GROUP else [])
-    assert registry.find("theirs", PACKAGE, VideoBenchmark) is theirs
-    assert "theirs" in registry.names(PACKAGE, VideoBenchmark)
+    assert registry.find("theirs", VideoBenchmark) is theirs
+    assert "theirs" in registry.names(VideoBenchmark)
     with pytest.raises(NammTransferError, match="'wrong' is a function; expected a VideoBenchmark"):
-        registry.find("wrong", PACKAGE, VideoBenchmark)
+        registry.find("wrong", VideoBenchmark)
     assert dataclasses.is_dataclass(theirs)
