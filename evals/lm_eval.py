@@ -254,11 +254,17 @@ def _together(memories: Sequence[Memory]) -> Memory:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run lm-eval's command line, which reads `sys.argv`."""
+    """Run lm-eval's command line, which reads `sys.argv`.
+
+    Raises:
+        NammTransferError: what lm-eval refuses, such as the name of a task that it does not have.
+    """
     before = sys.argv
     sys.argv = ["lm-eval", *(before[1:] if arguments is None else arguments)]
     try:
         cli_evaluate()
+    except (ValueError, AssertionError) as error:  # lm-eval's own for arguments, tasks and lengths that do not fit
+        raise NammTransferError(f"lm-eval stopped: {in_short(error)}") from error
     finally:
         sys.argv = before
 

@@ -91,10 +91,11 @@ class NammVideo(lmms):
         super().__init__()
         self.entry = one_policy(str(policy), options)
         options.pop("max_batch_size", None)  # lmms-eval's own
-        if options or str(batch_size) != "1":
+        kind = None if dtype == "auto" else getattr(torch, str(dtype), dtype)
+        if options or str(batch_size) != "1" or not isinstance(kind, torch.dtype | None):
             raise NammTransferError(
-                f"model namm got batch_size={batch_size} {options}: expected batch_size=1, and pretrained, dtype, "
-                "max_num_frames, fps, max_pixels, backend, policy or the policy's own options"
+                f"model namm got batch_size={batch_size} dtype={dtype} {options}: expected batch_size=1, a dtype such "
+                "as bfloat16, pretrained, max_num_frames, fps, max_pixels, backend, policy or the policy's own options"
             )
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -103,7 +104,7 @@ class NammVideo(lmms):
             self.device = self.accelerator.device
         self.adapter = load_video_model(
             pretrained or str(asset(SHIPPED)),
-            dtype=None if dtype == "auto" else getattr(torch, dtype),
+            dtype=kind,
             device=self.device,
             backend=backend,
         )

@@ -85,15 +85,16 @@ def gallery_command(
 
 
 def from_lm_eval_command(
-    folder: Annotated[Path, tyro.conf.Positional], /, *, out: Path, metric: str | None = None
+    folder: Annotated[Path, tyro.conf.Positional], /, *, out: Path | None = None, metric: str | None = None
 ) -> None:
     """Convert results of lm-eval or lmms-eval with the model namm under several policies into a report.
 
     Args:
         folder: The --output_path of the harness, which was run once per policy with --log_samples.
-        out: Folder of the records and of report.json, report.md and report.html.
+        out: Folder of the records and of report.json, report.md and report.html; by default FOLDER/report.
         metric: Metric to use as the score; by default the first of each task for which higher is better.
     """
+    out = out or folder / "report"
     from_lm_eval.convert(folder, out, metric)
     render_command(out)
 

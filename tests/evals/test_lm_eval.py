@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 import shutil
 from pathlib import Path
 
@@ -190,20 +189,23 @@ def test_a_policy_that_cannot_be_is_refused_before_the_model_is_loaded(place, wr
 
 
 @pytest.mark.parametrize(
-    ("written", "message"),
+    ("model", "written", "message"),
     [
-        ("pretrained=MODEL,policy=full,keep=0.5", "keep.* expected arguments of lm-eval's hf, policy"),
-        ("pretrained=MODEL,policy=h2o,kept=0.5", "kept.* expected arguments of lm-eval's hf, policy"),
-        ("pretrained=MODEL/nothing,policy=full", "no model at"),
-        ("pretrained=MODEL/..,policy=full", "Unrecognized model"),
+        ("model", dict(policy="full", keep=0.5), "keep.* expected arguments of lm-eval's hf, policy"),
+        ("model", dict(policy="h2o", kept=0.5), "kept.* expected arguments of lm-eval's hf, policy"),
+        ("nothing", dict(), "no model at"),
+        ("", dict(), "Unrecognized model"),
     ],
 )
-def test_arguments_that_do_not_fit_are_one_line(place, written, message, capsys):
-    arguments = ["--model", "namm", "--model_args", written.replace("MODEL", str(place / "model"))]
-    given = ["--tasks", "tiny_choice", "--include_path", str(place / "tasks"), "--device", "cpu"]
-    assert cli.main(["lm-eval", *arguments, *given]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("namm-transfer lm-eval: ")]
-    assert re.search(message, line), line
+def test_arguments_that_do_not_fit_are_refused(model, written, message, place):
+    with pytest.raises(NammTransferError, match=message):
+        NammLM(str(place / model), device="cpu", **written)
+
+
+def test_a_task_that_is_not_there_is_one_line(place, capsys):
+    given = ["--model", "namm", "--model_args", f"pretrained={place / 'model'}", "--tasks", "tiny_choose"]
+    assert cli.main(["lm-eval", *given, "--include_path", str(place / "tasks"), "--device", "cpu"]) == 2
+    assert "namm-transfer lm-eval: lm-eval stopped: ValueError: Tasks not found: tiny_choose" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +271,10 @@ def test_a_report_is_made_of_what_lm_eval_wrote(logged, tmp_path, capsys):
     assert evicting.updates_mean > 2
     assert evicting.kept_share < 0.5 < rows["lm-eval/tiny_rolling", "full"].kept_share == 1
     assert evicting.diff_full is not None
+    own = shutil.copytree(logged, tmp_path / "own")
+    for _ in range(2):  # a report in the folder is nothing that lm-eval wrote
+        assert cli.main(["report", "from-lm-eval", str(own)]) == 0
+    assert read(own / "report").summary == report.summary
 
 
 def test_lm_evals_files_that_make_no_report_are_named(logged, tmp_path, capsys):

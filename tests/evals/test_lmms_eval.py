@@ -85,7 +85,7 @@ def refused(act, *arguments, **named):
         raise SystemExit(f"answered {found}")
 
 Model = get_model("namm")
-for named in ({"policy": "h3o"}, {"policy": "h2o:match=namm"}, {"batch_size": 4}, {"batch": 1}):
+for named in ({"policy": "h3o"}, {"policy": "h2o:match=namm"}, {"batch_size": 4}, {"batch": 1}, {"dtype": "float33"}):
     refused(Model, device="cpu", **named)
 model = Model(device="cpu", policy="h2o:keep=0.5", update_interval=32)
 model.task_dict = {"task": {"test": [{}]}}
@@ -110,11 +110,13 @@ def test_errors_are_raised_and_never_become_empty_answers():
     done = subprocess.run([str(PYTHON), "-c", REFUSED], capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     said = [line for line in done.stdout.splitlines() if line.startswith("refused:")]
-    assert len(said) == 12
-    for number, what in enumerate(("unknown policy 'h3o'", "one policy at a time", "batch_size=4", "'batch': 1")):
+    assert len(said) == 13
+    for number, what in enumerate(
+        ("unknown policy 'h3o'", "one policy at a time", "batch_size=4", "'batch': 1", "dtype=float33")
+    ):
         assert what in said[number]
-    assert "missing.mp4" in said[4]
-    assert "image, text" in said[5]
+    assert "missing.mp4" in said[5]
+    assert "image, text" in said[6]
 
 
 def test_the_examples_questions_are_those_of_the_films_that_are_drawn():
