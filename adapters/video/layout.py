@@ -41,7 +41,8 @@ def fill_up(films: list[np.ndarray], metadata: list[VideoMetadata], processor: A
     for number, (film, told) in enumerate(zip(films, metadata, strict=True)):
         if (missing := frames_together(processor) - len(film)) > 0:
             films[number] = np.concatenate([film, *[film[-1:]] * missing])
-            told.frames_indices = [*told.frames_indices, *told.frames_indices[-1:] * missing]
+            indices = told.frames_indices or []
+            told.frames_indices = indices + indices[-1:] * missing
 
 
 def frames_together(processor: Any) -> int:
