@@ -249,7 +249,7 @@ def test_the_script_ends_with_the_message_and_a_status(tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert ended.value.code != 0
-    assert "error: 'nowhere'" in capsys.readouterr().err
+    assert "error: no Decision Transformer at 'nowhere'" in capsys.readouterr().err
 
 
 def walking(folder, card=None, env=None):
