@@ -67,8 +67,8 @@ class Options(ContextOptions):
     model: str = "smollm2"
     """Causal language model: folder, hub id, .gguf file, or smollm2 (SmolLM2-135M-Instruct)."""
     adapter: str = "auto"
-    """How the model is loaded and given its prompts: auto, or an adapter of another package by its name among the entry
-    points namm_transfer.adapters."""
+    """Adapter class that loads the model and encodes its prompts. auto is this package's; another installed package may
+    declare more by name, as entry points of the group namm_transfer.adapters."""
     tasks: str = "all"
     """Task families, separated by commas: trained (those the shipped NAMM was trained on), held-out, all (both and two
     hard ones), ruler (needles among distractors, chains of variables, word counts, questions about two facts), or

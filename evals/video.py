@@ -60,8 +60,8 @@ class Options(ContextOptions):
     """Folder or hub id of a video-language model: LLaVA-NeXT-Video, Qwen2.5-VL, Qwen3-VL, LLaVA-OneVision, SmolVLM2,
     InternVL3 and others of their kind; the small LLaVA-NeXT-Video that is shipped for the benchmark by default."""
     adapter: str = "auto"
-    """How the model is loaded and given its prompts: auto, or an adapter of another package by its name among the entry
-    points namm_transfer.adapters."""
+    """Adapter class that loads the model and encodes its prompts. auto is this package's; another installed package may
+    declare more by name, as entry points of the group namm_transfer.adapters."""
     benchmark: str = "generated"
     """"generated", "generated-v2" (films of which a memory must forget nothing), the name of a benchmark (mlvu,
     longvideobench, longvideobench-frames, videomme, egoschema, streamingbench, ovobench, or one of another package), or

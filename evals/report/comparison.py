@@ -39,7 +39,7 @@ class Change:
     """Agreement on which tokens or frames to keep, as two models may have: what both keep over what either keeps, where
     a token counts with the share of the heads that keep it. None if no recorded sample has as many tokens in both."""
     by_chance: float | None
-    """The same for the second report's tokens in random order."""
+    """The overlap that chance alone would give: that with the second report's tokens in random order."""
 
     @property
     def significant(self) -> bool:

@@ -30,7 +30,7 @@ class ColumnCount(int):
 
 @dataclass
 class TracedCount:
-    """The same while torch.compile traces the call, which knows no subclasses of integers."""
+    """Columns of the attention mask of a call that torch.compile traces, which cannot trace subclasses of integers."""
 
     cache: MemoryCache
     columns: int

@@ -1,4 +1,4 @@
-"""From data to a report in environments without a shipped model: Ant, and a maze of gymnasium-robotics."""
+"""Training a Decision Transformer and evaluating it in environments without a shipped model: Ant, and a maze."""
 
 import copy
 

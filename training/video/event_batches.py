@@ -62,7 +62,7 @@ class EventBank:
     """
 
     CONTENTS = (*[None] * EMPTY, *itertools.product(range(4), scenes.SHAPES, scenes.COLORS))
-    """What the frames of one take of a place show: nothing, or a quarter, a shape and a colour."""
+    """Events that a frame can show: none, or a (quarter, shape, colour)."""
 
     def __init__(self, model: LlavaNextVideoForConditionalGeneration, takes: int) -> None:
         places = []
