@@ -36,15 +36,15 @@ transfer: $(VENV)/.stamp
 	  else $(BIN)/python evals/text.py --config evals/configs/transfer-text.toml --model "$(TEXT_MODEL)" --out $(RUNS)/text; fi
 	$(BIN)/namm-transfer report merge $(RUNS)/video $(RUNS)/rl $(if $(TEXT_MODEL),$(RUNS)/text) --out $(RUNS)/transfer
 
-# $(call real,MODEL,NAME,LENGTHS): the reports of report-NAME.toml on a model that is a .gguf file or a folder; skipped
-# where there is none. The models: make reports QWEN_0_5B=FILE QWEN_1_5B=FILE GEMMA=FILE, or the environment's variables.
+# $(call real,MODEL,CONFIG,NAME,LENGTHS): the reports NAME-LENGTH of report-CONFIG.toml on a model that is a .gguf file or a
+# folder; skipped where there is none. The models: make reports QWEN_0_5B=FILE QWEN_1_5B=FILE GEMMA=FILE, or the environment's variables.
 QWEN_0_5B ?=
 QWEN_1_5B ?=
 GEMMA     ?=
-real = if ! test -e "$(1)"; then echo "report $(2): skipped, no model at '$(1)'"; exit 0; fi; \
-  for tokens in $(3); do $(BIN)/python evals/text.py --config evals/configs/report-$(2).toml --model "$(1)" --tokens $$tokens \
-  --out $(RUNS)/report-$(2)-$$tokens --resume && $(BIN)/namm-transfer report merge $(RUNS)/report-$(2)-$$tokens \
-  --out docs/reports/$(2)-$$tokens || exit 1; done
+real = if ! test -e "$(1)"; then echo "report $(3): skipped, no model at '$(1)'"; exit 0; fi; \
+  for tokens in $(4); do $(BIN)/python evals/text.py --config evals/configs/report-$(2).toml --model "$(1)" --tokens $$tokens \
+  --out $(RUNS)/report-$(3)-$$tokens --resume && $(BIN)/namm-transfer report merge $(RUNS)/report-$(3)-$$tokens \
+  --out docs/reports/$(3)-$$tokens || exit 1; done
 
 reports: $(VENV)/.stamp
 	$(BIN)/python evals/video.py --config evals/configs/report-video.toml --out $(RUNS)/report-video --resume
@@ -56,10 +56,11 @@ reports: $(VENV)/.stamp
 	$(BIN)/python evals/text.py --config evals/configs/report-text-long.toml --out $(RUNS)/report-text-2000 --resume
 	$(BIN)/python evals/text.py --config evals/configs/report-text-long.toml --tokens 3000 --out $(RUNS)/report-text-3000 --resume
 	for task in video video-memory rl rl-memory text text-deep text-2000 text-3000; do $(BIN)/namm-transfer report merge $(RUNS)/report-$$task --out docs/reports/$$task || exit 1; done
-	@$(call real,$(QWEN_0_5B),qwen-0.5b,950 2000 4000)
-	@$(call real,$(QWEN_0_5B),ruler,950)
-	@$(call real,$(QWEN_1_5B),qwen-1.5b,950 2000 4000)
-	@$(call real,$(GEMMA),gemma,950 2000 4000)
+	@$(call real,$(QWEN_0_5B),qwen-0.5b,qwen-0.5b,950)
+	@$(call real,$(QWEN_0_5B),ruler,ruler,950)
+	@$(call real,$(QWEN_0_5B),models,qwen-0.5b-deep,950 2000)
+	@$(call real,$(QWEN_1_5B),models,qwen-1.5b-deep,950)
+	@$(call real,$(GEMMA),models,gemma-deep,950)
 	$(BIN)/namm-transfer report gallery docs/reports/* --out docs/reports
 
 test: $(VENV)/.stamp

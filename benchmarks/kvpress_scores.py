@@ -107,7 +107,7 @@ class Scorer:
         where = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
         self.model = AutoModelForCausalLM.from_pretrained(
             path.parent if where else path,
-            dtype=torch.float32,
+            dtype=getattr(torch, options.dtype),
             attn_implementation="sdpa",
             **where,
         ).eval()
@@ -242,6 +242,7 @@ def main() -> None:
     parser.add_argument("--kept", type=float, default=0.48, help="run: share of all tokens held when the answer begins")
     parser.add_argument("--presses", default="", help="run: some of them, separated by commas")
     parser.add_argument("--limit", type=int, help="run: only the first so many prompts")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="run: as in the report")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report", type=Path, help="table: folder of a report on the same prompts")
     options = parser.parse_args()

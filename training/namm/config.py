@@ -76,6 +76,10 @@ class EvolutionConfig:
     """Steps in which it is learned, for all heads of a model together, which of them need their cache. 0 measures the
     importance of each head by itself instead."""
 
+    learn_from: str = ""
+    """Learning goes on from this saved NAMM, a folder or a name of NAMM.from_pretrained, and keeps its statistics: none
+    are estimated, no importance is measured and nothing is distilled. Empty: it starts from the distillation."""
+
     learn_important_heads: int = 30
     """Number of KV heads, the most important ones, that keep everything in the rule that is distilled first; as large a
     share of the heads of each model in `learn_also`."""
@@ -111,6 +115,10 @@ class EvolutionConfig:
 
     learn_kept_share: float = 0.5
     """Mean share of the tokens that is to be kept when a prompt has been read."""
+
+    learn_penalty: float = 3.0
+    """Subtracted for a cache of full size in the first step, in proportion for a smaller one; later steps follow
+    `learn_kept_share`."""
 
     kept_share: float = 0.48
     """Share of the tokens that the finished NAMM keeps of the longest validation prompts; its output bias is moved
@@ -151,8 +159,9 @@ class EvolutionConfig:
         for name in ("sigma", "learn_rate"):
             if not 0 < getattr(self, name) < inf:
                 raise NammTransferError(f"{name}={getattr(self, name)}: expected a positive number")
-        if not 0 <= self.penalty < inf:
-            raise NammTransferError(f"penalty={self.penalty}: expected 0 or a positive number")
+        for name in ("penalty", "learn_penalty"):
+            if not 0 <= getattr(self, name) < inf:
+                raise NammTransferError(f"{name}={getattr(self, name)}: expected 0 or a positive number")
         counts: tuple[str, ...] = (
             "prompts",
             "statistics_prompts",
@@ -205,6 +214,7 @@ class EvolutionConfig:
     def stated(self) -> dict[str, Any]:
         """Return the fields by name, without those that older states do not have while they have their defaults."""
         added = ("learn_also", "scorer", "learn_gate_steps", "learn_random_rule", "learn_distillation_prompts")
+        added += ("learn_from", "learn_penalty")
         defaults = {field.name: field.default for field in dataclasses.fields(EvolutionConfig)}
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(EvolutionConfig)}
         return {name: value for name, value in fields.items() if name not in added or value != defaults[name]}

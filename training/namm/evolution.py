@@ -27,7 +27,7 @@ from namm_transfer.training.namm import fitness, plot
 from namm_transfer.training.namm.cmaes import Search
 from namm_transfer.training.namm.config import EvolutionConfig
 from namm_transfer.training.namm.fitness import Scores
-from namm_transfer.training.namm.learning import METRICS, Learning, distinct
+from namm_transfer.training.namm.learning import METRICS, Learning, distinct, saved_start
 from namm_transfer.training.namm.multi_question import MultiQuestionPrompt
 from namm_transfer.training.namm.state import FIELDS, State
 from namm_transfer.training.namm.whitening import unwhiten
@@ -215,12 +215,7 @@ class Evolution:
         return used if fields is not None else used | {"cma": version("cma")}
 
     def _begin(self) -> State:
-        config = self.config
-        moments = Moments()
-        for adapter in distinct(self.adapters):
-            prompts = self._prompts("train", config.statistics_prompts, 10**6, config.validation_tokens, adapter)
-            with progress_bar(self.accelerator, "statistics", len(prompts) // self.accelerator.num_processes) as bar:
-                moments.merge(fitness.estimate_statistics(adapter, prompts, config, self.accelerator, bar.update))
+        moments = self._moments()
         start, matrix, log = self._start(moments)
         self.search = self._search(start)
         self.state = State(
@@ -237,6 +232,18 @@ class Evolution:
         )
         self._record(None, self.validate(self.mean))
         return self.state
+
+    def _moments(self) -> Moments:
+        """Estimate the normalisation statistics on all base models, or take those of the NAMM to go on from."""
+        config, moments = self.config, Moments()
+        if config.learn_from:
+            namm = saved_start(config)
+            return Moments(1.0, namm.mean.double(), namm.var.double())
+        for adapter in distinct(self.adapters):
+            prompts = self._prompts("train", config.statistics_prompts, 10**6, config.validation_tokens, adapter)
+            with progress_bar(self.accelerator, "statistics", len(prompts) // self.accelerator.num_processes) as bar:
+                moments.merge(fitness.estimate_statistics(adapter, prompts, config, self.accelerator, bar.update))
+        return moments
 
     def _search(self, start: np.ndarray) -> Search:
         config = self.config

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.cache.keyword import CACHE
+from namm_transfer.errors import NammTransferError
 from namm_transfer.moments import Moments
+from namm_transfer.namm import NAMM
 from namm_transfer.scorers import FEATURES, SCORERS, Scorer
 from namm_transfer.training.loop import Loop, progress_bar, warm_up_cosine
 from namm_transfer.training.namm import straight_through
@@ -36,7 +38,7 @@ from namm_transfer.training.namm.whitening import random_deep_start, random_star
 _WARM_UP, _FLOOR = 20, 0.05  # steps of warm-up; last share of the peak learning rate
 _TEMPERATURE = (0.5, 0.25)  # at the first and the last step: how far from the threshold a token's gradient counts
 _NOISE = (0.1, 0.03)
-_PENALTY, _PENALTY_RATE = 3.0, 0.1  # first Lagrange multiplier of the kept share, and how fast it follows the excess
+_PENALTY_RATE = 0.1  # how fast the Lagrange multiplier of the kept share follows the excess
 _STIFFNESS = 15.0  # of the quadratic term beside the penalty, which keeps the size from swinging
 _PROSE = 48  # tokens of each text, drawn at random, whose likelihood counts beside the answers'
 _PROSE_WEIGHT = 0.2
@@ -118,7 +120,7 @@ class Learning:
         adapter, earlier = self.adapter(step), reversed(range(step))
         last = next((number for number in earlier if self.adapter(number) is adapter), None)
         if last is None:
-            return _PENALTY
+            return self.config.learn_penalty
         _, _, kept, penalty = self.loop.log[last].tolist()
         return max(0.0, penalty + _PENALTY_RATE * (kept - self.config.learn_kept_share))
 
@@ -171,7 +173,7 @@ class Learning:
         return loss, [float(answers.detach().mean()), float(kept.detach().mean()), penalty]
 
     def _begin(self) -> None:
-        """Compute the whitening matrix from spectra of full caches, and the distilled start."""
+        """Compute the whitening matrix from spectra of full caches, and the start: distilled, or a saved NAMM."""
         config, spectra = self.config, list[Tensor]()
         for adapter in self.models:
             recorder = SpectrumRecorder(config.update_interval)
@@ -180,14 +182,15 @@ class Learning:
                     adapter.model(prompt.tokens[None], **{CACHE: adapter.memory(recorder)}, logits_to_keep=1)
             spectra += [s.cpu() for s in recorder.spectra]
         matrix = whitening(spectra, self.statistics, self.form)
-        if config.scorer == "published":
-            start = random_start(spectra, self.statistics, matrix, self.seed)
-        else:
-            start = random_deep_start(self.form, self.seed)
         # The last bits of the spectra, and so of all that follows from them, may differ between processes.
         self.namm.matrix = broadcast(matrix.to(self.adapters[0].device))
-        self._measure()
-        self.namm.vector.data = broadcast(self._distil(start).to(self.adapters[0].device))
+        if config.learn_from:
+            start = unwhiten(saved_start(config).to_vector(), torch.linalg.inv(matrix), self.form)
+        elif config.scorer == "published":
+            start = self._distil(random_start(spectra, self.statistics, matrix, self.seed))
+        else:
+            start = self._distil(random_deep_start(self.form, self.seed))
+        self.namm.vector.data = broadcast(start.to(self.adapters[0].device))
         self.loop.save()
 
     def _measure(self) -> None:
@@ -219,7 +222,8 @@ class Learning:
         return round(self.config.learn_important_heads * heads / self.namm.get_buffer("importance").numel())
 
     def _distil(self, start: Tensor) -> Tensor:
-        """Fit whitened parameters that keep the important heads, from `start`."""
+        """Measure the importance of heads, and fit whitened parameters that keep the important ones, from `start`."""
+        self._measure()
         config, rng, parts = self.config, random.Random(self.seed), []
         each = -(-config.learn_distillation_prompts // len(self.models))
         for name, adapter in zip(self.namm.names, self.models, strict=True):
@@ -250,6 +254,20 @@ class Learning:
         lengths = self.config.learn_tokens
         numbers = ((-1 - n, lengths[-1 - n % len(lengths)]) for n in range(count))
         return [MultiQuestionPrompt.make(adapter, self.seed, number, tokens) for number, tokens in numbers]
+
+
+def saved_start(config: EvolutionConfig) -> NAMM:
+    """Load the NAMM from which learning goes on.
+
+    Raises:
+        NammTransferError: there is none, or its scoring network has another form than the configuration's.
+    """
+    namm = NAMM.from_pretrained(config.learn_from)
+    if namm.scorer != config.scorer:
+        raise NammTransferError(
+            f"learn_from={config.learn_from!r} has scorer={namm.scorer!r}; expected scorer={config.scorer!r}"
+        )
+    return namm
 
 
 def distinct(adapters: Sequence[CausalLMAdapter]) -> list[CausalLMAdapter]:

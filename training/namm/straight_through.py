@@ -28,6 +28,7 @@ from namm_transfer.spectrogram import BINS, HOP
 
 NAME = "straight-through"
 _LEAST_REST = 0.02  # a token with nearly all of the attention is taken to leave at least this to the others
+_LARGEST = 30.0  # exponent, far beyond which a token's share of the attention is 1 to the last bit
 _NEWEST = 100.0  # score of the newest token, which always stays
 
 
@@ -119,23 +120,53 @@ def _edge(scores: Tensor, alive: Tensor) -> Tensor:
     return ranked.gather(-1, beside).mean(-1, keepdim=True).masked_fill(passing == most, 0.0)
 
 
-class _KeepGradient(torch.autograd.Function):
-    """Returns the output unchanged; in the backward pass, `stay` gets the change of the loss per token kept.
+class _Attention(torch.autograd.Function):
+    """Attention to the tokens that stay; in the backward pass `stay` gets the change of the loss per token kept.
 
-    `shares`, (rows, kv_heads, queries, tokens), is how much of the way from the output to a token's value the output
-    moves when the token is kept.
+    It moves the output away from a kept token's value when the token goes, and towards an evicted one's when it comes
+    back. Every array of the size of the attention is written as few times as possible, which is what a step costs.
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, stay: Tensor, shares: Tensor, value: Tensor) -> Tensor:
-        ctx.save_for_backward(output, shares, value)
-        return output.view_as(output)
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, stay: Tensor, scaling: float, new: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the output, (rows, kv_heads, groups * new, value_dim), and weights, the mean over the groups.
+
+        Args:
+            query: (rows, kv_heads, groups * new, key_dim), the newest `new` tokens.
+            key, value: (rows, kv_heads, tokens, dim).
+            stay: (rows, kv_heads, tokens) float32, 0 for tokens that were evicted.
+        """
+        alive = (stay > 0)[:, :, None]
+        scores = (query @ key.transpose(-1, -2)).float().mul_(scaling)
+        future = torch.ones(new, new, dtype=torch.bool, device=key.device).triu(1)
+        scores[..., -new:].unflatten(2, (-1, new)).masked_fill_(future, -inf)
+        total = scores.masked_fill(~alive, -inf).logsumexp(-1, keepdim=True)
+        ratio = scores.sub_(total).clamp_max_(_LARGEST).exp_()  # to the attention of all that stay
+        weights = ratio * alive
+        output = weights.to(value.dtype) @ value
+        mean = weights.unflatten(2, (-1, new)).mean(2)
+        ctx.save_for_backward(query, key, value, alive, ratio, output)
+        ctx.scaling = scaling
+        ctx.mark_non_differentiable(mean)
+        return output, mean
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        (gradient,), (output, shares, value) = gradients, ctx.saved_tensors
-        gain = gradient @ value.transpose(-1, -2) - (gradient * output).sum(-1, keepdim=True)
-        return gradient, (gain.float() * shares).sum(-2), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradients[0]
+        query, key, value, alive, ratio, output = ctx.saved_tensors
+        gain = (gradient @ value.transpose(-1, -2)).float()
+        gain.sub_((gradient * output).sum(-1, keepdim=True))
+        for_stay = None
+        if ctx.needs_input_grad[3]:
+            sign = torch.where(alive, -1.0, 1.0)
+            shares = ratio / (ratio * sign).add_(1).clamp_min_(_LEAST_REST)
+            for_stay = shares.mul_(gain).sum(-2)
+        weights = ratio * alive
+        scores = gain.mul_(weights).mul_(ctx.scaling).to(query.dtype)
+        for_value = weights.to(value.dtype).transpose(-1, -2) @ gradient
+        return scores @ key, scores.transpose(-1, -2) @ query, for_value, for_stay, None, None
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, stay: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -146,22 +177,10 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, stay: Tensor, scaling: fl
         the output, (rows, query_heads, queries, value_dim).
     """
     rows, heads, new, width = query.shape
-    kv_heads, tokens = key.shape[1:3]
+    kv_heads = key.shape[1]
     packed = query.reshape(rows, kv_heads, heads // kv_heads * new, width)
-    scores = (packed @ key.transpose(-1, -2)).float().view(rows, kv_heads, -1, new, tokens) * scaling
-    future = torch.ones(new, tokens, dtype=torch.bool, device=key.device).triu(tokens - new + 1)
-    alive = (stay > 0)[:, :, None, None]
-    visible = scores.masked_fill(~alive | future, -inf)
-    weights = visible.softmax(-1)
-    output = weights.to(value.dtype).view(rows, kv_heads, -1, tokens) @ value
-    if stay.requires_grad:
-        with torch.no_grad():
-            # How far the output moves: away from a kept token when it goes, towards an evicted one when it comes back.
-            away = weights / (1 - weights).clamp_min(_LEAST_REST)
-            back = (scores - visible.logsumexp(-1, keepdim=True)).sigmoid().masked_fill(future, 0.0)
-            shares = torch.where(alive, away, back).view(rows, kv_heads, -1, tokens)
-        output = _KeepGradient.apply(output, stay, shares, value.detach())
-    return weights.detach().mean(2), output.view(rows, heads, new, -1)
+    output, weights = _Attention.apply(packed, key, value, stay, scaling, new)
+    return weights, output.view(rows, heads, new, -1)
 
 
 def straight_through_attention(

@@ -107,12 +107,13 @@ def test_less_is_kept_the_less_is_asked_for(adapter, tmp_path):
 
 def test_answers_get_likelier(adapter, tmp_path, monkeypatch):
     """One prompt again and again, with nothing else in the loss."""
-    for name in ("_PENALTY", "_PENALTY_RATE", "_STIFFNESS", "_PROSE_WEIGHT"):
+    for name in ("_PENALTY_RATE", "_STIFFNESS", "_PROSE_WEIGHT"):
         monkeypatch.setattr(f"namm_transfer.training.namm.learning.{name}", 0.0)
     monkeypatch.setattr("namm_transfer.training.namm.learning._NOISE", (1e-6, 1e-6))
     prompt = MultiQuestionPrompt.make(adapter, 0, 0, 700)
     monkeypatch.setattr(MultiQuestionPrompt, "make", lambda *_: prompt)
-    taught = learning(adapter, tmp_path / "state.safetensors", dataclasses.replace(CONFIG, learn_steps=30))
+    config = dataclasses.replace(CONFIG, learn_steps=30, learn_penalty=0.0)
+    taught = learning(adapter, tmp_path / "state.safetensors", config)
     taught.run()
     assert taught.loop.log[-1, 1] > taught.loop.log[0, 1] + 0.05
 

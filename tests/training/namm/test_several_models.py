@@ -216,3 +216,28 @@ def test_the_whole_command_makes_a_deep_namm_and_refuses_to_mix(tmp_path):
     ):
         with pytest.raises(NammTransferError, match=says):
             evolve.main(["--config", str(config), "--out", str(out), "--resume", *flags])
+
+
+def test_learning_goes_on_from_a_saved_namm(adapters, tmp_path):
+    """The first step starts from its parameters; nothing is distilled, and its statistics are kept."""
+    drawn = torch.randn(DEEP.size, generator=torch.Generator().manual_seed(5)) / 10
+    saved = NAMM.from_vector(drawn, mean=STATISTICS.mean, var=STATISTICS.var, scorer="deep")
+    saved.save_pretrained(tmp_path / "saved")
+    config = dataclasses.replace(CONFIG, learn_from=str(tmp_path / "saved"))
+    begun = learning(adapters, tmp_path / "state.safetensors", config).namm
+    torch.testing.assert_close(unwhiten(begun.vector.detach(), begun.matrix, DEEP), drawn, atol=1e-4, rtol=1e-4)
+    assert not begun.importance.any()
+    evolve.main(
+        [
+            *("--config", str(evolution_config(tmp_path)), "--out", str(tmp_path / "out"), "--scorer", "deep"),
+            *("--learn-from", config.learn_from, "--learn-steps", "1", "--generations", "0", "--dtype", "float32"),
+        ]
+    )
+    made = NAMM.from_pretrained(tmp_path / "out")
+    assert torch.equal(made.mean, saved.mean) and torch.equal(made.var, saved.var)
+
+
+def test_a_saved_namm_of_another_form_is_refused(adapters, tmp_path):
+    config = dataclasses.replace(CONFIG, learn_from="namm-text")
+    with pytest.raises(NammTransferError, match=r"learn_from='namm-text' has scorer='published'; expected .*'deep'"):
+        learning(adapters, tmp_path / "state.safetensors", config)
