@@ -111,7 +111,9 @@ class Scorer:
             attn_implementation="sdpa",
             **where,
         ).eval()
-        self.model.config.name_or_path = str(options.out / TOKENIZER)
+        config = self.model.config
+        config.head_dim = self.model.model.layers[0].self_attn.head_dim  # CriticalKV reads it; not every config has it
+        config.name_or_path = str(options.out / TOKENIZER)
         self.tokenizer = AutoTokenizer.from_pretrained(options.out / TOKENIZER)
         self.torch = torch
 

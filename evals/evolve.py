@@ -10,7 +10,9 @@ Five stages, each with a progress bar:
 2. importance   each KV head in turn forgets the middle of a text; what the answers lose is its importance;
 3. distillation a NAMM is fitted to keep everything in the important heads and little in the others;
 4. learning     the NAMM reads texts with questions while it evicts; the gradient goes through the evictions;
-5. search       CMA-ES changes the output layer; --penalty is what a full cache costs. --start zero skips 2 to 4.
+5. search       CMA-ES changes the output layer; --penalty is what a full cache costs.
+
+--start zero skips 2 to 4. --learn-from NAMM skips 1 to 3: learning goes on from a saved one.
 
 --out then holds model.safetensors and config.json, which NAMM.from_pretrained(OUT) and --policy namm:path=OUT load;
 evolution.jsonl with a line a generation; plot.svg; a card; and state/, from which --resume goes on exactly as if
