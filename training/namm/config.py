@@ -213,8 +213,8 @@ class EvolutionConfig:
 
     def stated(self) -> dict[str, Any]:
         """Return the fields by name, without those that older states do not have while they have their defaults."""
-        added = ("learn_also", "scorer", "learn_gate_steps", "learn_random_rule", "learn_distillation_prompts")
-        added += ("learn_from", "learn_penalty")
+        added = ["learn_also", "scorer", "learn_gate_steps", "learn_random_rule", "learn_distillation_prompts"]
+        added += ["learn_from", "learn_penalty"]
         defaults = {field.name: field.default for field in dataclasses.fields(EvolutionConfig)}
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(EvolutionConfig)}
         return {name: value for name, value in fields.items() if name not in added or value != defaults[name]}
