@@ -212,7 +212,7 @@ def changes(reports: Sequence[tuple[str, Report]]) -> str:
     """Draw an SVG with a line a domain: NAMM, the best rule at its own allocation, random eviction, the full cache.
 
     All but the last have the NAMM's total size. The tasks of a group share one line; a hollow point marks a policy that
-    hardly acted. Domains in which the full cache scores 0 are left out.
+    hardly acted. Domains in which the full cache scores 0, or nothing but random eviction was tried, are left out.
 
     Args:
         reports: (name, report) pairs.
@@ -223,6 +223,7 @@ def changes(reports: Sequence[tuple[str, Report]]) -> str:
         axes = figure.subplots()
         if lines:
             _draw_lines(axes, lines)
+            figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncol=4)
         else:
             axes.set_axis_off()
             axes.text(0.5, 0.5, "nothing was compared with a full cache", ha="center")
@@ -248,7 +249,7 @@ def _lines(name: str, report: Report) -> list[Line]:
         known = {spec: policy_of(report.runs, task, spec) for spec in rows}
         full = next((row for spec, row in rows.items() if known[spec].baseline and row.score), None)
         compared = [row for spec, row in rows.items() if not known[spec].baseline and row.diff_full is not None]
-        if full is None or not compared:
+        if full is None or all(known[row.policy].name == "random" for row in compared):
             continue
         namm = next((row for row in compared if known[row.policy].name == "namm"), compared[0])
         same = [row for row in compared if known[row.policy].match == namm.policy]
@@ -295,8 +296,7 @@ def _draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
             shown.add(kind)
     axes.set_yticks(range(len(lines)), [textwrap.fill(line.title, 30) for line in lines])
     axes.set_ylim(len(lines) - 0.4, -0.6)
-    axes.set_xlabel("score at the NAMM's size, in % of the full cache's (95 % interval of the paired difference)")
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.28 - 0.1 / len(lines)), ncol=4)
+    axes.set_xlabel("score at the NAMM's size, in % of the full cache's\n(95 % interval of the paired difference)")
 
 
 def _label(name: str) -> str:

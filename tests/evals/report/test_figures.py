@@ -41,3 +41,8 @@ def test_a_figure_is_small_and_its_words_keep_their_digits(write_folder, tmp_pat
     assert len(svg) < 20_000
     assert not re.search(r' d="[^"]*\.\d\d', svg), "coordinates have a tenth of a point"
     assert "(namm:threshold=0.125) 100.0 %" in re.search('aria-label="([^"]*)"', changes([("a", report)]))[1]
+
+
+def test_a_report_of_random_eviction_alone_has_no_line_in_the_headline_figure(write_folder, tmp_path):
+    report = build(write_folder(tmp_path, {"full": [1.0, 2.0], "random:keep=0.5": [1.0, 1.0]}))
+    assert "nothing was compared with a full cache" in changes([("a", report)])
