@@ -28,7 +28,7 @@ from namm_transfer.spectrogram import BINS, HOP
 
 NAME = "straight-through"
 _LEAST_REST = 0.02  # a token with nearly all of the attention is taken to leave at least this to the others
-_LARGEST = 30.0  # exponent, far beyond which a token's share of the attention is 1 to the last bit
+_LARGEST = 30.0  # exponent from which on an evicted token would have all of the attention, to the last bit of float32
 _NEWEST = 100.0  # score of the newest token, which always stays
 
 
