@@ -235,10 +235,11 @@ class Evolution:
 
     def _moments(self) -> Moments:
         """Estimate the normalisation statistics on all base models, or take those of the NAMM to go on from."""
-        config, moments = self.config, Moments()
+        config = self.config
         if config.learn_from:
             namm = saved_start(config)
             return Moments(1.0, namm.mean.double(), namm.var.double())
+        moments = Moments()
         for adapter in distinct(self.adapters):
             prompts = self._prompts("train", config.statistics_prompts, 10**6, config.validation_tokens, adapter)
             with progress_bar(self.accelerator, "statistics", len(prompts) // self.accelerator.num_processes) as bar:
