@@ -69,6 +69,9 @@ class Options:
     opening: int = 0
     """First time steps of an episode that every window begins with, so that what they show is learned to be recalled
     over gaps; the whole episode is among the windows anyway."""
+    ending: int = 0
+    """Last time steps of an episode that every second window is drawn from, where these decide; 0 draws all windows
+    from all steps."""
     max_ep_len: int = 1024
     """Entries of the time-step embedding."""
     episodes: int = 20
@@ -79,11 +82,15 @@ class Options:
 
 @dataclass
 class Windows:
-    """Training windows of a data set: episodes drawn by their length, every start equally likely."""
+    """Training windows of a data set: episodes drawn by their length, every start equally likely.
+
+    With an `ending`, every second window starts in the last steps of its episode or, if it is longer, ends with it.
+    """
 
     dataset: datasets.Dataset
     generator: np.random.Generator
     opening: int = 0
+    ending: int = 0
     weights: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,9 +105,11 @@ class Windows:
         """
         reference = task(self.dataset.env)
         found = []
-        for index in self.generator.choice(len(self.weights), rows, p=self.weights):
+        for row, index in enumerate(self.generator.choice(len(self.weights), rows, p=self.weights)):
             trajectory = self.dataset.trajectories[index]
-            first = int(self.generator.integers(max(1, len(trajectory) - length + 1)))
+            last = max(0, len(trajectory) - length)
+            earliest = max(0, min(last, len(trajectory) - self.ending)) if self.ending and row % 2 else 0
+            first = int(self.generator.integers(earliest, last + 1))
             window = np.arange(first, min(first + length, len(trajectory)))
             found.append((trajectory, np.concatenate([np.arange(min(self.opening, first)), window])))
         longest = max(len(window) for _, window in found)
@@ -150,7 +159,7 @@ def rate(update: int, updates: int) -> float:
 
 def identity(options: Options, dataset: datasets.Dataset) -> dict[str, Any]:
     """Return the options and data that decide the weights, without paths and the number of measurements."""
-    names = ("env", "updates", "tokens", "learning_rate", "width", "layers", "heads", "opening", "max_ep_len", "seed")
+    names = ("env", "updates", "tokens", "learning_rate", "width", "layers", "heads", "opening", "ending", "max_ep_len", "seed")
     return {**{name: getattr(options, name) for name in names}, "data_sha256": dataset.sha256}
 
 
@@ -161,7 +170,7 @@ def fit(options: Options, dataset: datasets.Dataset, device: torch.device) -> De
 
     def loss(update: int, _: int) -> tuple[Tensor, tuple[()]]:
         generator = np.random.default_rng((options.seed, update))  # the same after a restart
-        windows = Windows(dataset, generator, options.opening)
+        windows = Windows(dataset, generator, options.opening, options.ending)
         torch.manual_seed(options.seed * 1_000_003 + update)
         length = int(windows.generator.choice(WINDOWS, p=WINDOW_SHARES))
         batch = windows.batch(length, max(1, -(-options.tokens // (3 * (options.opening + length)))))

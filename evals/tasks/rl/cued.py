@@ -102,18 +102,25 @@ class CuedRuns(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
         return np.concatenate([observation, cue, [passed]])
 
 
-CUE_STEPS = range(10, 13)
-"""Steps in which the maze shows its cue: not the first ones, which rules with attention sinks keep in any case."""
-ARM = 3.0
+COLOURS = 6
+"""Colours of the maze's signs."""
+CUE_STEPS = range(10, 10 + COLOURS)
+"""Steps in which the maze shows its signs: not the first ones, which rules with attention sinks keep in any case."""
+SEEN_FROM = 18.0
+"""Metres along the corridor from which the colour at its end is seen."""
+ARM = 1.0
 """Distance in metres from the corridor's axis at which an arm counts as chosen."""
 
 
 class TMaze(MujocoEnv):
-    """A ball in a corridor of 20 metres that must turn, at its end, to the side shown in steps 10 to 12.
+    """A ball in a corridor of 20 metres passes six signs and must obey one of them at its end, hundreds of steps later.
 
-    The observation is the ball's position (x, y) and velocity (x, y), then two numbers of which one is 1 while the cue
-    is shown: left, right. Actions are forces along x and y in [-1, 1]. The corridor takes some 500 steps. The episode
-    ends in an arm, with a return of 100 for the side that was shown and 0 for the other; it is cut after 800 steps.
+    In steps 10 to 15 one sign a step is shown, in random order: a colour, and a side, drawn independently for each
+    colour. In the last two metres and beyond one of the colours is shown, and the ball must turn to the side that its
+    sign gave. The observation is the ball's position (x, y) and velocity (x, y), six numbers of which one is 1 while
+    its colour is shown, and two of which one is 1 while its side is shown: left, right. Actions are forces along x and
+    y in [-1, 1]. The corridor takes some 500 steps. The episode ends in an arm, with a return of 100 for the right side
+    and 0 for the other; it is cut after 800 steps.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (declared so by Gymnasium)
@@ -122,17 +129,18 @@ class TMaze(MujocoEnv):
     }
 
     def __init__(self, in_sight: bool = False, **options: Any) -> None:
-        bound = np.array([np.inf] * 4 + [1.0] * 2)
-        space = Box(np.concatenate([-bound[:4], [0.0, 0.0]]), bound, dtype=np.float64)
+        bound = np.array([np.inf] * 4 + [1.0] * (COLOURS + 2))
+        space = Box(np.concatenate([-bound[:4], np.zeros(COLOURS + 2)]), bound, dtype=np.float64)
         model = str(Path(__file__).with_name("t_maze.xml"))
         super().__init__(model, 2, space, camera_name=options.pop("camera_name", "above"), **options)
         self.in_sight = in_sight
-        self.side = 0
-        self.steps = 0
+        self.sides, self.order = np.zeros(COLOURS, dtype=int), np.arange(COLOURS)
+        self.colour, self.steps = 0, 0
 
     def reset_model(self) -> np.ndarray:
-        """Put the ball near the corridor's start and draw the side."""
-        self.side, self.steps = int(self.np_random.integers(2)), 0
+        """Put the ball near the corridor's start, draw the signs' sides and order, and the colour at the end."""
+        self.sides, self.order = self.np_random.integers(2, size=COLOURS), self.np_random.permutation(COLOURS)
+        self.colour, self.steps = int(self.np_random.integers(COLOURS)), 0
         place = self.init_qpos + self.np_random.uniform(-0.1, 0.1, 2)
         self.set_state(place, self.init_qvel)
         return self._observation()
@@ -143,21 +151,24 @@ class TMaze(MujocoEnv):
         self.steps += 1
         sideways = float(self.data.qpos[1])
         over = abs(sideways) > ARM
-        reward = 100.0 * (over and (sideways > 0) == (self.side == 0))
+        reward = 100.0 * (over and (sideways > 0) == (self.sides[self.colour] == 0))
         return self._observation(), reward, over, False, {}
 
     def _observation(self) -> np.ndarray:
-        cue = np.zeros(2)
-        if self.steps in CUE_STEPS or (self.in_sight and self.steps > CUE_STEPS.start):
-            cue[self.side] = 1
-        return np.concatenate([self.data.qpos, self.data.qvel, cue])
+        colour, side = np.zeros(COLOURS), np.zeros(2)
+        at_end = self.data.qpos[0] > SEEN_FROM
+        if at_end or self.steps in CUE_STEPS:
+            shown = self.colour if at_end else self.order[self.steps - CUE_STEPS.start]
+            colour[shown] = 1
+            side[self.sides[shown]] = self.in_sight or not at_end
+        return np.concatenate([self.data.qpos, self.data.qvel, colour, side])
 
 
 def without_cue(env: str, observations: np.ndarray) -> np.ndarray:
     """Return observations (steps, size) made with `in_sight=True` as they are without: no cue after the first steps."""
     hidden = observations.copy()
     if env == "t-maze":
-        hidden[CUE_STEPS.stop :, 4:] = 0
+        hidden[CUE_STEPS.stop :, -2:] = 0
     else:
         hidden[RUNS * SLOT :, -4:-1] = 0
     return hidden

@@ -100,7 +100,7 @@ TASKS: dict[str, Task] = {
     "cued-halfcheetah": Task("cued-halfcheetah", "namm-transfer/CuedHalfCheetah-v0", 21, 6, 19.35, 91.93, **_CUED),
     "cued-swimmer": Task("cued-swimmer", "namm-transfer/CuedSwimmer-v0", 12, 2, 26.86, 71.38, **_CUED),
     "t-maze": Task(
-        "t-maze", "namm-transfer/TMaze-v0", 6, 2, 0.0, 100.0, max_steps=800, **(_CUED | {"tiers": ("sighted",)})
+        "t-maze", "namm-transfer/TMaze-v0", 12, 2, 0.0, 100.0, max_steps=800, **(_CUED | {"tiers": ("sighted",)})
     ),
 }
 """The tasks with a short name."""

@@ -63,6 +63,16 @@ def test_windows_begin_with_the_opening_of_their_episode(dataset):
     assert later
 
 
+def test_every_second_window_lies_in_the_ending_of_its_episode(dataset):
+    long = datasets.Dataset(dataset.id, dataset.env, [max(dataset.trajectories, key=len)])
+    total = len(long.trajectories[0])
+    for length, expected in ((4, {total - 6, total - 5, total - 4}), (8, {total - 8})):
+        windows = train.Windows(long, np.random.default_rng(0), ending=6)
+        starts = windows.batch(length, rows=40)["timesteps"][:, 0].tolist()
+        assert set(starts[1::2]) == expected
+        assert min(starts[::2]) < total - 8
+
+
 def test_filling_up_does_not_count(dataset, tmp_path):
     model = train.new_model(options(tmp_path)).eval()
     batch = train.Windows(dataset, np.random.default_rng(0)).batch(1000, 4)

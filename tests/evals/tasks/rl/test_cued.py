@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from namm_transfer.evals.tasks.rl.cued import CUE_STEPS, FIRST_RUN, RUN_EVERY, RUN_STEPS, RUNS, SLOT, without_cue
+from namm_transfer.evals.tasks.rl.cued import (
+    COLOURS,
+    CUE_STEPS,
+    FIRST_RUN,
+    RUN_EVERY,
+    RUN_STEPS,
+    RUNS,
+    SEEN_FROM,
+    SLOT,
+    without_cue,
+)
 from namm_transfer.evals.tasks.rl.environments import Environments, rollout
 from namm_transfer.evals.tasks.rl.tasks import make
 from namm_transfer.training.rl.sighted import sighted_policy
@@ -14,6 +24,12 @@ CUED = (*BODIES, "t-maze")
 
 def still(observations, rewards):
     return np.zeros((len(observations), 6 if observations.shape[1] == 21 else 2))
+
+
+def ahead(observations, rewards):
+    actions = still(observations, rewards)
+    actions[:, 0] = 1  # along the maze's corridor
+    return actions
 
 
 @pytest.mark.parametrize("env", BODIES)
@@ -38,7 +54,7 @@ def test_runs_are_announced_where_they_take_place(env):
 
 @pytest.mark.parametrize("env", CUED)
 def test_hiding_the_cue_gives_the_observations_of_the_environment_that_does_not_show_it(env):
-    seen = [rollout(Environments(env, 1, in_sight=shown), [7], still)[0].observations for shown in (True, False)]
+    seen = [rollout(Environments(env, 1, in_sight=shown), [7], ahead)[0].observations for shown in (True, False)]
     assert not np.array_equal(*seen)
     np.testing.assert_array_equal(without_cue(env, seen[0]), seen[1])
 
@@ -79,7 +95,7 @@ def test_a_run_at_another_speed_than_asked_for_scores_nothing():
         assert (scores[asked == 0] == 0).all()
 
 
-def test_the_maze_pays_for_the_side_that_was_shown():
+def test_the_maze_pays_for_the_side_that_the_sign_of_its_colour_gave():
     for side in (0, 1):
         environment = Environments("t-maze", 6)
 
@@ -91,7 +107,29 @@ def test_the_maze_pays_for_the_side_that_was_shown():
 
         played = rollout(environment, range(6), act)
         for episode in played:
-            shown = episode.observations[:, 4:].sum(1)
-            np.testing.assert_array_equal(np.flatnonzero(shown), CUE_STEPS)
-            assert episode.episode_return == 100 * episode.observations[CUE_STEPS.start, 4 + side]
+            signs, colour = episode.observations[list(CUE_STEPS), 4:], episode.observations[-1, 4:-2]
+            (sign,) = signs[signs[:, :-2] @ colour == 1]
+            assert episode.episode_return == 100 * sign[-2 + side]
         assert {episode.episode_return for episode in played} == {0, 100}
+
+
+def test_the_maze_shows_every_colour_once_and_at_the_end_one_without_its_side():
+    (episode,) = rollout(Environments("t-maze", 1, in_sight=True), [5], sighted_policy("t-maze", 0))
+    hidden = without_cue("t-maze", episode.observations)
+    shown = np.flatnonzero(hidden[:, 4:].any(1))
+    np.testing.assert_array_equal(np.sort(hidden[list(CUE_STEPS), 4:-2].argmax(1)), range(COLOURS))
+    np.testing.assert_array_equal(np.flatnonzero(hidden[:, -2:].any(1)), CUE_STEPS)
+    np.testing.assert_array_equal(shown[COLOURS:], np.flatnonzero(hidden[:, 0] > SEEN_FROM))
+    assert len(shown) > COLOURS + 20
+
+
+def test_seeds_draw_signs_and_the_colour_at_the_end():
+    maze, drawn = make("t-maze").unwrapped, []
+    for seed in range(60):
+        maze.reset(seed=seed)
+        drawn.append((*maze.sides, *maze.order, maze.colour))
+    sides, order, colours = np.split(np.array(drawn), [COLOURS, 2 * COLOURS], axis=1)
+    assert 15 < sides.sum(0).min() <= sides.sum(0).max() < 45
+    assert (np.sort(order) == np.arange(COLOURS)).all()
+    assert len(np.unique(order, axis=0)) > 50
+    assert set(colours.ravel()) == set(range(COLOURS))
