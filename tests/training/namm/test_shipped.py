@@ -1,6 +1,5 @@
 """The deep NAMMs that ship are the states of learning that ship beside them."""
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -10,9 +9,18 @@ from namm_transfer.scorers import DEEP
 from namm_transfer.training.namm.whitening import unwhiten
 
 
-@pytest.mark.parametrize(("name", "raised"), [("namm-text-deep", 0.6), ("namm-text-deep-learned", 0.0)])
-def test_a_shipped_namm_is_its_state_with_its_bias_raised_as_its_card_says(name, raised):
+def learned(name):
     state = load_file(asset(name) / "state" / "learning.safetensors")
-    expected = unwhiten(state["module.vector"], state["module.matrix"], DEEP)
-    expected[-1] += raised
-    torch.testing.assert_close(NAMM.from_pretrained(name).to_vector(), expected, atol=1e-5, rtol=1e-5)
+    return unwhiten(state["module.vector"], state["module.matrix"], DEEP)
+
+
+def test_namm_text_deep_is_its_state_with_its_bias_raised():
+    expected = learned("namm-text-deep")
+    expected[-1] += 0.6
+    torch.testing.assert_close(NAMM.from_pretrained("namm-text-deep").to_vector(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_namm_text_deep_learned_is_three_quarters_its_state_and_one_its_start():
+    start = NAMM.from_pretrained(asset("namm-text-deep-learned") / "start").to_vector()
+    expected = 0.75 * learned("namm-text-deep-learned") + 0.25 * start
+    torch.testing.assert_close(NAMM.from_pretrained("namm-text-deep-learned").to_vector(), expected, atol=1e-5, rtol=1e-5)
