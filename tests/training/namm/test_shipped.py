@@ -23,4 +23,6 @@ def test_namm_text_deep_is_its_state_with_its_bias_raised():
 def test_namm_text_deep_learned_is_three_quarters_its_state_and_one_its_start():
     start = NAMM.from_pretrained(asset("namm-text-deep-learned") / "start").to_vector()
     expected = 0.75 * learned("namm-text-deep-learned") + 0.25 * start
-    torch.testing.assert_close(NAMM.from_pretrained("namm-text-deep-learned").to_vector(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        NAMM.from_pretrained("namm-text-deep-learned").to_vector(), expected, atol=1e-5, rtol=1e-5
+    )
