@@ -159,20 +159,9 @@ def rate(update: int, updates: int) -> float:
 
 def identity(options: Options, dataset: datasets.Dataset) -> dict[str, Any]:
     """Return the options and data that decide the weights, without paths and the number of measurements."""
-    names = (
-        "env",
-        "updates",
-        "tokens",
-        "learning_rate",
-        "width",
-        "layers",
-        "heads",
-        "opening",
-        "ending",
-        "max_ep_len",
-        "seed",
-    )
-    return {**{name: getattr(options, name) for name in names}, "data_sha256": dataset.sha256}
+    other = ("out", "tier", "dataset", "episodes")
+    decisive = {name: value for name, value in vars(options).items() if name not in other}
+    return {**decisive, "data_sha256": dataset.sha256}
 
 
 def fit(options: Options, dataset: datasets.Dataset, device: torch.device) -> DecisionTransformerModel:
