@@ -9,7 +9,7 @@ RUNS   ?= runs
 
 help:
 	@echo "make transfer   install, evaluate the frozen NAMM on video, control and, where a model is there, text, print the report"
-	@echo "make reports    the committed reports in docs/ again: nine comparisons, some ten hours of one core, and those of real models that are there; goes on where it was"
+	@echo "make reports    the committed reports in docs/ again: ten comparisons, some ten hours of one core, and those of real models that are there; goes on where it was"
 	@echo "make test       install, run all tests"
 	@echo "make test-floor run the library's tests with the oldest transformers that is supported"
 	@echo "make lint       ruff, mypy and the contract of imports"
@@ -54,12 +54,14 @@ reports: $(VENV)/.stamp
 	$(BIN)/python evals/rl.py --config evals/configs/report-rl-memory.toml --out $(RUNS)/report-rl-memory --resume
 	$(BIN)/python evals/text.py --config evals/configs/report-text.toml --out $(RUNS)/report-text --resume
 	$(BIN)/python evals/text.py --config evals/configs/report-text-deep.toml --out $(RUNS)/report-text-deep --resume
+	$(BIN)/python evals/text.py --config evals/configs/report-deep-long.toml --out $(RUNS)/report-text-deep-2000 --resume
 	$(BIN)/python evals/text.py --config evals/configs/report-text-long.toml --out $(RUNS)/report-text-2000 --resume
 	$(BIN)/python evals/text.py --config evals/configs/report-text-long.toml --tokens 3000 --out $(RUNS)/report-text-3000 --resume
-	for task in video video-memory video-memory-deep rl rl-memory text text-deep text-2000 text-3000; do $(BIN)/namm-transfer report merge $(RUNS)/report-$$task --out docs/reports/$$task || exit 1; done
+	for task in video video-memory video-memory-deep rl rl-memory text text-deep text-deep-2000 text-2000 text-3000; do $(BIN)/namm-transfer report merge $(RUNS)/report-$$task --out docs/reports/$$task || exit 1; done
 	@$(call real,$(QWEN_0_5B),qwen-0.5b,qwen-0.5b,950)
 	@$(call real,$(QWEN_0_5B),ruler,ruler,950)
-	@$(call real,$(QWEN_0_5B),models,qwen-0.5b-deep,950 2000)
+	@$(call real,$(QWEN_0_5B),models,qwen-0.5b-deep,950)
+	@$(call real,$(QWEN_0_5B),deep-long,qwen-0.5b-deep,2000)
 	@$(call real,$(QWEN_1_5B),models,qwen-1.5b-deep,950)
 	@$(call real,$(GEMMA),models,gemma-deep,950)
 	$(BIN)/namm-transfer report gallery docs/reports/* --out docs/reports
