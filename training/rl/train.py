@@ -208,6 +208,9 @@ def check(options: Options) -> Options:
     check_positive(options, "updates", "tokens", "learning_rate", "width", "layers", "heads", "max_ep_len", "episodes")
     if options.width % options.heads:
         raise NammTransferError(f"--heads {options.heads}: expected a divisor of --width {options.width}")
+    for name in ("opening", "ending"):
+        if (steps := getattr(options, name)) < 0:
+            raise NammTransferError(f"--{name} {steps}: expected 0 or more steps")
     found = task(options.env)
     if options.max_ep_len < found.max_steps:
         raise NammTransferError(

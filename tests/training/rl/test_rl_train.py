@@ -164,6 +164,8 @@ def test_a_finished_model_is_not_trained_over(dataset, tmp_path):
     ("name", "value", "complaint"),
     [
         ("heads", 3, r"--heads 3: expected a divisor of --width 16"),
+        ("opening", -1, r"--opening -1: expected 0 or more steps"),
+        ("ending", -5, r"--ending -5: expected 0 or more steps"),
         ("seed", -1, "--seed -1"),
         ("max_ep_len", 100, r"--max-ep-len 100: an episode of Hopper-v5 may last 1000"),
         ("learning_rate", float("nan"), "--learning-rate nan"),
