@@ -96,14 +96,14 @@ def test_a_run_at_another_speed_than_asked_for_scores_nothing():
 
 
 def test_the_maze_pays_for_the_side_that_the_sign_of_its_colour_gave():
+    told = sighted_policy("t-maze", 0)
     for side in (0, 1):
         environment = Environments("t-maze", 6)
 
         def act(observations, rewards, side=side):
-            x, y, _, speed = observations[:, :4].T
-            turn = np.full_like(x, 1.0 if side == 0 else -1.0)
-            corridor, arm = np.stack([np.ones_like(x), -2 * y - speed], 1), np.stack([np.full_like(x, 0.2), turn], 1)
-            return np.clip(np.where((x < 19.9)[:, None], corridor, arm), -1, 1)
+            shown = observations.copy()
+            shown[:, -2:] = np.eye(2)[side]
+            return told(shown, rewards)
 
         played = rollout(environment, range(6), act)
         for episode in played:
