@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from namm_transfer import spectrogram
@@ -81,7 +82,10 @@ class StraightThrough:
         # As in the live cache: kept tokens only, a shorter head's padding slots in front, where they touch no score.
         order = newest_last(alive, int(alive.sum(-1).max()))
         seen = spectrum.gather(-1, order[:, :, None].expand(-1, -1, BINS, -1))
-        scores = torch.zeros_like(stay).scatter(-1, order, namm.score_held(seen, order, alive.gather(-1, order)))
+        real = alive.gather(-1, order)
+        # The hidden layers of all updates would fill several times the memory that the model's own layers do.
+        held: Tensor = checkpoint(namm.score_held, seen, order, real, use_reentrant=False)
+        scores = torch.zeros_like(stay).scatter(-1, order, held)
         scores = scores.masked_fill(places == len(places) - 1, _NEWEST)
         margin = scores - _edge(scores.detach(), alive) if namm.selection == "layer" else scores
         if self.noise:
@@ -124,7 +128,9 @@ class _Attention(torch.autograd.Function):
     """Attention to the tokens that stay; in the backward pass `stay` gets the change of the loss per token kept.
 
     It moves the output away from a kept token's value when the token goes, and towards an evicted one's when it comes
-    back. Every array of the size of the attention is written as few times as possible, which is what a step costs.
+    back. Every array of the size of the attention is written as few times as possible, which is what a step costs, and
+    none is kept for the backward pass, which computes the attention again: memory grows with the tokens, not with their
+    square.
     """
 
     @staticmethod
@@ -139,23 +145,21 @@ class _Attention(torch.autograd.Function):
             stay: (rows, kv_heads, tokens) float32, 0 for tokens that were evicted.
         """
         alive = (stay > 0)[:, :, None]
-        scores = (query @ key.transpose(-1, -2)).float().mul_(scaling)
-        future = torch.ones(new, new, dtype=torch.bool, device=key.device).triu(1)
-        scores[..., -new:].unflatten(2, (-1, new)).masked_fill_(future, -inf)
+        scores = _causal_scores(query, key, scaling, new)
         total = scores.masked_fill(~alive, -inf).logsumexp(-1, keepdim=True)
-        ratio = scores.sub_(total).clamp_max_(_LARGEST).exp_()  # to the attention of all that stay
-        weights = ratio * alive
+        weights = _ratio(scores, total) * alive
         output = weights.to(value.dtype) @ value
         mean = weights.unflatten(2, (-1, new)).mean(2)
-        ctx.save_for_backward(query, key, value, alive, ratio, output)
-        ctx.scaling = scaling
+        ctx.save_for_backward(query, key, value, alive, total, output)
+        ctx.scaling, ctx.new = scaling, new
         ctx.mark_non_differentiable(mean)
         return output, mean
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradients[0]
-        query, key, value, alive, ratio, output = ctx.saved_tensors
+        query, key, value, alive, total, output = ctx.saved_tensors
+        ratio = _ratio(_causal_scores(query, key, ctx.scaling, ctx.new), total)
         gain = (gradient @ value.transpose(-1, -2)).float()
         gain.sub_((gradient * output).sum(-1, keepdim=True))
         for_stay = None
@@ -167,6 +171,19 @@ class _Attention(torch.autograd.Function):
         scores = gain.mul_(weights).mul_(ctx.scaling).to(query.dtype)
         for_value = weights.to(value.dtype).transpose(-1, -2) @ gradient
         return scores @ key, scores.transpose(-1, -2) @ query, for_value, for_stay, None, None
+
+
+def _causal_scores(query: Tensor, key: Tensor, scaling: float, new: int) -> Tensor:
+    """Compute the scores of the newest `new` queries, minus infinity for keys after them; float32."""
+    scores = (query @ key.transpose(-1, -2)).float().mul_(scaling)
+    future = torch.ones(new, new, dtype=torch.bool, device=key.device).triu(1)
+    scores[..., -new:].unflatten(2, (-1, new)).masked_fill_(future, -inf)
+    return scores
+
+
+def _ratio(scores: Tensor, total: Tensor) -> Tensor:
+    """Compute each token's attention in units of that of all that stay, in place of the scores."""
+    return scores.sub_(total).clamp_max_(_LARGEST).exp_()
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, stay: Tensor, scaling: float) -> tuple[Tensor, Tensor]:

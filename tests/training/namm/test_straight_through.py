@@ -73,6 +73,15 @@ def test_forward_is_the_live_cache(model, read, tokens, selection, seed, learnin
     torch.testing.assert_close(found.detach(), expected, atol=1e-4, rtol=0)
 
 
+def test_nothing_of_the_size_of_the_attention_waits_for_the_backward_pass():
+    """So that what a step needs grows with the tokens of its prompt and not with their square."""
+    query, key, value = torch.randn(1, 4, 64, 8), torch.randn(1, 2, 512, 8), torch.randn(1, 2, 512, 8)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.numel()) or tensor, lambda x: x):
+        straight_through._attend(query.requires_grad_(True), key, value, torch.ones(1, 2, 512), 0.5)
+    assert max(saved) == key.numel()
+
+
 @pytest.mark.parametrize("place", range(7))
 def test_gradient_is_the_difference_a_token_makes(place):
     """To a linear function of the output: with the token and without it, whether or not it was kept."""
