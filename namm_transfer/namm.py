@@ -26,7 +26,17 @@ from torch import Tensor, nn
 from namm_transfer.errors import NammTransferError
 from namm_transfer.files import asset, write_atomic
 from namm_transfer.policy import EvictionPolicy, LayerView, check_interval
-from namm_transfer.scorers import FEATURES, RECENCY, Affine, Scorer, backward_attention, deep_scores, scorer
+from namm_transfer.scorers import (
+    FEATURES,
+    RECENCY,
+    Affine,
+    Scorer,
+    backward_attention,
+    check_pooled_tokens,
+    deep_scores,
+    pool_newest,
+    scorer,
+)
 from namm_transfer.selection import CacheSize, Protection, top
 from namm_transfer.spectrogram import BINS, HOP
 from namm_transfer.statistics import Spectrum
@@ -51,6 +61,8 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         protect: ``"A:B"``: the first A and the last B tokens are never evicted. They pass whatever their score, and
             count into a size.
         scorer: ``"published"`` or ``"deep"``; which form the scoring network has, see `scorers`.
+        pooled_tokens: with the deep form, describe a head that holds more tokens than this by its newest ones, see
+            `scorers.pool_newest`; by default by all that it holds.
 
     Attributes:
         mean, var: (17,) float32 buffers, mean and variance of the spectrogram S on the full cache, or of its logarithm
@@ -80,6 +92,7 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         threshold: float = 0.0,
         protect: str | None = None,
         scorer: str = "published",
+        pooled_tokens: int | None = None,
     ) -> None:
         super().__init__()
         check_interval(update_interval, HOP)
@@ -102,6 +115,8 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
             raise NammTransferError(f"threshold={threshold} and a size ({self.size}): expected one of the two")
         self.attention_dtype = attention_dtype
         self.scorer = scorer
+        check_pooled_tokens(pooled_tokens, scorer)
+        self.pooled_tokens = pooled_tokens
         for name, shape in self.form.shapes.items():
             if name.endswith(".weight"):
                 self.add_module(name.removesuffix(".weight"), Affine(*shape))
@@ -135,6 +150,11 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         """S, the moving average of the short-time spectra of a token's attention weights (paper section 3.1)."""
         return Spectrum()
 
+    @property
+    def deviation(self) -> Tensor:
+        """(17,) float32, what normalised spectra are divided by."""
+        return self.var.sqrt().clamp_min(1e-7)
+
     def features(self, spectrum: Tensor, positions: Tensor) -> Tensor:
         """Compute what the network reads: a token's age and its normalised spectrogram (paper section 3.1).
 
@@ -148,8 +168,7 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         age = (positions[..., -1:] - positions).long()
         longest = int(age.max())
         recency = _sinusoids(1 << longest.bit_length(), age.device)[age]
-        deviation = self.var.sqrt().clamp_min(1e-7)
-        s = (self.form.compress(spectrum) - self.mean[:, None]) / deviation[:, None]
+        s = (self.form.compress(spectrum) - self.mean[:, None]) / self.deviation[:, None]
         return torch.cat([recency, s.transpose(-1, -2)], dim=-1)
 
     def score(self, x: Tensor, real: Tensor | None = None) -> Tensor:
@@ -164,7 +183,7 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
             (batch, heads, tokens) scores.
         """
         if self.scorer == "deep":
-            return deep_scores(self, x, real)
+            return deep_scores(self, x, pool_newest(x, real, self.pooled_tokens or x.shape[2], self.deviation))
         o = backward_attention(self.attention_in, x, real)
         a, u = self.attention_out(o).split(FEATURES, dim=-1)
         h = x * (1 + u) + a

@@ -93,6 +93,20 @@ def scorer(name: str) -> Scorer:
     return SCORERS[name]
 
 
+def check_pooled_tokens(tokens: int | None, form: str) -> None:
+    """Check the number of newest tokens that describe a head.
+
+    Raises:
+        NammTransferError: it is not a positive whole number, or the form of this name does not pool.
+    """
+    if tokens is None:
+        return
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        raise NammTransferError(f"pooled_tokens={tokens!r}: expected a positive whole number")
+    if scorer(form) is not DEEP:
+        raise NammTransferError(f"pooled_tokens={tokens} with scorer={form!r}: expected scorer='deep', which pools")
+
+
 class Affine(nn.Module):
     """A linear layer x W + b with W stored as (inputs, outputs), the layout of the published vector."""
 
@@ -148,19 +162,40 @@ def pool(x: Tensor, real: Tensor | None = None) -> Tensor:
     return torch.cat([mean, newest, (variance + 1e-6).sqrt()], dim=-1)
 
 
-def deep_scores(network: nn.Module, x: Tensor, real: Tensor | None = None) -> Tensor:
+def pool_newest(x: Tensor, real: Tensor | None, tokens: int, deviation: Tensor) -> Tensor:
+    """Describe each head as `pool` does, a head that holds more than `tokens` tokens by the newest of them.
+
+    The attention that these receive is shared with all others that the head holds. Their mean logarithm is raised by
+    log(held / tokens), as if they had it to themselves. So a head's description does not drift as a text grows longer
+    than those on which the network was made.
+
+    Args:
+        x, real: as for `pool`.
+        deviation: (17,), what logarithms were divided by.
+
+    Returns:
+        (batch, heads, 1, 67).
+    """
+    held = x.new_full(x.shape[:2], x.shape[2]) if real is None else real.sum(-1).to(x.dtype)
+    head = pool(x[..., -tokens:, :], None if real is None else real[..., -tokens:])
+    mean, rest = head.split([FEATURES, FEATURES + BINS], dim=-1)
+    alone = (held / tokens).clamp_min(1).log()[..., None, None] / deviation
+    return torch.cat([mean[..., :RECENCY], mean[..., RECENCY:] + alone, rest], dim=-1)
+
+
+def deep_scores(network: nn.Module, x: Tensor, pooled: Tensor) -> Tensor:
     """Run the deep scoring network.
 
     Args:
         network: a module with the layers of `DEEP`.
         x: (batch, heads, tokens, 25), oldest token first, padding slots in front of all.
-        real: (batch, heads, tokens) bool, False at padding slots, which no other score depends on.
+        pooled: (batch, heads, 1, 67), each head's description.
 
     Returns:
-        (batch, heads, tokens) scores.
+        (batch, heads, tokens) scores, which do not depend on what padding slots hold if `pooled` does not.
     """
     layer = network.get_submodule
-    head = gelu(layer("pooled_out")(gelu(layer("pooled_in")(pool(x, real)))))
+    head = gelu(layer("pooled_out")(gelu(layer("pooled_in")(pooled))))
     seen = backward_attention(layer("attention_in"), x)
     hidden = gelu(layer("hidden")(torch.cat([x, seen, head.expand(*x.shape[:-1], -1)], dim=-1)))
     scores: Tensor = layer("output")(hidden).squeeze(-1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from namm_transfer import NAMM, LayerView, NammTransferError, check_policy
-from namm_transfer.scorers import DEEP, FEATURES, NEWEST, PUBLISHED, RECENCY
+from namm_transfer.scorers import DEEP, FEATURES, NEWEST, PUBLISHED, RECENCY, pool, pool_newest
 from namm_transfer.spectrogram import BINS
 
 TOKENS = 90  # more than are pooled by themselves as the newest
@@ -45,8 +45,12 @@ def reference(namm: NAMM, spectrum: torch.Tensor, positions: list[int]) -> list[
         ]
         x.append(torch.tensor([*map(math.sin, angles), *map(math.cos, angles), *normal], dtype=torch.float64))
     together = torch.stack(x)
-    deviation = (together[:, RECENCY:].var(0, correction=0) + 1e-6).sqrt()
-    pooled = torch.cat([together.mean(0), together[-NEWEST:].mean(0), deviation])
+    most = namm.pooled_tokens or len(x)
+    shown = together[-most:]
+    mean = shown.mean(0)
+    mean[RECENCY:] += max(0.0, math.log(len(x) / most)) / weight["var"].sqrt()
+    deviation = (shown[:, RECENCY:].var(0, correction=0) + 1e-6).sqrt()
+    pooled = torch.cat([mean, shown[-NEWEST:].mean(0), deviation])
     head = gelu(apply("pooled_out", gelu(apply("pooled_in", pooled))))
     scores = []
     for token in range(len(x)):
@@ -56,9 +60,11 @@ def reference(namm: NAMM, spectrum: torch.Tensor, positions: list[int]) -> list[
     return scores
 
 
-@pytest.mark.parametrize("tokens", [1, NEWEST - 1, TOKENS])
-def test_scores_are_those_of_a_plain_implementation(tokens):
-    namm, spectrum = deep_namm(), spectra(1, 2, tokens)
+@pytest.mark.parametrize(
+    ("tokens", "pooled"), [(1, None), (NEWEST - 1, None), (TOKENS, None), (1, 70), (TOKENS, 70), (TOKENS, 20)]
+)
+def test_scores_are_those_of_a_plain_implementation(tokens, pooled):
+    namm, spectrum = deep_namm(pooled_tokens=pooled), spectra(1, 2, tokens)
     positions = torch.arange(tokens) * 3 + torch.arange(2)[:, None]
     scores = namm.score(namm.features(spectrum, positions[None]))[0]
     for head in range(2):
@@ -80,9 +86,10 @@ def test_vector_round_trip():
     assert namm.output.bias == DEEP.size - 1
 
 
-def test_padding_slots_do_not_matter():
+@pytest.mark.parametrize("pooled", [None, 75, 40])
+def test_padding_slots_do_not_matter(pooled):
     """Whatever they hold, and however many there are: each head's scores are those it has alone."""
-    namm, lengths = deep_namm(), (TOKENS, 70, 9)
+    namm, lengths = deep_namm(pooled_tokens=pooled), (TOKENS, 70, 9)
     spectrum = spectra(1)
     positions = torch.arange(TOKENS, dtype=torch.int32).expand(1, 3, -1).clone()
     for head, length in enumerate(lengths):
@@ -106,6 +113,17 @@ def test_a_head_as_a_whole_matters():
     assert (scores[..., -1] - again[..., -1]).abs() > 1e-3
 
 
+def test_the_description_of_a_head_does_not_drift_with_the_length_of_the_text():
+    """A head whose attention is spread evenly over all tokens is described alike, however many these are."""
+    deviation, described, drifting = torch.full((BINS,), 1.5), [], []
+    for tokens in (100, 800):
+        x = torch.cat([torch.zeros(RECENCY), torch.tensor(4.0 / tokens).log() / deviation]).expand(1, 1, tokens, -1)
+        described.append(pool_newest(x, None, 100, deviation)[..., RECENCY:FEATURES])
+        drifting.append(pool(x)[..., RECENCY:FEATURES])
+    torch.testing.assert_close(*described)
+    assert (drifting[0] - drifting[1]).min() > 1
+
+
 @pytest.mark.parametrize("selection", ["head", "layer"])
 def test_it_serves_as_a_policy(selection):
     namm = deep_namm(update_interval=32, selection=selection, attention_dtype="bfloat16")
@@ -125,22 +143,33 @@ def test_it_serves_as_a_policy(selection):
 
 
 def test_saved_and_loaded(tmp_path):
-    namm = deep_namm(update_interval=64, selection="head")
+    namm = deep_namm(update_interval=64, selection="head", pooled_tokens=50)
     namm.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["scorer"] == "deep"
     loaded = NAMM.from_pretrained(tmp_path, threshold=0.5)
-    assert loaded.scorer == "deep"
+    assert (loaded.scorer, loaded.pooled_tokens) == ("deep", 50)
     positions = torch.arange(TOKENS).expand(2, 3, -1)
     assert torch.equal(
         loaded.score(loaded.features(spectra(), positions)), namm.score(namm.features(spectra(), positions))
     )
     with pytest.raises(NammTransferError, match=r"unknown \['hidden"):
-        NAMM.from_pretrained(tmp_path, scorer="published")
+        NAMM.from_pretrained(tmp_path, scorer="published", pooled_tokens=None)
 
 
 def test_an_unknown_form_is_named():
     with pytest.raises(NammTransferError, match="scorer='wide': expected one of published, deep"):
         NAMM(scorer="wide")
+
+
+@pytest.mark.parametrize("tokens", [0, -640, 0.5, True, "640"])
+def test_pooled_tokens_are_a_positive_number(tokens):
+    with pytest.raises(NammTransferError, match=f"pooled_tokens={tokens!r}: expected a positive whole number"):
+        NAMM(scorer="deep", pooled_tokens=tokens)
+
+
+def test_the_published_form_pools_nothing():
+    with pytest.raises(NammTransferError, match="pooled_tokens=640 with scorer='published': expected scorer='deep'"):
+        NAMM(pooled_tokens=640)
 
 
 def test_every_parameter_has_a_gradient():

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from namm_transfer.errors import NammTransferError
 from namm_transfer.evals.tasks.text.families import FAMILIES, TRAINED
 from namm_transfer.policy import check_interval
-from namm_transfer.scorers import scorer
+from namm_transfer.scorers import check_pooled_tokens, scorer
 from namm_transfer.spectrogram import HOP
 
 _SHORT = 100  # tokens by which a multi-question prompt may miss the length asked for, its questions included
@@ -34,6 +34,9 @@ class EvolutionConfig:
 
     scorer: Literal["published", "deep"] = "published"
     """Form of the scoring network: the paper's, or this project's with a hidden layer (`namm_transfer.scorers`)."""
+
+    pooled_tokens: int | None = None
+    """With the deep form, describe a head that holds more tokens than this by its newest ones."""
 
     families: tuple[str, ...] = TRAINED
     """Task families of the prompts that members of the search are scored on."""
@@ -183,6 +186,7 @@ class EvolutionConfig:
         for name in ("kept_share", "learn_kept_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise NammTransferError(f"{name}={getattr(self, name)}: expected a share from 0 to below 1")
+        check_pooled_tokens(self.pooled_tokens, self.scorer)
         size = scorer(self.scorer).size
         if not 1 <= self.dimensions <= size:
             raise NammTransferError(f"dimensions={self.dimensions}: expected 1 to {size}")
@@ -208,13 +212,13 @@ class EvolutionConfig:
     @property
     def memory(self) -> dict[str, Any]:
         """Return the constructor options of the NAMM during training and search."""
-        names = ("update_interval", "selection", "attention_dtype", "scorer")
+        names = ("update_interval", "selection", "attention_dtype", "scorer", "pooled_tokens")
         return {name: getattr(self, name) for name in names}
 
     def stated(self) -> dict[str, Any]:
         """Return the fields by name, without those that older states do not have while they have their defaults."""
         added = ["learn_also", "scorer", "learn_gate_steps", "learn_random_rule", "learn_distillation_prompts"]
-        added += ["learn_from", "learn_penalty"]
+        added += ["learn_from", "learn_penalty", "pooled_tokens"]
         defaults = {field.name: field.default for field in dataclasses.fields(EvolutionConfig)}
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(EvolutionConfig)}
         return {name: value for name, value in fields.items() if name not in added or value != defaults[name]}

@@ -123,6 +123,7 @@ def fit(
     seed: int,
     accelerator: Accelerator,
     scorer: str = "published",
+    pooled_tokens: int | None = None,
 ) -> Tensor:
     """Fit whitened parameters from `start`, (size,) float32 on the CPU; see `whitening.unwhiten`.
 
@@ -130,6 +131,7 @@ def fit(
         parts: the rule of each base model with observations of it. A step takes one of every layer of one model, the
             models in turn.
         scorer: the form of the scoring network.
+        pooled_tokens: as for `NAMM`.
     """
     rng, vector = random.Random(seed), nn.Parameter(start.clone())
     models = [
@@ -138,7 +140,8 @@ def fit(
     ]
 
     def loss(step: int, part: int) -> tuple[Tensor, list[float]]:
-        namm = stacked_namm(unwhiten(vector, matrix, SCORERS[scorer])[None], statistics, scorer=scorer)
+        flat = unwhiten(vector, matrix, SCORERS[scorer])[None]
+        namm = stacked_namm(flat, statistics, scorer=scorer, pooled_tokens=pooled_tokens)
         rule, by_layer = models[step % len(models)]
         return torch.stack([rule.loss(namm, rng.choice(some)) for some in by_layer]).mean(), []
 

@@ -64,7 +64,7 @@ _HOW = {
 
 def learned_by(config: EvolutionConfig) -> list[str]:
     """Return the fields of the configuration that must not change when learning continues."""
-    fixed = (*LEARNED, "attention_dtype", "scorer")
+    fixed = (*LEARNED, "attention_dtype", "scorer", "pooled_tokens")
     return [n for n in config.stated() if n in fixed or (n.startswith("learn_") and n not in MAY_CHANGE)]
 
 

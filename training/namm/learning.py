@@ -159,7 +159,7 @@ class Learning:
         vectors.register_hook(_clip_rows)
         flat = torch.stack([unwhiten(vector, self.namm.matrix, self.form) for vector in vectors])
         memory = straight_through.StraightThrough(
-            stacked_namm(flat, self.statistics, selection=config.selection, scorer=config.scorer),
+            stacked_namm(flat, self.statistics, **config.memory),
             interval,
             [len(prompt.tokens) for prompt in prompts],
             temperature=_between(_TEMPERATURE, progress),
@@ -246,7 +246,7 @@ class Learning:
             steps=config.learn_distillation_steps,
             seed=self.seed,
             accelerator=self.accelerator,
-            scorer=config.scorer,
+            **{name: config.memory[name] for name in ("scorer", "pooled_tokens")},
         )
 
     def _prompts(self, adapter: CausalLMAdapter, count: int) -> list[MultiQuestionPrompt]:

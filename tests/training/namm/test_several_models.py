@@ -203,16 +203,17 @@ def test_the_whole_command_makes_a_deep_namm_and_refuses_to_mix(tmp_path):
     other = save_tiny_llama(tmp_path / "other")
     more = f'scorer = "deep"\nlearn_also = ["{other}"]\nlearn_gate_steps = 1\nlearn_random_rule = true\n'
     more += "learn_distillation_prompts = 2\n"
-    more += 'dtype = "float32"\n'
+    more += 'dtype = "float32"\npooled_tokens = 200\n'
     config.write_text(config.read_text().replace("generations = 4", "generations = 1") + more)
     out = tmp_path / "out"
     evolve.main(["--config", str(config), "--out", str(out)])
     namm = NAMM.from_pretrained(out)
-    assert (namm.scorer, namm.selection) == ("deep", "head")
+    assert (namm.scorer, namm.selection, namm.pooled_tokens) == ("deep", "head", 200)
     assert namm.to_vector().shape == (DEEP.size,)
     for flags, says in (
         (["--scorer", "published"], "made with dimensions|made with scorer='deep'|scorer"),
         (["--learn-also", str(other), str(other)], "learn_also"),
+        (["--pooled-tokens", "100"], "pooled_tokens"),
     ):
         with pytest.raises(NammTransferError, match=says):
             evolve.main(["--config", str(config), "--out", str(out), "--resume", *flags])
