@@ -16,7 +16,7 @@ def learned(name):
 
 def test_namm_text_deep_is_its_state_with_its_bias_raised():
     expected = learned("namm-text-deep")
-    expected[-1] += 0.6
+    expected[-1] += 0.5
     torch.testing.assert_close(NAMM.from_pretrained("namm-text-deep").to_vector(), expected, atol=1e-5, rtol=1e-5)
 
 
