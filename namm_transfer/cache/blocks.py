@@ -70,7 +70,7 @@ def attend_and_evict(
         piece = (_attend_on_gpu if on_gpu else _attend)(layer, q, lengths, scaling, window)
         layer.advance(lengths)
         if policy.evicts:
-            layer.evict()
+            layer.evict(window)
         if piece.shape == output.shape and min(lengths) == max(lengths):
             return piece  # the whole call in one piece, which is every decoding step
         for b, (start, length) in enumerate(zip(done, lengths, strict=True)):

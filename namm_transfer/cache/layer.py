@@ -223,8 +223,13 @@ class MemoryLayer(CacheLayerMixin):
             for group in self.growing:
                 group.keep(group.positions >= 0)
 
-    def evict(self) -> None:
-        """Let the policy act on the sequences that have seen a multiple of its update interval."""
+    def evict(self, window: int | None = None) -> None:
+        """Let the policy act on the sequences that have seen a multiple of its update interval.
+
+        Args:
+            window: the layer's sliding window in tokens, or None. Tokens that have left it, which no later query can
+                see, go before the policy is asked.
+        """
         if self.is_frozen:
             return
         interval = self.policy.update_interval
@@ -237,6 +242,8 @@ class MemoryLayer(CacheLayerMixin):
             return
         if self.paged:
             self._lay_out()
+        if window is not None:
+            self._leave_window(due, window)
         chosen = [self._chosen(group, due) for group in self.groups]
         order = torch.cat([group.heads for group in self.groups]).argsort()
         counts = torch.cat([some.sum(-1)[due] for some in chosen], 1)[:, order]
@@ -248,6 +255,14 @@ class MemoryLayer(CacheLayerMixin):
             self.groups[0].keep(chosen[0])
         if self.on_update is not None:
             self.on_update(self)
+
+    def _leave_window(self, due: list[int], window: int) -> None:
+        """Remove what lies so far back in these sequences that no later query sees it; the newest token stays."""
+        ends = [s.seen - max(window, 2) if b in due else -1 for b, s in enumerate(self.sequences)]
+        if max(ends) >= 0:
+            last = on_device(ends, self.device)[:, None, None]
+            for group in self.groups:
+                group.keep((group.positions >= 0) & (group.positions > last))
 
     def _chosen(self, group: HeadGroup, due: list[int]) -> Tensor:
         """The tokens of a group that stay, (batch, heads of the group, stored) bool, after the policy has acted."""

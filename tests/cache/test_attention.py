@@ -118,6 +118,30 @@ def padded(length=90, padding=13):
     return ids, mask, (mask.cumsum(1) - 1).clamp_min(0)
 
 
+@pytest.mark.parametrize("selection", ["layer", "head"])
+def test_tokens_that_left_a_sliding_window_are_released_at_updates(zero_namm, selection):
+    """In layers with a window, in sequences of other lengths, and before the policy sees them; elsewhere nothing is."""
+    model = build(SERVED["gemma3, two kinds of layers"])
+    windows = [24, None, 24]
+    cache = MemoryCache(model.config, policy=zero_namm(update_interval=16, selection=selection))
+    seen = []
+    decide = cache.policy.decide
+    cache.policy.decide = lambda view: (
+        seen.append((view.layer, view.seen, int(view.real.sum(-1).max()))) or decide(view)
+    )
+    ids, mask, positions = padded()
+    for part in (slice(0, 70), slice(70, 90)):
+        model(ids[:, part], attention_mask=mask[:, : part.stop], position_ids=positions[:, part], **{CACHE: cache})
+    for layer, window in enumerate(windows):
+        held = [row[row >= 0] for row in cache.positions(layer)[:, 0]]
+        for row, tokens in zip(held, (77, 90), strict=True):
+            first = 0 if window is None else tokens // 16 * 16 - window + 1
+            assert row.tolist() == list(range(first, tokens))
+        for number, lengths, shown in seen:
+            if number == layer:
+                assert shown == (max(lengths) if window is None else min(max(lengths), window - 1))
+
+
 @pytest.mark.parametrize("name", SERVED)
 def test_keeping_everything_is_the_plain_model(name, zero_namm):
     """Invariant 1 in float32: one call, calls of other lengths, left padding, both code paths of the attention."""
