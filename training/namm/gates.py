@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from namm_transfer.adapters.causal_lm import CausalLMAdapter
 from namm_transfer.training.loop import Loop, warm_up_cosine
+from namm_transfer.training.namm.causal import causal_only
 from namm_transfer.training.namm.importance import RECENT, SINKS
 from namm_transfer.training.namm.multi_question import MultiQuestionPrompt, likelihood
 
@@ -87,7 +88,7 @@ def gated_attention(
 
 
 AttentionInterface.register(NAME, gated_attention)
-AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+AttentionMaskInterface.register(NAME, causal_only)
 
 
 class Gates(nn.Module):

@@ -26,6 +26,7 @@ from namm_transfer import spectrogram
 from namm_transfer.cache.storage import newest_last
 from namm_transfer.namm import NAMM
 from namm_transfer.spectrogram import BINS, HOP
+from namm_transfer.training.namm.causal import causal_only
 
 NAME = "straight-through"
 _LEAST_REST = 0.02  # a token with nearly all of the attention is taken to leave at least this to the others
@@ -209,4 +210,4 @@ def straight_through_attention(
 
 
 AttentionInterface.register(NAME, straight_through_attention)
-AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+AttentionMaskInterface.register(NAME, causal_only)

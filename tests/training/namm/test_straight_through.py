@@ -3,13 +3,13 @@
 import pytest
 import torch
 from tiny_text import save_tiny_llama
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
-from namm_transfer import NAMM, MemoryCache
+from namm_transfer import NAMM, MemoryCache, NammTransferError
 from namm_transfer.cache.keyword import CACHE
 from namm_transfer.moments import Moments
 from namm_transfer.scorers import PUBLISHED
-from namm_transfer.training.namm import straight_through
+from namm_transfer.training.namm import gates, straight_through
 from namm_transfer.training.namm.fitness import stacked_namm
 from namm_transfer.training.namm.straight_through import StraightThrough
 
@@ -71,6 +71,24 @@ def test_forward_is_the_live_cache(model, read, tokens, selection, seed, learnin
     assert kept.min() < 0.9
     torch.testing.assert_close(torch.cat(memory.kept_shares).detach(), kept, atol=1e-6, rtol=0)
     torch.testing.assert_close(found.detach(), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", [straight_through.NAME, gates.NAME])
+def test_a_sliding_window_that_a_prompt_exceeds_is_refused(name, tokens):
+    """Attention here is causal over the whole prompt; a window within which the prompt lies changes nothing."""
+    sizes = dict(vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
+
+    def read(window):
+        config = MistralConfig(**sizes, num_key_value_heads=2, sliding_window=window)
+        memory = StraightThrough(namm(0), INTERVAL, [150], temperature=0.5)
+        gating = gates.Gating(torch.ones(1, 2, dtype=torch.bool), torch.ones(1, 2), INTERVAL)
+        model = MistralForCausalLM(config)
+        model.set_attn_implementation(name)
+        model(tokens, straight_through=memory, gating=gating, use_cache=False)
+
+    read(150)
+    with pytest.raises(NammTransferError, match="sliding window of 149 tokens .* prompts of 150"):
+        read(149)
 
 
 def test_nothing_of_the_size_of_the_attention_waits_for_the_backward_pass():
