@@ -87,7 +87,7 @@ def test_a_sliding_window_that_a_prompt_exceeds_is_refused(name, tokens):
         model(tokens, straight_through=memory, gating=gating, use_cache=False)
 
     read(150)
-    with pytest.raises(NammTransferError, match="sliding window of 149 tokens .* prompts of 150"):
+    with pytest.raises(NammTransferError, match=r"sliding window of 149 tokens .* prompts of 150"):
         read(149)
 
 
