@@ -252,9 +252,11 @@ def _lines(name: str, report: Report) -> list[Line]:
         if full is None or all(known[row.policy].name == "random" for row in compared):
             continue
         namm = next((row for row in compared if known[row.policy].name == "namm"), compared[0])
-        same = [row for row in compared if known[row.policy].match == namm.policy]
-        own = [row for row in same if known[row.policy].allocation == "uniform"]  # what the rule itself would do
-        rules = own or same or [row for row in compared if row is not namm]
+        # Under the NAMM's own sizes a rule shows what is left to choose, not what it would do itself.
+        rivals = [row for row in compared if row is not namm and known[row.policy].allocation not in ("layer", "head")]
+        same = [row for row in rivals if known[row.policy].match == namm.policy]
+        own = [row for row in same if known[row.policy].allocation == "uniform"]
+        rules = own or same or rivals
         chance = [row for row in rules if known[row.policy].name == "random"]
         others = [row for row in rules if row not in chance]
         points: dict[str, Row] = {"NAMM" if known[namm.policy].name == "namm" else "best rule": namm}

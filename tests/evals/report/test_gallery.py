@@ -51,6 +51,15 @@ def test_a_line_has_the_best_rule_at_its_own_allocation_and_random(write_folder,
     assert "h2o" not in label
 
 
+@pytest.mark.parametrize("allocation", ["layer", "head"])
+def test_random_eviction_under_the_sizes_of_the_namm_is_not_shown_as_random(write_folder, tmp_path, allocation):
+    scores = {"full": MIXED, "namm": [45.0] * 20, f"random:match=namm,allocation={allocation}": [44.0] * 20}
+    write_gallery([write_folder(tmp_path / "a", scores)], tmp_path)
+    label = ElementTree.parse(tmp_path / "headline.svg").getroot().get("aria-label")
+    assert "NAMM (namm) 90.0 %" in label
+    assert "random" not in label
+
+
 def test_nothing_to_show_is_an_error_and_nothing_to_compare_a_figure_that_says_so(write_folder, tmp_path):
     with pytest.raises(NammTransferError, match="no reports"):
         write_gallery([], tmp_path)
