@@ -64,7 +64,7 @@ reports: $(VENV)/.stamp
 	@$(call real,$(QWEN_0_5B),deep-long,qwen-0.5b-deep,2000)
 	@$(call real,$(QWEN_1_5B),models,qwen-1.5b-deep,950)
 	@$(call real,$(GEMMA),models,gemma-deep,950)
-	@$(call real,$(GEMMA),deep-long,gemma-deep,2000 4000)
+	@$(call real,$(GEMMA),deep-long,gemma-deep,2000)
 	$(BIN)/namm-transfer report gallery docs/reports/* --out docs/reports
 
 test: $(VENV)/.stamp

@@ -84,7 +84,7 @@ class StraightThrough:
         order = newest_last(alive, int(alive.sum(-1).max()))
         seen = spectrum.gather(-1, order[:, :, None].expand(-1, -1, BINS, -1))
         real = alive.gather(-1, order)
-        # The hidden layers of all updates would fill several times the memory that the model's own layers do.
+        # Computed again in the backward pass, so that the network's hidden layers are not kept for every update.
         held: Tensor = checkpoint(namm.score_held, seen, order, real, use_reentrant=False)
         scores = torch.zeros_like(stay).scatter(-1, order, held)
         scores = scores.masked_fill(places == len(places) - 1, _NEWEST)
