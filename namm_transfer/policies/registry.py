@@ -34,6 +34,7 @@ def _namm(
     match: str | None = None,
     threshold: float | None = None,
     attention_dtype: str | None = None,
+    pooled_tokens: int | None = None,
     protect: str | None = None,
     update_interval: int | None = None,
 ) -> EvictionPolicy:

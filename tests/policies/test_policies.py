@@ -78,6 +78,7 @@ def test_options_reach_the_policy():
     assert (policy.sinks, policy.window, policy.update_interval) == (2, 30, 64)
     assert policies.make("h2o:keep=0.25,update_interval=32", update_interval=64).update_interval == 32
     assert policies.make("h2o:match=namm").match == "namm"
+    assert policies.make("namm:path=namm-text-deep,pooled_tokens=90,threshold=0.5").pooled_tokens == 90
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,7 @@ def test_options_reach_the_policy():
         ("h2o:recent=1.5", "recent=1.5"),
         ("l2:update_interval=0", "update_interval=0"),
         ("namm:path=nowhere-at-all", "nowhere-at-all"),
+        ("namm:pooled_tokens=560", "pooled_tokens=560 with scorer='published'"),
         ("namm:protect=4", "protect='4'.*A:B"),
         ("l2:protect=-1:4", "protect='-1:4'"),
         ("full:protect=a:b", "protect='a:b'"),
