@@ -258,11 +258,11 @@ class MemoryLayer(CacheLayerMixin):
 
     def _leave_window(self, due: list[int], window: int) -> None:
         """Remove what lies so far back in these sequences that no later query sees it; the newest token stays."""
-        ends = [s.seen - max(window, 2) if b in due else -1 for b, s in enumerate(self.sequences)]
-        if max(ends) >= 0:
-            last = on_device(ends, self.device)[:, None, None]
+        gone = [max(s.seen - max(window, 2), -1) if b in due else -1 for b, s in enumerate(self.sequences)]
+        if max(gone) >= 0:
+            last = on_device(gone, self.device)[:, None, None]
             for group in self.groups:
-                group.keep((group.positions >= 0) & (group.positions > last))
+                group.keep(group.positions > last)
 
     def _chosen(self, group: HeadGroup, due: list[int]) -> Tensor:
         """The tokens of a group that stay, (batch, heads of the group, stored) bool, after the policy has acted."""

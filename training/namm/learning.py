@@ -246,7 +246,8 @@ class Learning:
             steps=config.learn_distillation_steps,
             seed=self.seed,
             accelerator=self.accelerator,
-            **{name: config.memory[name] for name in ("scorer", "pooled_tokens")},
+            scorer=config.scorer,
+            pooled_tokens=config.pooled_tokens,
         )
 
     def _prompts(self, adapter: CausalLMAdapter, count: int) -> list[MultiQuestionPrompt]:

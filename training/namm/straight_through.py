@@ -85,7 +85,7 @@ class StraightThrough:
         seen = spectrum.gather(-1, order[:, :, None].expand(-1, -1, BINS, -1))
         real = alive.gather(-1, order)
         # Computed again in the backward pass, so that the network's hidden layers are not kept for every update.
-        held: Tensor = checkpoint(namm.score_held, seen, order, real, use_reentrant=False)
+        held: Tensor = checkpoint(namm.score_held, seen, order, real, use_reentrant=False, preserve_rng_state=False)
         scores = torch.zeros_like(stay).scatter(-1, order, held)
         scores = scores.masked_fill(places == len(places) - 1, _NEWEST)
         margin = scores - _edge(scores.detach(), alive) if namm.selection == "layer" else scores
