@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from namm_transfer import NAMM, MemoryCache
-from namm_transfer.cache.device import VARIABLE
 from namm_transfer.cache.keyword import CACHE
+from namm_transfer.kernel_choice import VARIABLE
 
 WATCHED = ("namm:selection=head", "namm:selection=layer", "h2o:keep=0.5", "tova:keep=0.5", "snapkv:keep=0.5")
 INTERVAL = 64

@@ -155,19 +155,20 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         """(17,) float32, what normalised spectra are divided by."""
         return self.var.sqrt().clamp_min(1e-7)
 
-    def features(self, spectrum: Tensor, positions: Tensor) -> Tensor:
+    def features(self, spectrum: Tensor, positions: Tensor, oldest: int | None = None) -> Tensor:
         """Compute what the network reads: a token's age and its normalised spectrogram (paper section 3.1).
 
         Args:
             spectrum: S, (batch, heads, 17, tokens) float32.
             positions: (batch, heads, tokens), original positions, oldest first.
+            oldest: an age that no token exceeds; without it, the device is asked.
 
         Returns:
             (batch, heads, tokens, 25) float32: 4 sines and 4 cosines of the age, then the normalised S.
         """
         age = (positions[..., -1:] - positions).long()
-        longest = int(age.max())
-        recency = _sinusoids(1 << longest.bit_length(), age.device)[age]
+        oldest = int(age.max()) if oldest is None else oldest
+        recency = _sinusoids(1 << oldest.bit_length(), age.device)[age]
         s = (self.form.compress(spectrum) - self.mean[:, None]) / self.deviation[:, None]
         return torch.cat([recency, s.transpose(-1, -2)], dim=-1)
 
@@ -189,15 +190,17 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         h = x * (1 + u) + a
         return self.output(h).squeeze(-1)
 
-    def score_held(self, spectrum: Tensor, positions: Tensor, real: Tensor) -> Tensor:
+    def score_held(self, spectrum: Tensor, positions: Tensor, real: Tensor, oldest: int | None = None) -> Tensor:
         """Score the tokens that heads hold, (batch, heads, tokens), padding slots in front of all."""
-        return self.score(self.features(spectrum, positions), real if self.scorer == "deep" else None)
+        return self.score(self.features(spectrum, positions, oldest), real if self.scorer == "deep" else None)
 
     @torch.no_grad()
     def scores(self, view: LayerView) -> Tensor:
         """Score all cached tokens of a layer: (batch, heads, tokens) float32, meaningless at padding slots."""
         with torch.autocast(view.positions.device.type, enabled=False):
-            return self.to(view.positions.device).score_held(view.state["spectrum"], view.positions, view.real)
+            if self.mean.device != view.positions.device:
+                self.to(view.positions.device)
+            return self.score_held(view.state["spectrum"], view.positions, view.real, max(view.seen))
 
     def select(self, view: LayerView) -> Tensor:
         """Choose the tokens that stay, (batch, heads, tokens) bool; the newest always does. How many a layer keeps is

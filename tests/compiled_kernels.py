@@ -4,6 +4,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
+from namm_transfer import scorer_kernel
 from namm_transfer.cache import triton_kernels
 
 INTEGERS = {"positions": "*i32", "seen": "*i32", "begins": "*i32", "ends": "*i32", "anew": "*i32", "lengths": "*i32"}
@@ -30,3 +31,8 @@ if __name__ == "__main__":
         constants = {key: value for key, value in CONSTANTS.items() if key in types}
         compile(ASTSource(kernel, types, constants), target=GPUTarget("cuda", 90, 32))
         print(name, flush=True)
+    types = {name: "constexpr" if name.isupper() else "*fp32" for name in scorer_kernel.kernel.arg_names}
+    types |= {"tokens": "i32", "scale": "fp32"}
+    constants = dict(WIDTH=32, BLOCK_M=128, BLOCK_N=64, PRODUCTS="tf32x3")
+    compile(ASTSource(scorer_kernel.kernel, types, constants), target=GPUTarget("cuda", 90, 32))
+    print("scorer", flush=True)

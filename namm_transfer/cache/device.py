@@ -4,10 +4,8 @@ Nothing here waits for the device, except for the first step after pages have be
 host and, beside them, tensors on the device.
 """
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from math import log2
 from types import ModuleType
 from typing import Any
@@ -15,17 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from namm_transfer.errors import NammTransferError
+from namm_transfer import kernel_choice
 from namm_transfer.policy import EvictionPolicy
 from namm_transfer.spectrogram import DECAY, HOP, hann_dft
 from namm_transfer.statistics import QuerySum, Spectrum
 
-VARIABLE = "NAMM_TRANSFER_KERNELS"
-"""Environment variable: ``auto`` (Triton for CUDA tensors, where it is installed), ``triton`` or ``torch``."""
 PRODUCTS = "ieee"
 """Precision of float32 products in spectra: ``"ieee"``, or ``"tf32x3"``, three products of the matrix units."""
-_OLDEST = (8, 0)
-"""Compute capability from which on a multiprocessor has the fast memory that the tiles need."""
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _WIDEST = 256
 _PROGRAMS = 512
@@ -106,23 +100,13 @@ def serves(policy: EvictionPolicy, query: Tensor, keys: Tensor, values: Tensor) 
     """Return True if the kernels can take these tensors' attention and what the policy wants to know of it.
 
     Raises:
-        NammTransferError: `VARIABLE` has a value that is not one of the three.
+        NammTransferError: the environment asks for kernels that do not exist.
     """
-    chosen = os.environ.get(VARIABLE, "auto")
-    if chosen not in ("auto", "triton", "torch"):
-        raise NammTransferError(f"{VARIABLE}={chosen!r}: expected auto, triton or torch")
-    if chosen == "torch" or not _has_triton():
-        return False
-    if chosen == "auto" and (query.device.type != "cuda" or torch.cuda.get_device_capability(query.device) < _OLDEST):
+    if not kernel_choice.serves(query):
         return False
     fits = query.dtype == keys.dtype == values.dtype and query.dtype in _DTYPES
     known = not policy.needs_attention or policy.computed_statistic is not None
     return fits and known and max(query.shape[-1], values.shape[-1]) <= _WIDEST
-
-
-@lru_cache(maxsize=1)
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
 
 
 def _kernels() -> ModuleType:
@@ -132,11 +116,11 @@ def _kernels() -> ModuleType:
     return triton_kernels
 
 
-def on_device(numbers: list[int], device: torch.device) -> Tensor:
-    """Integers from the host as an int32 tensor, without waiting for the device."""
+def on_device(numbers: list[int], device: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:
+    """Integers from the host as a tensor, without waiting for the device."""
     if len(set(numbers)) == 1:
-        return torch.full((len(numbers),), numbers[0], dtype=torch.int32, device=device)
-    pinned = torch.tensor(numbers, dtype=torch.int32, pin_memory=device.type == "cuda")
+        return torch.full((len(numbers),), numbers[0], dtype=dtype, device=device)
+    pinned = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
     return pinned.to(device, non_blocking=True)
 
 
@@ -145,10 +129,25 @@ def _width(dim: int) -> int:
     return max(16, 1 << (dim - 1).bit_length())
 
 
-def _tile(tensor: Tensor) -> int:
-    """Tokens in a tile, so that keys, values and scores fit the fast memory of a multiprocessor."""
-    row = _width(tensor.shape[-1]) * tensor.element_size()
-    return 64 if row <= 256 and tensor.element_size() == 2 else 32 if row <= 512 else 16
+@dataclass(frozen=True)
+class Tile:
+    """What one program of a kernel takes at a time, so that it fits the fast memory of a multiprocessor."""
+
+    queries: int
+    keys: int
+    warps: int = 4
+
+
+def _attention_tile(query: Tensor, rows: int) -> Tile:
+    """The tile of `attend`, for so many query rows of a KV head."""
+    keys = _fold_tile(query).keys
+    return Tile(min(keys, max(16, 1 << (rows - 1).bit_length())), keys)
+
+
+def _fold_tile(query: Tensor) -> Tile:
+    """The tile of the statistics, whose kernels go through queries by the hop."""
+    row = _width(query.shape[-1]) * query.element_size()
+    return Tile(HOP, 64 if row <= 256 and query.element_size() == 2 else 32 if row <= 512 else 16)
 
 
 def attend(block: Block, parts: list[Part]) -> tuple[Tensor, Tensor]:
@@ -165,9 +164,8 @@ def attend(block: Block, parts: list[Part]) -> tuple[Tensor, Tensor]:
     batch, heads, new, dim = query.shape
     value_dim = parts[0].values.shape[-1]
     rows = block.group * new
-    tile = _tile(query)
-    block_m = min(tile, max(16, 1 << (rows - 1).bit_length()))
-    blocks = -(-rows // block_m)
+    tile = _attention_tile(query, rows)
+    blocks = -(-rows // tile.queries)
     programs = blocks * batch * block.kv_heads
     counts = [max(1, min(-(-part.longest // _LEAST_SPLIT), -(-_PROGRAMS // programs))) for part in parts]
     together = len(parts) > 1 and len(parts[0].spans.heads) == block.kv_heads
@@ -181,7 +179,7 @@ def attend(block: Block, parts: list[Part]) -> tuple[Tensor, Tensor]:
     offset = 0
     with torch.cuda.device_of(query):
         for part, count in zip(parts, counts, strict=True):
-            per_split = -(-part.longest // (count * tile)) * tile
+            per_split = -(-part.longest // (count * tile.keys)) * tile.keys
             kernels.attend[(blocks, batch * len(part.spans.heads), count)](
                 query, part.keys, part.values, part.positions, partial, partial_lse,
                 part.spans.heads, part.spans.first, part.spans.rows, seen,
@@ -189,7 +187,8 @@ def attend(block: Block, parts: list[Part]) -> tuple[Tensor, Tensor]:
                 len(part.spans.heads), block.kv_heads, new, part.keys.shape[2], part.own, block.window or 0,
                 per_split, splits, offset, block.scaling * log2(torch.e),
                 GROUP=block.group, D=dim, DV=value_dim, BLOCK_D=_width(dim), BLOCK_DV=_width(value_dim),
-                BLOCK_M=block_m, BLOCK_N=tile, TILE=_tile_dtype(query), WINDOWED=block.window is not None,
+                BLOCK_M=tile.queries, BLOCK_N=tile.keys, TILE=_tile_dtype(query), WINDOWED=block.window is not None,
+                num_warps=tile.warps,
             )  # fmt: skip
             offset += count if together else 0
         if splits > 1:
@@ -213,16 +212,15 @@ def fold(
     """
     device = block.queries.device
     seen = on_device(block.seen, device)
-    spans, tile = part.spans, _tile(block.queries)
-    grid = (-(-part.longest // tile), len(block.seen) * len(spans.heads))
+    spans, tile = part.spans, _fold_tile(block.queries)
+    grid = (-(-part.longest // tile.keys), len(block.seen) * len(spans.heads))
     where = (spans.heads, spans.first, spans.rows, seen)
     strides = (*block.queries.stride()[:3], *part.keys.stride()[:3], *part.positions.stride()[:2])
     sizes = (len(spans.heads), block.kv_heads, block.queries.shape[2], part.keys.shape[2], part.own, block.window or 0)
     dim = block.queries.shape[-1]
-    constants: dict[str, Any] = dict(GROUP=block.group, D=dim, BLOCK_D=_width(dim), BLOCK_N=tile)
-    constants |= dict(
-        TILE=_tile_dtype(block.queries), WINDOWED=block.window is not None, ROUNDED=_triton_dtype(rounding)
-    )
+    constants: dict[str, Any] = dict(GROUP=block.group, D=dim, BLOCK_D=_width(dim), BLOCK_N=tile.keys)
+    constants |= dict(TILE=_tile_dtype(block.queries), WINDOWED=block.window is not None)
+    constants |= dict(ROUNDED=_triton_dtype(rounding), num_warps=tile.warps)
     inputs = (block.queries, part.keys, part.positions, lse)
     scale = block.scaling * log2(torch.e)
     with torch.cuda.device_of(block.queries):
@@ -232,8 +230,9 @@ def fold(
             ranges = (on_device(numbers, device) for numbers in (list(first), block.lengths, restart))
             total = state[statistic.name]
             _kernels().fold_sum[grid](
-                *inputs, total, *where, *ranges, *strides, *total.stride()[:2], *sizes, scale, BLOCK_Q=16, **constants
-            )
+                *inputs, total, *where, *ranges, *strides, *total.stride()[:2], *sizes, scale,
+                BLOCK_Q=tile.queries, **constants,
+            )  # fmt: skip
             return
         spectrum, tail, pending = state["spectrum"], state["tail"], state.get("pending")
         third = tail if pending is None else pending

@@ -8,7 +8,7 @@ attention masks.
 import torch
 from torch import Tensor
 
-from namm_transfer.cache.device import Block, Part, Spans, fold
+from namm_transfer.cache.device import Block, Part, Spans, fold, on_device
 from namm_transfer.cache.storage import TokenStorage, newest_last
 from namm_transfer.policy import EvictionPolicy, LayerView
 from namm_transfer.spectrogram import HOP
@@ -160,14 +160,19 @@ class HeadGroup:
             update=update,
         )
 
-    def keep(self, chosen: Tensor) -> None:
-        """Keep the marked tokens, (batch, heads, stored) bool, in order; shorter rows get padding slots in front."""
-        counts = chosen.sum(-1)
-        least, most = counts.aminmax()
-        width, self.padding_slots = int(most), bool(least != most)
+    def keep(self, chosen: Tensor, sizes: list[list[int]] | None = None) -> None:
+        """Keep the marked tokens, (batch, heads, stored) bool, in order; shorter rows get padding slots in front.
+
+        Args:
+            sizes: number of marked tokens by sequence and head; without it, the device is asked.
+        """
+        counts = [count for row in (chosen.sum(-1).tolist() if sizes is None else sizes) for count in row]
+        width = max(counts)
+        self.padding_slots = min(counts) < width
         if width == self.stored and not self.padding_slots:
             return
         self.storage.compact(newest_last(chosen, width))
         if self.padding_slots:
-            unused = torch.arange(width, device=counts.device) < width - counts[..., None]
+            held = on_device(counts, chosen.device).view(*chosen.shape[:2], 1)
+            unused = torch.arange(width, device=chosen.device) < width - held
             self.positions.masked_fill_(unused, -1)

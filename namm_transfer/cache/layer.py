@@ -16,7 +16,7 @@ from namm_transfer.cache.device import on_device
 from namm_transfer.cache.guard import guarded
 from namm_transfer.cache.head_group import HeadGroup
 from namm_transfer.cache.masks import ColumnCount
-from namm_transfer.cache.pages import Arrangement, Layout, like_lengths
+from namm_transfer.cache.pages import Arrangement, Chosen, Layout, like_lengths
 from namm_transfer.cache.report import Sequence
 from namm_transfer.errors import NammTransferError, UnservedAttribute
 from namm_transfer.policy import EvictionPolicy
@@ -157,8 +157,8 @@ class MemoryLayer(CacheLayerMixin):
     @property
     def positions(self) -> Tensor:
         """Original positions, (batch, kv_heads, tokens) int32 ascending; -1 where a head of a sequence holds fewer."""
-        found = Arrangement(self.groups, None, self.kv_heads)
-        return found.positions(Layout.dense(list(range(self.kv_heads)), max(found.longest), self.device))
+        found = self._arrangement()
+        return found.positions(Layout.dense(list(range(self.kv_heads)), max(found.longest)))
 
     @property
     def bytes(self) -> int:
@@ -176,20 +176,24 @@ class MemoryLayer(CacheLayerMixin):
             self._lay_out()
         return recording
 
-    def _lay_out(self, chosen: list[Tensor] | None = None) -> None:
+    def _arrangement(self, chosen: Chosen | None = None) -> Arrangement:
+        """The chosen tokens, by default all, ready to be laid out anew."""
+        return Arrangement(self.groups, chosen or Chosen.all(self.groups, self.kv_heads))
+
+    def _lay_out(self, chosen: Chosen | None = None) -> None:
         """Bring the chosen tokens, by default all, into dense groups of heads of like length."""
-        found = Arrangement(self.groups, chosen, self.kv_heads)
-        self.groups = [found.laid_out(layout) for layout in like_lengths(found.longest, self.device)]
+        found = self._arrangement(chosen)
+        self.groups = [found.laid_out(layout) for layout in like_lengths(found.longest)]
         self.paged, self.uneven = False, len(set(found.longest)) > 1
 
     def pack(self) -> None:
         """Bring heads of different lengths into pages, unless autograd records."""
         if not self.uneven or self.paged or self.groups[0].storage.recording:
             return
-        found = Arrangement(self.groups, None, self.kv_heads)
+        found = self._arrangement()
         self.uneven = len(set(found.longest)) > 1
         if self.uneven:
-            layout = Layout.paged(found.longest, self.groups[0].token_bytes, self.device)
+            layout = Layout.paged(found.longest, self.groups[0].token_bytes)
             pages = found.laid_out(layout)
             with torch.inference_mode(False):
                 heads = torch.arange(self.kv_heads, device=self.device)
@@ -244,15 +248,14 @@ class MemoryLayer(CacheLayerMixin):
             self._lay_out()
         if window is not None:
             self._leave_window(due, window)
-        chosen = [self._chosen(group, due) for group in self.groups]
-        order = torch.cat([group.heads for group in self.groups]).argsort()
-        counts = torch.cat([some.sum(-1)[due] for some in chosen], 1)[:, order]
-        for b, sizes, held in zip(due, counts.tolist(), counts.float().mean(-1).tolist(), strict=True):
-            self.sequences[b].note(sizes, held)
+        chosen = Chosen.of([self._chosen(group, due) for group in self.groups], self.groups)
+        for b in due:
+            sizes = chosen.sizes[b]
+            self.sequences[b].note(sizes, float(torch.tensor(sizes, dtype=torch.float32).mean()))
         if self.policy.by_head:
             self._lay_out(chosen)
         else:
-            self.groups[0].keep(chosen[0])
+            self.groups[0].keep(chosen.marks[0], chosen.sizes)
         if self.on_update is not None:
             self.on_update(self)
 
@@ -272,7 +275,10 @@ class MemoryLayer(CacheLayerMixin):
             seen = [self.sequences[b].seen for b in rows]
             view = group.view(self.index, self.layers, rows, seen, update, self.policy.by_head)
             with torch.no_grad():
-                chosen[rows] &= self.policy.decide(view).reshape(len(rows), *chosen.shape[1:])
+                stay = self.policy.decide(view).reshape(len(rows), *chosen.shape[1:])
+                if len(rows) == len(chosen):
+                    return chosen & stay
+                chosen[rows] &= stay
         return chosen
 
     # -- what transformers asks of a cache layer ---------------------------------------------------------------------

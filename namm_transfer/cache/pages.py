@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from namm_transfer.cache.device import on_device
 from namm_transfer.cache.head_group import HeadGroup
 from namm_transfer.cache.storage import TokenStorage, token_axis
 
@@ -27,21 +28,20 @@ _WASTE = 64
 class Layout:
     """Rows of slots to be filled with tokens, newest last; a head has one row, or several that follow each other."""
 
-    heads: Tensor
-    """(rows,) int64: the KV head of each row."""
-    back: Tensor
-    """(rows,) int64: slots of the head from the beginning of the row to its newest token."""
+    heads: list[int]
+    """The KV head of each row."""
+    back: list[int]
+    """Slots of the head from the beginning of each row to its newest token."""
     width: int
     """Slots of a row."""
 
     @classmethod
-    def dense(cls, heads: list[int], width: int, device: torch.device) -> "Layout":
+    def dense(cls, heads: list[int], width: int) -> "Layout":
         """One row for each head."""
-        index = torch.tensor(heads, device=device)
-        return cls(index, torch.full_like(index, width), width)
+        return cls(heads, [width] * len(heads), width)
 
     @classmethod
-    def paged(cls, counts: list[int], token_bytes: int, device: torch.device) -> "Layout":
+    def paged(cls, counts: list[int], token_bytes: int) -> "Layout":
         """Pages for heads of these numbers of tokens, as large as the waste allows."""
         for width in _PAGE_TOKENS:
             pages = [-(-count // width) for count in counts]
@@ -50,10 +50,10 @@ class Layout:
                 break
         heads = [head for head, number in enumerate(pages) for _ in range(number)]
         back = [page * width for number in pages for page in range(number, 0, -1)]
-        return cls(torch.tensor(heads, device=device), torch.tensor(back, device=device), width)
+        return cls(heads, back, width)
 
 
-def like_lengths(counts: list[int], device: torch.device) -> list[Layout]:
+def like_lengths(counts: list[int]) -> list[Layout]:
     """A few dense groups of heads of like numbers of tokens."""
     groups: list[list[int]] = []
     for head in sorted(range(len(counts)), key=lambda h: -counts[h]):
@@ -61,7 +61,36 @@ def like_lengths(counts: list[int], device: torch.device) -> list[Layout]:
             groups[-1].append(head)
         else:
             groups.append([head])
-    return [Layout.dense(sorted(heads), counts[heads[0]], device) for heads in groups]
+    return [Layout.dense(sorted(heads), counts[heads[0]]) for heads in groups]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The tokens of a layer that stay."""
+
+    marks: list[Tensor]
+    """For each group, (batch, rows, stored) bool."""
+    counts: Tensor
+    """(batch, kv_heads) int64: their number."""
+    sizes: list[list[int]]
+    """`counts` on the host."""
+
+    @classmethod
+    def of(cls, marks: list[Tensor], groups: list[HeadGroup]) -> "Chosen":
+        """Count marked tokens of groups with one row a head. Waits for the device."""
+        counts = torch.cat([some.sum(-1) for some in marks], 1)
+        if len(groups) > 1:
+            counts = counts[:, torch.cat([group.heads for group in groups]).argsort()]
+        return cls(marks, counts, counts.tolist())
+
+    @classmethod
+    def all(cls, groups: list[HeadGroup], kv_heads: int) -> "Chosen":
+        """Mark all tokens, of pages too. Waits for the device."""
+        marks = [group.positions >= 0 for group in groups]
+        counts = torch.zeros(len(marks[0]), kv_heads, dtype=torch.int64, device=marks[0].device)
+        for some, group in zip(marks, groups, strict=True):
+            counts.index_add_(1, group.heads, some.sum(-1))
+        return cls(marks, counts, counts.tolist())
 
 
 class Arrangement:
@@ -69,32 +98,36 @@ class Arrangement:
 
     Args:
         groups: where the tokens are.
-        chosen: for each group, which of its slots to take, (batch, rows, stored) bool; None: all tokens.
-        kv_heads: number of KV heads of the layer.
+        chosen: which of them to take.
     """
 
-    def __init__(self, groups: list[HeadGroup], chosen: list[Tensor] | None, kv_heads: int) -> None:
-        self.groups = groups
+    def __init__(self, groups: list[HeadGroup], chosen: Chosen) -> None:
+        self.groups, self.chosen = groups, chosen
         positions = torch.cat([group.positions.flatten(1) for group in groups], 1)
-        take = positions >= 0 if chosen is None else torch.cat([some.flatten(1) for some in chosen], 1)
+        take = torch.cat([some.flatten(1) for some in chosen.marks], 1)
         heads = torch.cat([group.heads.repeat_interleave(group.stored) for group in groups])
-        place = ((heads << 32) + positions).masked_fill(~take, torch.iinfo(torch.int64).max)
+        place = ((heads << 32) + positions).masked_fill_(~take, torch.iinfo(torch.int64).max)
         self.order = place.argsort(-1)
         """(batch, slots) int64: the chosen slots first, by head and position."""
-        self.counts = torch.zeros(len(positions), kv_heads, dtype=torch.int64, device=heads.device)
-        """(batch, kv_heads) int64: chosen tokens."""
-        self.counts.index_add_(1, heads, take.long())
-        self.longest: list[int] = self.counts.amax(0).tolist()
+
+    @property
+    def longest(self) -> list[int]:
         """Chosen tokens of each head, in the sequence that has most."""
+        return [max(sizes) for sizes in zip(*self.chosen.sizes, strict=True)]
 
     def _slots(self, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Return for each slot of a layout, (batch, rows, width), the slot its token comes from and if there is one."""
-        rank = (self.counts[:, layout.heads] - layout.back)[..., None] + torch.arange(
-            layout.width, device=layout.heads.device
-        )
-        first = (self.counts.cumsum(-1) - self.counts)[:, layout.heads, None]
-        index = (first + rank.clamp_min(0)).clamp_max(self.order.shape[1] - 1)
-        return self.order.gather(1, index.flatten(1)).view_as(rank), rank >= 0
+        """Return for each slot of a layout, (batch, rows, width), which slot its token comes from, counted through all
+        sequences, and whether there is one."""
+        counts, device = self.chosen.counts, self.order.device
+        heads, back = (on_device(numbers, device, torch.int64) for numbers in (layout.heads, layout.back))
+        rank = (counts[:, heads] - back)[..., None] + torch.arange(layout.width, device=device)
+        first = (counts.cumsum(-1) - counts)[:, heads, None]
+        slots = self.order.shape[1]
+        index = (first + rank.clamp_min(0)).clamp_max(slots - 1)
+        source = self.order.gather(1, index.flatten(1))
+        if len(source) > 1:
+            source += slots * torch.arange(len(source), device=device)[:, None]
+        return source.view_as(rank), rank >= 0
 
     def positions(self, layout: Layout) -> Tensor:
         """The tokens' original positions in a layout, (batch, rows, width) int32; -1 in padding slots."""
@@ -110,15 +143,16 @@ class Arrangement:
         tensors["positions"].masked_fill_(~real, -1)
         storage = TokenStorage(tensors, layout.width)
         storage.record(self.groups[0].storage.recording)
-        return HeadGroup(layout.heads.clone(), storage, padding_slots=not bool(real.all()))
+        rows = list(zip(layout.heads, layout.back, strict=True))
+        padded = any(sizes[head] < back for sizes in self.chosen.sizes for head, back in rows)
+        return HeadGroup(on_device(layout.heads, index.device, torch.int64), storage, padded)
 
     def _gather(self, name: str, index: Tensor) -> Tensor:
-        """A tensor's tokens, by the slots they come from."""
+        """A tensor's tokens, by the slots of all sequences that they come from."""
         axis = token_axis(name)
-        flat = torch.cat([part.movedim(axis, 2).flatten(1, 2) for part in self._parts(name)], 1)
-        first = torch.arange(len(flat), device=flat.device)[:, None, None] * flat.shape[1]
-        taken = flat.flatten(0, 1).index_select(0, (first + index).flatten())
-        return taken.view(*index.shape, *flat.shape[2:]).movedim(2, axis).contiguous()
+        parts = [part.movedim(axis, 2).flatten(1, 2) for part in self._parts(name)]
+        flat = (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).flatten(0, 1)
+        return flat.index_select(0, index.flatten()).unflatten(0, index.shape).movedim(2, axis).contiguous()
 
     def _parts(self, name: str) -> list[Tensor]:
         """A tensor's part in each group; zeros where a group has none, since its policy has not made any yet."""

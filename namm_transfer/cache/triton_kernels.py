@@ -12,7 +12,9 @@ by tile, and writes nothing but the statistic. Float32 products are not rounded 
 import triton
 import triton.language as tl
 
-_VARYING = ["width", "own", "window", "per_split", "splits", "split_offset"]
+_VARYING = ["count", "kv_heads", "new", "width", "own", "window", "per_split", "splits", "split_offset"]
+_VARYING += ["p_b", "p_r", "s_b", "s_r", "s_f", "t_b", "t_r", "t_f", "w_b", "w_r", "w_f"]
+"""Numbers for which a kernel is not compiled anew when they become 1 or a multiple of 16."""
 
 
 @triton.jit
@@ -86,7 +88,7 @@ def attend(  # type: ignore[no-untyped-def]
     tl.store(lse + cell, tl.where(some, high + tl.log2(total), -float("inf")), mask=is_query)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def combine(  # type: ignore[no-untyped-def]
     partial, partial_lse, out, lse, splits,
     DV: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_S: tl.constexpr,

@@ -14,10 +14,11 @@ from packaging.version import Version
 from places import ROOT
 from torch.overrides import TorchFunctionMode
 
-from namm_transfer import EvictionPolicy, NammTransferError, policies
+from namm_transfer import NAMM, EvictionPolicy, NammTransferError, kernel_choice, policies
 from namm_transfer.cache import device
 from namm_transfer.cache.device import Block, Part, Spans
 from namm_transfer.cache.layer import MemoryLayer
+from namm_transfer.scorers import DEEP, FEATURES
 from namm_transfer.statistics import QuerySum, Spectrum
 
 pytestmark = [
@@ -192,7 +193,7 @@ def test_a_layer_decides_as_the_reference_does(name, lengths, random_namm, monke
     window = 9 if len(lengths) > 1 else None
     runs = []
     for kernels in ("torch", "triton"):
-        monkeypatch.setenv(device.VARIABLE, kernels)
+        monkeypatch.setenv(kernel_choice.VARIABLE, kernels)
         generator, layer, outputs = torch.Generator().manual_seed(1), MemoryLayer(policy, 0, 1), []
         counts, new = lengths, max(lengths)
         for following in (1, 1, 4, 20, 1):
@@ -213,12 +214,35 @@ def test_a_layer_decides_as_the_reference_does(name, lengths, random_namm, monke
             torch.testing.assert_close(*pair, atol=3e-6, rtol=3e-6)
 
 
+@pytest.mark.parametrize("tokens", [1, 63, 128, 300])
+@pytest.mark.parametrize("scorer", ["published", "deep"])
+def test_the_scorers_kernel_scores_as_torch_does(scorer, tokens, random_namm, monkeypatch):
+    """Backward attention over fewer tokens than a block, a whole block, and several."""
+    namm = random_namm().to(DEVICE)
+    if scorer == "deep":
+        namm = NAMM.from_vector(
+            torch.randn(DEEP.size, generator=torch.Generator().manual_seed(2)) / 3,
+            mean=torch.full((17,), -5.0), var=torch.ones(17), scorer="deep",
+        ).to(DEVICE)  # fmt: skip
+    x = torch.randn(2, 3, tokens, FEATURES, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    found = []
+    for kernels in ("torch", "triton"):
+        monkeypatch.setenv(kernel_choice.VARIABLE, kernels)
+        with torch.no_grad():
+            found.append(namm.score(x))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5 * float(found[0].abs().max()), rtol=0)
+    assert tokens < 3 or not torch.equal(*found)  # the kernel has run
+
+
+WAITS = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero", "cpu"}
+
+
 class Waits(TorchFunctionMode):
     """Fails where the host would wait for a device: a tensor's numbers are read, or a list is copied to it."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "")
-        assert name not in {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero", "cpu"}, name
+        assert name not in WAITS, name
         assert name != "tensor", args
         return func(*args, **(kwargs or {}))
 
@@ -226,7 +250,7 @@ class Waits(TorchFunctionMode):
 @pytest.mark.parametrize("selection", ["head", "layer"])
 def test_no_step_between_updates_waits_for_the_device(selection, random_namm, monkeypatch):
     policy = random_namm(update_interval=32, selection=selection)
-    monkeypatch.setenv(device.VARIABLE, "triton")
+    monkeypatch.setenv(kernel_choice.VARIABLE, "triton")
     layer, generator = MemoryLayer(policy, 0, 1), torch.Generator().manual_seed(1)
 
     def step(new):
@@ -250,6 +274,33 @@ def test_no_step_between_updates_waits_for_the_device(selection, random_namm, mo
     assert len(launched) >= 40
 
 
+@pytest.mark.parametrize("selection", ["head", "layer"])
+def test_an_update_waits_for_the_device_once(selection, random_namm, monkeypatch):
+    """The host needs the number of tokens that each head keeps, and nothing else."""
+    monkeypatch.setenv(kernel_choice.VARIABLE, "triton")
+    policy = random_namm(update_interval=32, selection=selection).to(DEVICE)
+    layer, waits = MemoryLayer(policy, 0, 1), []
+
+    class Counts(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if getattr(func, "__name__", "") in WAITS and not (args and args[0].dtype == torch.float32):
+                waits.append(func)
+            return func(*args, **(kwargs or {}))
+
+    generator = torch.Generator().manual_seed(1)
+    tensors = (2 * torch.randn(2, heads, 128, 8, generator=generator) for heads in (6, 3, 3))
+    evict = MemoryLayer.evict
+
+    def counted(self, window=None):
+        with Counts():
+            evict(self, window)
+
+    monkeypatch.setattr(MemoryLayer, "evict", counted)
+    call(layer, *(tensor.to(DEVICE) for tensor in tensors), [128, 128], None)
+    assert len(layer.sequences[0].history) == 4
+    assert len(waits) == 4
+
+
 class Observing(policies.H2O):
     """Overrides `observe`, as a policy of somebody else's may."""
 
@@ -265,18 +316,18 @@ def test_a_policy_with_an_observe_of_its_own_is_shown_the_weights(monkeypatch):
     shown = policies.H2O()
     shown.observe = print
     assert shown.computed_statistic is None
-    monkeypatch.setenv(device.VARIABLE, "triton")
+    monkeypatch.setenv(kernel_choice.VARIABLE, "triton")
     q = torch.zeros(1, 2, 3, 8)
     assert device.serves(policies.H2O(), q, q, q)
     assert not device.serves(Observing(), q, q, q)
     assert not device.serves(policies.H2O(), q.double(), q.double(), q.double())
-    monkeypatch.setenv(device.VARIABLE, "cuda")
+    monkeypatch.setenv(kernel_choice.VARIABLE, "cuda")
     with pytest.raises(NammTransferError, match="expected auto, triton or torch"):
         device.serves(policies.H2O(), q, q, q)
 
 
 def test_autograd_goes_through_the_reference(monkeypatch):
-    monkeypatch.setenv(device.VARIABLE, "triton")
+    monkeypatch.setenv(kernel_choice.VARIABLE, "triton")
     layer = MemoryLayer(policies.H2O(update_interval=16), 0, 1)
     q, k, v = (torch.randn(1, 2, 20, 8, requires_grad=True) for _ in range(3))
     call(layer, q, k, v, [20], None).sum().backward()
@@ -291,4 +342,4 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
     command = [sys.executable, str(ROOT / "tests" / "compiled_kernels.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["attend", "combine", "fold_sum", "fold_spectrum"]
+    assert done.stdout.split() == ["attend", "combine", "fold_sum", "fold_spectrum", "scorer"]
