@@ -4,10 +4,10 @@
     python benchmarks/gpu.py --budget 1200 --shapes SmolLM2 --spectra tf32x3
     python benchmarks/gpu.py --device cpu --tiny      the same program on models of two narrow layers
 
-From a checkout, with torch 2.10 or newer and no package beyond the core's. Times are medians by CUDA events. "limit"
-is the share of the physical limit, measured in the same run: in prefill the arithmetic of the decoder with plain
-attention over the whole prompt by the rate of a large matrix product, in decoding the bytes of weights and cache by the
-bandwidth of a copy. What the budget does not reach is named at the end.
+With torch 2.10 or newer; from a checkout, after `pip install --no-deps -e .`, with no package beyond the core's. Times
+are medians by CUDA events. "limit" is the share of the physical limit, measured in the same run: in prefill the
+arithmetic of the decoder with plain attention over the whole prompt by the rate of a large matrix product, in decoding
+the bytes of weights and cache by the bandwidth of a copy. What the budget does not reach is named at the end.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """The scorer's backward attention in Triton: of each token to itself and to newer ones.
 
-torch has no fused kernel of this width and precision that is fast: scoring took more time on a GPU than all else.
+torch's own kernel for float32 fills 64 columns, where the scorer has 32. On an H200 it takes 2.3 times as long: 7.5 ms
+in place of 3.3 for 32 heads of 8,192 tokens.
 """
 
 from math import log2

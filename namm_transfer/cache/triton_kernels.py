@@ -5,8 +5,8 @@ width`` of the storage, where a dense group has one row a head and pages have se
 padding. Logarithms are of base 2, and ``scale`` contains the factor log2(e).
 
 The first pass leaves the logarithm of each query's softmax sum; the second computes the weights from it once more, tile
-by tile, and writes nothing but the statistic. Float32 products are not rounded to TF32. Tiles are multiplied as
-``TILE``, the tensors' own dtype on a GPU.
+by tile, and writes nothing but the statistic. No float32 product is rounded to TF32. Tiles are multiplied as ``TILE``,
+the tensors' own dtype on a GPU.
 """
 
 import triton
