@@ -152,7 +152,7 @@ class Learning:
         for number in range(first, first + each):
             rng = random.Random(f"{self.seed}/{number}")
             prompts.append(MultiQuestionPrompt.make(adapter, self.seed, number, tokens))
-            generators.append(torch.Generator().manual_seed(rng.getrandbits(63)))
+            generators.append(torch.Generator(adapter.device).manual_seed(rng.getrandbits(63)))
             places = range(interval, prompts[-1].text - 1)
             beside.append(sorted(rng.sample(places, min(_PROSE, len(places)))))
         vectors = self.namm.vector.expand(each, -1)

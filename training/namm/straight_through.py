@@ -69,15 +69,16 @@ class StraightThrough:
             weights, output = _attend(query[:, :, start:end], key[:, :, :end], value[:, :, :end], stay, scaling)
             outputs.append(output)
             kept = kept + (lengths - start).clamp(0, end - start)
-            due = lengths >= end
-            if end - start == self.update_interval and due.any():
+            reached = [length >= end for length in self.lengths]
+            if end - start == self.update_interval and any(reached):
                 spectrogram.observe(state, weights, [start] * rows, [end - start] * rows)
-                stayed, counts = self._update(state["spectrum"], stay, due)
+                stayed, counts = self._update(state["spectrum"], stay, reached)
+                due = lengths >= end
                 stay, kept = torch.where(due[:, None, None], stayed, stay), torch.where(due, counts, kept)
         self.kept_shares.append(kept / lengths)
         return torch.cat(outputs, 2)
 
-    def _update(self, spectrum: Tensor, stay: Tensor, due: Tensor) -> tuple[Tensor, Tensor]:
+    def _update(self, spectrum: Tensor, stay: Tensor, reached: Sequence[bool]) -> tuple[Tensor, Tensor]:
         """Choose the tokens that stay, (rows, heads, tokens) of 0 and 1, and their number per head, (rows,)."""
         namm, places, alive = self.namm, torch.arange(stay.shape[-1], device=stay.device), stay > 0
         # As in the live cache: kept tokens only, a shorter head's padding slots in front, where they touch no score.
@@ -90,21 +91,22 @@ class StraightThrough:
         scores = scores.masked_fill(places == len(places) - 1, _NEWEST)
         margin = scores - _edge(scores.detach(), alive) if namm.selection == "layer" else scores
         if self.noise:
-            margin = margin + self.noise * self._draw(scores, due)
+            margin = margin + self.noise * self._draw(scores, reached)
         left = alive & (margin >= 0)
         # What was evicted earlier keeps the gradient of that update and gets none from this one.
         stay = torch.where(alive, stay * left + _only_gradient((margin / self.temperature).sigmoid()), stay)
         counts = left.sum(-1) + _only_gradient(((scores / self.temperature).sigmoid() * alive).sum(-1))
         return stay, counts.amax(-1) if namm.selection == "layer" else counts.mean(-1)
 
-    def _draw(self, like: Tensor, due: Tensor) -> Tensor:
+    def _draw(self, like: Tensor, reached: Sequence[bool]) -> Tensor:
         """Draw logistic noise, each row's from its own generator; none for rows that have ended, which would draw more
         than they do alone."""
-        noise = torch.zeros(like.shape)
+        noise = torch.zeros_like(like)
         for row, generator in enumerate(self.generators or [None] * len(like)):
-            if due[row]:
-                noise[row] = torch.rand(like[row].shape, generator=generator).clamp(1e-6, 1 - 1e-6).logit()
-        return noise.to(like.device)
+            if reached[row]:
+                drawn = torch.rand(like[row].shape, generator=generator, device=like.device)
+                noise[row] = drawn.clamp_(1e-6, 1 - 1e-6).logit_()
+        return noise
 
 
 def _only_gradient(value: Tensor) -> Tensor:
