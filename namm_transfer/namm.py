@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from namm_transfer.errors import NammTransferError
 from namm_transfer.files import asset, write_atomic
+from namm_transfer.key_difference import key_difference
 from namm_transfer.policy import EvictionPolicy, LayerView, check_interval
 from namm_transfer.scorers import (
     FEATURES,
@@ -63,6 +64,9 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         scorer: ``"published"`` or ``"deep"``; which form the scoring network has, see `scorers`.
         pooled_tokens: with the deep form, describe a head that holds more tokens than this by its newest ones, see
             `scorers.pool_newest`; by default by all that it holds.
+        keydiff: share, from 0 to 1, of a head's places that go to the tokens whose keys differ most from the head's
+            others (`key_difference`) in place of those of the best scores. The scores still say how many tokens a head
+            keeps: the NAMM decides where, and at 1 KeyDiff which. 0 as published.
 
     Attributes:
         mean, var: (17,) float32 buffers, mean and variance of the spectrogram S on the full cache, or of its logarithm
@@ -93,6 +97,7 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         protect: str | None = None,
         scorer: str = "published",
         pooled_tokens: int | None = None,
+        keydiff: float = 0.0,
     ) -> None:
         super().__init__()
         check_interval(update_interval, HOP)
@@ -117,6 +122,9 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         self.scorer = scorer
         check_pooled_tokens(pooled_tokens, scorer)
         self.pooled_tokens = pooled_tokens
+        if not 0 <= keydiff <= 1:
+            raise NammTransferError(f"keydiff={keydiff!r}: expected a share from 0 to 1")
+        self.keydiff = keydiff
         for name, shape in self.form.shapes.items():
             if name.endswith(".weight"):
                 self.add_module(name.removesuffix(".weight"), Affine(*shape))
@@ -207,12 +215,21 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         each sequence's own, where the published code takes the largest of the batch."""
         scores = self.scores(view).masked_fill(~view.real, -inf).masked_fill(self.protected(view), inf)
         scores[..., -1] = inf
+        counts = self._counts(view, scores)
+        if not self.keydiff:
+            return scores >= self.threshold if counts is None else top(scores, counts)
+        counts = (scores >= self.threshold).sum(-1) if counts is None else counts
+        by_score = (counts - (self.keydiff * counts).long()).clamp_min((scores == inf).sum(-1))
+        first = top(scores, by_score)
+        return top(key_difference(view).masked_fill(~view.real, -inf).masked_fill(first, inf), counts)
+
+    def _counts(self, view: LayerView, scores: Tensor) -> Tensor | None:
+        """Compute the number of tokens that each head keeps, (batch, heads) int64; None: those that pass."""
         if self.size.asked:
-            return top(scores, self.size.counts(view).clamp_min((scores == inf).sum(-1)))
-        passing = scores >= self.threshold
+            return self.size.counts(view).clamp_min((scores == inf).sum(-1))
         if self.selection == "head":
-            return passing
-        return top(scores, passing.sum(-1).amax(-1, keepdim=True).expand(scores.shape[:2]))
+            return None
+        return (scores >= self.threshold).sum(-1).amax(-1, keepdim=True).expand(scores.shape[:2])
 
     # -- in and out -------------------------------------------------------------------------------------------------
 

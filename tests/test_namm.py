@@ -247,6 +247,30 @@ def test_a_budget_keeps_the_top_scores(random_namm):
     assert (scores.masked_fill(~kept, math.inf).amin(-1) >= scores.masked_fill(kept, -math.inf).amax(-1)).all()
 
 
+@pytest.mark.parametrize("options", [{"selection": "head"}, {"selection": "layer"}, {"keep": 0.4}])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_keys_that_differ_take_their_share_of_the_places(random_namm, options, share):
+    """As many tokens stay in each head as by the scores alone: the best scores, then the keys that differ most."""
+    generator = torch.Generator().manual_seed(4)
+    positions = torch.cat([torch.full((6,), -1), torch.arange(54)]).int().expand(2, 3, -1)
+    seen = view(torch.rand(2, 3, BINS, 60, generator=generator) * 0.03, positions)
+    seen.keys = torch.randn(2, 3, 60, 8, generator=generator)
+    plain, mixed = random_namm(**options), random_namm(**options, keydiff=share)
+    counts, kept = plain.select(seen).sum(-1), mixed.select(seen)
+    assert torch.equal(kept.sum(-1), counts)
+    assert not torch.equal(kept, plain.select(seen))
+    assert not (kept & ~seen.real).any()
+    scores, difference = mixed.scores(seen), policies.KeyDiff().scores(seen)
+    for row, head in [(row, head) for row in range(2) for head in range(3)]:
+        count = int(counts[row, head])
+        ranked = scores[row, head, 6:-1].argsort(descending=True)[: max(0, count - int(share * count) - 1)] + 6
+        wanted = {59, *ranked.tolist()}
+        for token in difference[row, head].argsort(descending=True).tolist():
+            if len(wanted) < count and token >= 6:
+                wanted.add(token)
+        assert set(kept[row, head].nonzero().flatten().tolist()) == wanted
+
+
 class Largest(TorchDispatchMode):
     """Notes the most numbers that any operation returned in one tensor."""
 

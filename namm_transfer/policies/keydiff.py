@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import normalize
 
+from namm_transfer.key_difference import key_difference
 from namm_transfer.policies.scored import ScoredPolicy
 from namm_transfer.policy import LayerView
 
@@ -17,6 +17,4 @@ class KeyDiff(ScoredPolicy):
 
     def scores(self, view: LayerView) -> Tensor:
         """Score a token by 1 - cos(its key, the mean of all cached keys scaled to length 1)."""
-        keys = normalize(view.keys.float(), dim=-1).masked_fill(~view.real[..., None], 0)
-        anchor = normalize(keys.sum(-2, keepdim=True), dim=-1)
-        return 1 - (keys * anchor).sum(-1)
+        return key_difference(view)

@@ -35,6 +35,7 @@ def _namm(
     threshold: float | None = None,
     attention_dtype: str | None = None,
     pooled_tokens: int | None = None,
+    keydiff: float | None = None,
     protect: str | None = None,
     update_interval: int | None = None,
 ) -> EvictionPolicy:

@@ -64,7 +64,10 @@ def test_every_rule_keeps_the_promises(spec):
     check_policy(policies.make(spec, update_interval=48))
 
 
-@pytest.mark.parametrize("options", [{}, {"selection": "head"}, {"keep": 0.4}, {"attention_dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"selection": "head"}, {"keep": 0.4}, {"attention_dtype": "bfloat16"}, {"selection": "head", "keydiff": 0.5}],
+)
 def test_namm_keeps_the_promises(random_namm, options):
     check_policy(random_namm(update_interval=48, **options))
 
@@ -79,6 +82,7 @@ def test_options_reach_the_policy():
     assert policies.make("h2o:keep=0.25,update_interval=32", update_interval=64).update_interval == 32
     assert policies.make("h2o:match=namm").match == "namm"
     assert policies.make("namm:path=namm-text-deep,pooled_tokens=90,threshold=0.5").pooled_tokens == 90
+    assert policies.make("namm:keydiff=0.5").keydiff == 0.5
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,7 @@ def test_options_reach_the_policy():
         ("l2:update_interval=0", "update_interval=0"),
         ("namm:path=nowhere-at-all", "nowhere-at-all"),
         ("namm:pooled_tokens=560", "pooled_tokens=560 with scorer='published'"),
+        ("namm:keydiff=2", "keydiff=2.0: expected a share from 0 to 1"),
         ("namm:protect=4", "protect='4'.*A:B"),
         ("l2:protect=-1:4", "protect='-1:4'"),
         ("full:protect=a:b", "protect='a:b'"),
