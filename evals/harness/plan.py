@@ -115,6 +115,7 @@ def recorded(entry: Entry) -> Policy:
         match=None if entry.match is None else entry.match.text,
         allocation=entry.policy.allocation,
         sha256=provenance.weights_sha256(entry.policy),
+        options=provenance.saved_options(entry.policy),
     )
 
 

@@ -92,6 +92,8 @@ class Policy(Strict):
     """Division of the size among layers and heads, as written on the command line; None: the policy's default."""
     sha256: str | None = None
     """SHA-256 of the weights and statistics; None for a policy without any."""
+    options: dict[str, Any] | None = None
+    """Options of a policy with weights, those of its configuration file too; None for others, and in older records."""
 
 
 class Provenance(Strict):

@@ -155,6 +155,10 @@ def prepare(folder: Path, run: Run, resume: bool, defaults: Mapping[str, Any] | 
 def _differences_of(old: Run, new: Run, defaults: Mapping[str, Any]) -> list[str]:
     there, here = old.identity(), new.identity()
     there["options"] = {key: defaults[key] for key in here["options"] if key in defaults} | there["options"]
+    options = {policy["spec"]: policy["options"] for policy in here["policies"]}
+    for policy in there["policies"]:
+        if policy["options"] is None:  # the record is older than the field
+            policy["options"] = options.get(policy["spec"])
     if all(policy in here["policies"] for policy in there["policies"]):  # policies may be added
         there["policies"] = here["policies"]
     return differences(there, here)
@@ -185,8 +189,10 @@ def _unpack(path: Path) -> Path:
 def _take_over(path: Path, begun: Run, now: Run) -> list[str]:
     """Write into a ledger's first line what the resumed run has more: policies, or other code. Returns messages."""
     notes, update = list[str](), dict[str, Any]()
-    if added := [policy.spec for policy in now.policies if policy not in begun.policies]:
+    known = {policy.spec for policy in begun.policies}
+    if begun.policies != now.policies:
         update["policies"] = now.policies
+    if added := [policy.spec for policy in now.policies if policy.spec not in known]:
         notes.append(f"{path.name}: added {', '.join(added)}")
     if begun.latest.code != now.provenance.code:
         update["resumed"] = [*begun.resumed, now.provenance]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import inspect
 import os
 import platform
 import shlex
@@ -82,6 +83,15 @@ def weights_sha256(policy: EvictionPolicy) -> str | None:
         return None
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
     return hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()
+
+
+def saved_options(policy: EvictionPolicy) -> dict[str, Any] | None:
+    """List what a policy with weights was built with, which its configuration file may say; None for other policies."""
+    if not isinstance(policy, torch.nn.Module):
+        return None
+    names = inspect.signature(type(policy)).parameters
+    stated = {name: getattr(policy, name) for name in names if hasattr(policy, name)}
+    return stated | {"keep": policy.size.keep, "budget": policy.size.budget}
 
 
 def _versions() -> dict[str, str]:

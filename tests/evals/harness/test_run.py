@@ -265,6 +265,24 @@ def test_resume_refuses_another_configuration_and_names_it(flags, difference, tm
     assert ledger_lines(tmp_path) == before
 
 
+def test_resume_refuses_a_namm_whose_configuration_file_has_changed(tmp_path, random_namm):
+    """The weights are the same and so is the command; a record without options, as older ones are, is let through."""
+    saved, out = tmp_path / "namm", tmp_path / "run"
+    flags = ["--policy", f"full,namm:path={saved}", "--out", str(out)]
+    random_namm(selection="head").save_pretrained(saved)
+    main(flags)
+    random_namm(selection="head", threshold=0.5).save_pretrained(saved)
+    with pytest.raises(NammTransferError, match=r"policies: .*'threshold': 0.0.*'threshold': 0.5"):
+        main([*flags, "--resume"])
+    [path] = out.glob("records-*.jsonl")
+    first, _, rest = path.read_text().partition("\n")
+    header = json.loads(first)
+    for policy in header["policies"]:
+        del policy["options"]
+    path.write_text(json.dumps(header) + "\n" + rest)
+    main([*flags, "--resume"])
+
+
 # --- processes
 
 

@@ -26,3 +26,10 @@ def test_namm_text_deep_learned_is_three_quarters_its_state_and_one_its_start():
     torch.testing.assert_close(
         NAMM.from_pretrained("namm-text-deep-learned").to_vector(), expected, atol=1e-5, rtol=1e-5
     )
+
+
+def test_namm_text_deep_keydiff_is_namm_text_deep_that_lets_keys_choose():
+    namm, plain = (NAMM.from_pretrained(name) for name in ("namm-text-deep-keydiff", "namm-text-deep"))
+    assert torch.equal(namm.to_vector(), plain.to_vector())
+    assert torch.equal(namm.mean, plain.mean)
+    assert (namm.keydiff, namm.threshold) == (0.7, 0.1)
