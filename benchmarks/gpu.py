@@ -1,7 +1,7 @@
 """Speed and memory on a GPU, after checks of correctness there: one command, one table.
 
     python benchmarks/gpu.py                          at most six minutes; writes gpu.json and gpu.log to results/
-    python benchmarks/gpu.py --budget 1200 --shapes SmolLM2 --spectra tf32x3
+    python benchmarks/gpu.py --budget 1200 --shapes SmolLM2 --spectra ieee
     python benchmarks/gpu.py --device cpu --tiny      the same program on models of two narrow layers
 
 With torch 2.10 or newer; from a checkout, after `pip install --no-deps -e .`, with no package beyond the core's. Times

@@ -1,4 +1,4 @@
-"""Which tensors Triton kernels serve: those on a GPU, or what an environment variable says."""
+"""Decides whether a tensor goes to the Triton kernels: those on a GPU do, unless an environment variable forbids it."""
 
 import os
 from functools import lru_cache

@@ -1,4 +1,5 @@
-"""How much a token's key differs from the others of its head (KeyDiff, Park et al. 2025, arXiv 2504.15364)."""
+"""Scores a token by how far its key points away from the mean key of its head (KeyDiff, Park et al. 2025, arXiv
+2504.15364)."""
 
 from torch import Tensor
 from torch.nn.functional import normalize

@@ -215,21 +215,23 @@ class NAMM(nn.Module, PyTorchModelHubMixin, EvictionPolicy, library_name="namm-t
         each sequence's own, where the published code takes the largest of the batch."""
         scores = self.scores(view).masked_fill(~view.real, -inf).masked_fill(self.protected(view), inf)
         scores[..., -1] = inf
-        counts = self._counts(view, scores)
-        if not self.keydiff:
-            return scores >= self.threshold if counts is None else top(scores, counts)
-        counts = (scores >= self.threshold).sum(-1) if counts is None else counts
+        chosen = self._best(view, scores)
+        return self._exchanged(view, scores, chosen.sum(-1)) if self.keydiff else chosen
+
+    def _best(self, view: LayerView, scores: Tensor) -> Tensor:
+        """Choose by the scores alone."""
+        if self.size.asked:
+            return top(scores, self.size.counts(view).clamp_min((scores == inf).sum(-1)))
+        passing = scores >= self.threshold
+        if self.selection == "head":
+            return passing
+        return top(scores, passing.sum(-1).amax(-1, keepdim=True).expand(scores.shape[:2]))
+
+    def _exchanged(self, view: LayerView, scores: Tensor, counts: Tensor) -> Tensor:
+        """Choose ``counts`` tokens of each head, a share of them by their keys."""
         by_score = (counts - (self.keydiff * counts).long()).clamp_min((scores == inf).sum(-1))
         first = top(scores, by_score)
         return top(key_difference(view).masked_fill(~view.real, -inf).masked_fill(first, inf), counts)
-
-    def _counts(self, view: LayerView, scores: Tensor) -> Tensor | None:
-        """Compute the number of tokens that each head keeps, (batch, heads) int64; None: those that pass."""
-        if self.size.asked:
-            return self.size.counts(view).clamp_min((scores == inf).sum(-1))
-        if self.selection == "head":
-            return None
-        return (scores >= self.threshold).sum(-1).amax(-1, keepdim=True).expand(scores.shape[:2])
 
     # -- in and out -------------------------------------------------------------------------------------------------
 

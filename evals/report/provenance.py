@@ -86,12 +86,15 @@ def weights_sha256(policy: EvictionPolicy) -> str | None:
 
 
 def saved_options(policy: EvictionPolicy) -> dict[str, Any] | None:
-    """List what a policy with weights was built with, which its configuration file may say; None for other policies."""
+    """List the numbers and names that a policy with weights was built with, which its configuration file may say; None
+    for other policies."""
     if not isinstance(policy, torch.nn.Module):
         return None
-    names = inspect.signature(type(policy)).parameters
-    stated = {name: getattr(policy, name) for name in names if hasattr(policy, name)}
-    return stated | {"keep": policy.size.keep, "budget": policy.size.budget}
+    stated = {name: getattr(policy, name, ...) for name in inspect.signature(type(policy)).parameters}
+    plain = {
+        name: value for name, value in stated.items() if value is None or isinstance(value, bool | int | float | str)
+    }
+    return plain | {"keep": policy.size.keep, "budget": policy.size.budget}
 
 
 def _versions() -> dict[str, str]:

@@ -178,7 +178,7 @@ class MemoryLayer(CacheLayerMixin):
 
     def _arrangement(self, chosen: Chosen | None = None) -> Arrangement:
         """The chosen tokens, by default all, ready to be laid out anew."""
-        return Arrangement(self.groups, chosen or Chosen.all(self.groups, self.kv_heads))
+        return Arrangement(self.groups, chosen or Chosen.of(self.groups, self.kv_heads))
 
     def _lay_out(self, chosen: Chosen | None = None) -> None:
         """Bring the chosen tokens, by default all, into dense groups of heads of like length."""
@@ -248,7 +248,7 @@ class MemoryLayer(CacheLayerMixin):
             self._lay_out()
         if window is not None:
             self._leave_window(due, window)
-        chosen = Chosen.of([self._chosen(group, due) for group in self.groups], self.groups)
+        chosen = Chosen.of(self.groups, self.kv_heads, [self._chosen(group, due) for group in self.groups])
         for b in due:
             sizes = chosen.sizes[b]
             self.sequences[b].note(sizes, float(torch.tensor(sizes, dtype=torch.float32).mean()))

@@ -76,17 +76,9 @@ class Chosen:
     """`counts` on the host."""
 
     @classmethod
-    def of(cls, marks: list[Tensor], groups: list[HeadGroup]) -> "Chosen":
-        """Count marked tokens of groups with one row a head. Waits for the device."""
-        counts = torch.cat([some.sum(-1) for some in marks], 1)
-        if len(groups) > 1:
-            counts = counts[:, torch.cat([group.heads for group in groups]).argsort()]
-        return cls(marks, counts, counts.tolist())
-
-    @classmethod
-    def all(cls, groups: list[HeadGroup], kv_heads: int) -> "Chosen":
-        """Mark all tokens, of pages too. Waits for the device."""
-        marks = [group.positions >= 0 for group in groups]
+    def of(cls, groups: list[HeadGroup], kv_heads: int, marks: list[Tensor] | None = None) -> "Chosen":
+        """Count the marked tokens of groups or pages, by default all tokens. Waits for the device."""
+        marks = [group.positions >= 0 for group in groups] if marks is None else marks
         counts = torch.zeros(len(marks[0]), kv_heads, dtype=torch.int64, device=marks[0].device)
         for some, group in zip(marks, groups, strict=True):
             counts.index_add_(1, group.heads, some.sum(-1))
