@@ -85,11 +85,15 @@ def command(module: str, options: Any, leave_out: Collection[str] = ()) -> str:
     Options named in `leave_out` do not decide the result, or are given elsewhere.
     """
     given = [
-        f"--{field.name.replace('_', '-')} {getattr(options, field.name)}"
+        f"--{field.name.replace('_', '-')} {_shown(getattr(options, field.name))}"
         for field in fields(options)
         if field.name not in leave_out and getattr(options, field.name) != field.default
     ]
     return " ".join([f"python -m {module}", *given])
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def card(dataset: Dataset, training: dict[str, Any], rows: dict[str, np.ndarray]) -> str:

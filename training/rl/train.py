@@ -72,6 +72,9 @@ class Options:
     ending: int = 0
     """Last time steps of an episode that every second window is drawn from, where these decide; 0 draws all windows
     from all steps."""
+    starts: tuple[int, ...] = ()
+    """Time steps of which one begins every second window, where what has to be recalled is acted on; none draws all
+    windows from all steps."""
     max_ep_len: int = 1024
     """Entries of the time-step embedding."""
     episodes: int = 20
@@ -84,13 +87,15 @@ class Options:
 class Windows:
     """Training windows of a data set: episodes drawn by their length, every start equally likely.
 
-    With an `ending`, every second window starts in the last steps of its episode or, if it is longer, ends with it.
+    With an `ending`, every second window starts in the last steps of its episode or, if it is longer, ends with it;
+    with `starts`, every second window begins at one of these steps, or as late as its length allows.
     """
 
     dataset: datasets.Dataset
     generator: np.random.Generator
     opening: int = 0
     ending: int = 0
+    starts: tuple[int, ...] = ()
     weights: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,8 +113,7 @@ class Windows:
         for row, index in enumerate(self.generator.choice(len(self.weights), rows, p=self.weights)):
             trajectory = self.dataset.trajectories[index]
             last = max(0, len(trajectory) - length)
-            earliest = max(0, min(last, len(trajectory) - self.ending)) if self.ending and row % 2 else 0
-            first = int(self.generator.integers(earliest, last + 1))
+            first = self._first(len(trajectory), last, decisive=row % 2 == 1)
             window = np.arange(first, min(first + length, len(trajectory)))
             found.append((trajectory, np.concatenate([np.arange(min(self.opening, first)), window])))
         longest = max(len(window) for _, window in found)
@@ -127,6 +131,13 @@ class Windows:
             real[row, :steps] = True
         arrays = {"states": states, "actions": actions, "returns_to_go": returns, "timesteps": timesteps, "real": real}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _first(self, steps: int, last: int, decisive: bool) -> int:
+        """Draw the first step of a window, at most `last`, from all of `steps` or from where it is decisive."""
+        if decisive and self.starts:
+            return min(last, int(self.generator.choice(self.starts)))
+        earliest = max(0, min(last, steps - self.ending)) if decisive and self.ending else 0
+        return int(self.generator.integers(earliest, last + 1))
 
 
 def new_model(options: Options) -> DecisionTransformerModel:
@@ -171,7 +182,7 @@ def fit(options: Options, dataset: datasets.Dataset, device: torch.device) -> De
 
     def loss(update: int, _: int) -> tuple[Tensor, tuple[()]]:
         generator = np.random.default_rng((options.seed, update))  # the same after a restart
-        windows = Windows(dataset, generator, options.opening, options.ending)
+        windows = Windows(dataset, generator, options.opening, options.ending, options.starts)
         torch.manual_seed(options.seed * 1_000_003 + update)
         length = int(windows.generator.choice(WINDOWS, p=WINDOW_SHARES))
         batch = windows.batch(length, max(1, -(-options.tokens // (3 * (options.opening + length)))))
@@ -211,7 +222,12 @@ def check(options: Options) -> Options:
     for name in ("opening", "ending"):
         if (steps := getattr(options, name)) < 0:
             raise NammTransferError(f"--{name} {steps}: expected 0 or more steps")
+    if options.ending and options.starts:
+        raise NammTransferError(f"--ending {options.ending} with --starts: expected one of them")
     found = task(options.env)
+    if not all(0 <= step < found.max_steps for step in options.starts):
+        told = " ".join(map(str, options.starts))
+        raise NammTransferError(f"--starts {told}: expected steps from 0 to {found.max_steps - 1}")
     if options.max_ep_len < found.max_steps:
         raise NammTransferError(
             f"--max-ep-len {options.max_ep_len}: an episode of {found.gym_id} may last {found.max_steps} steps, "

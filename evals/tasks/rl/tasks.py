@@ -92,16 +92,17 @@ class Task:
         return 100.0 * (episode_return - self.random_return) / (self.expert_return - self.random_return)
 
 
-_CUED: dict[str, Any] = {"tiers": (), "references": "random actions and the behaviour that has the cue in sight"}
+_CUED: dict[str, Any] = {
+    "tiers": ("sighted",),
+    "references": "random actions and the behaviour that has the cue in sight",
+}
 TASKS: dict[str, Task] = {
     "hopper": Task("hopper", "Hopper-v5", 11, 3, -20.272305, 3234.3, 3600.0),
     "halfcheetah": Task("halfcheetah", "HalfCheetah-v5", 17, 6, -280.178953, 12135.0, 12000.0),
     "walker2d": Task("walker2d", "Walker2d-v5", 17, 6, 1.629008, 4592.3, 5000.0),
     "cued-halfcheetah": Task("cued-halfcheetah", "namm-transfer/CuedHalfCheetah-v0", 21, 6, 19.35, 91.93, **_CUED),
     "cued-swimmer": Task("cued-swimmer", "namm-transfer/CuedSwimmer-v0", 12, 2, 26.86, 71.38, **_CUED),
-    "t-maze": Task(
-        "t-maze", "namm-transfer/TMaze-v0", 12, 2, 0.0, 100.0, max_steps=800, **(_CUED | {"tiers": ("sighted",)})
-    ),
+    "t-maze": Task("t-maze", "namm-transfer/TMaze-v0", 12, 2, 0.0, 100.0, max_steps=800, **_CUED),
 }
 """The tasks with a short name."""
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from namm_transfer import NammTransferError, policies
 from namm_transfer.adapters.decision_transformer import DecisionTransformerAdapter
+from namm_transfer.evals.harness.options import read_flags
 from namm_transfer.evals.tasks.rl import datasets
 from namm_transfer.evals.tasks.rl.environments import Environments, random_policy, rollout
 from namm_transfer.evals.tasks.rl.tasks import TASKS, task
@@ -71,6 +72,15 @@ def test_every_second_window_lies_in_the_ending_of_its_episode(dataset):
         starts = windows.batch(length, rows=40)["timesteps"][:, 0].tolist()
         assert set(starts[1::2]) == expected
         assert min(starts[::2]) < total - 8
+
+
+def test_every_second_window_begins_at_one_of_the_given_steps(dataset):
+    long = datasets.Dataset(dataset.id, dataset.env, [max(dataset.trajectories, key=len)])
+    total = len(long.trajectories[0])
+    windows = train.Windows(long, np.random.default_rng(0), starts=(1, 5, total - 2))
+    starts = windows.batch(4, rows=60)["timesteps"][:, 0].tolist()
+    assert set(starts[1::2]) == {1, 5, total - 4}, "a window too long for its step ends with the episode"
+    assert len(set(starts[::2])) > 3
 
 
 def test_filling_up_does_not_count(dataset, tmp_path):
@@ -166,6 +176,8 @@ def test_a_finished_model_is_not_trained_over(dataset, tmp_path):
         ("heads", 3, r"--heads 3: expected a divisor of --width 16"),
         ("opening", -1, r"--opening -1: expected 0 or more steps"),
         ("ending", -5, r"--ending -5: expected 0 or more steps"),
+        ("starts", (200, -1), r"--starts 200 -1: expected steps from 0 to 999"),
+        ("starts", (200, 1000), r"--starts 200 1000: expected steps from 0 to 999"),
         ("seed", -1, "--seed -1"),
         ("max_ep_len", 100, r"--max-ep-len 100: an episode of Hopper-v5 may last 1000"),
         ("learning_rate", float("nan"), "--learning-rate nan"),
@@ -183,6 +195,18 @@ def test_impossible_options_are_refused_before_the_work(dataset, tmp_path, name,
     with pytest.raises(NammTransferError, match=complaint):
         train.main(given)
     assert not (tmp_path / "model").exists()
+
+
+def test_windows_are_drawn_from_the_ending_or_from_the_starts(tmp_path):
+    with pytest.raises(NammTransferError, match="--ending 9 with --starts: expected one of them"):
+        train.main(options(tmp_path, ending=9, starts=(5,)))
+
+
+def test_the_command_in_the_card_reads_back(tmp_path):
+    given = options(tmp_path / "model", starts=(200, 400))
+    told = card.command("module", given)
+    assert "--starts 200 400" in told
+    assert read_flags(train.Options, args=told.split()[3:]) == given
 
 
 def test_a_full_disk_is_one_error(dataset, tmp_path, monkeypatch):
