@@ -21,9 +21,9 @@ from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from gymnasium.envs.mujoco.swimmer_v5 import SwimmerEnv
 from gymnasium.spaces import Box
 
-SLOT = 5
-"""Every fifth step shows the cue of one run; the cues of four runs take the first 20 of 1,000 steps."""
 RUNS = 4
+RUN_CUES = range(4, 20, 5)
+"""Steps of 1,000 that show the cue of one run each."""
 FIRST_RUN, RUN_EVERY, RUN_STEPS = 200, 200, 120
 """Step at which the first run begins, steps from one run to the next, and steps of a run."""
 HALFCHEETAH_SPEEDS = (0.8, 3.0, 5.5)
@@ -96,9 +96,8 @@ class CuedRuns(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     def _with_cue(self, observation: np.ndarray) -> np.ndarray:
         cue = np.zeros(len(self.speeds))
         run, passed = self._run()
-        slot, step = divmod(self.steps, SLOT)
-        if slot < RUNS:
-            cue[self.asked[slot]] = step == SLOT - 1
+        if self.steps in RUN_CUES:
+            cue[self.asked[RUN_CUES.index(self.steps)]] = 1
         elif self.in_sight and run is not None:
             cue[self.asked[run]] = 1
         return np.concatenate([observation, cue, [passed]])
@@ -172,7 +171,7 @@ def without_cue(env: str, observations: np.ndarray) -> np.ndarray:
     if env == "t-maze":
         hidden[CUE_STEPS.stop :, -2:] = 0
     else:
-        hidden[RUNS * SLOT :, -4:-1] = 0
+        hidden[RUN_CUES.stop :, -4:-1] = 0
     return hidden
 
 
